@@ -1,0 +1,98 @@
+// Plain-old-data descriptions of one kernel call. Filled by one function each in bindings.cpp;
+// no torch types, so one build serves every torch version.
+#pragma once
+#include <cstdint>
+
+namespace ff {
+
+enum class DType : int32_t { f32 = 0, bf16 = 1, f16 = 2 };
+// Codes shared with ffengine/ops/config.py.
+enum class Loss : int32_t {
+  none = -1, ce = 0, cwc = 1, pvn = 2, threshold = 3, symba = 4, sparsemax = 5, cwg = 6, margin = 7
+};
+enum class Goodness : int32_t { mean = 0, sum_sq = 1, mean_sq = 2 };
+enum class NormKind : int32_t { none = 0, group = 1, layer = 2, length = 3 };
+// fused: everything. stats: g and stats only. apply: z and da from given coef and stats.
+enum class Phase : int32_t { fused = 0, stats = 1, apply = 2 };
+
+struct LossParams {
+  Loss kind;
+  float p0, p1, p2;  // the loss's numbers, in the order of ffengine.ops.config
+  float scale;       // weight of one loss value in the batch objective
+};
+
+struct DropoutParams {
+  uint64_t seed;       // Philox key
+  uint32_t layer, step;  // third and fourth counter words
+  uint32_t threshold;  // a word below this drops the element; 0 = no dropout
+  float keep_scale;    // 1 / (1 - p)
+};
+
+struct LocalPassParams {
+  // Tensors: host pointers on cpu, device pointers on cuda. Null where absent.
+  const void* a;       // (N, C, H, W) pre-activation; NCHW or NHWC by channels_last
+  const int64_t* y;    // (N,) class, or 1 / 0 for positive / negative rows
+  const float* g0;     // (N, K) additive goodness term
+  const void* h_prev;  // shape, dtype and layout of z; blended in when blend != 1
+  void* z;             // (N, C, Hz, Wz) normalised features; may alias a when nothing pools
+  float* g;            // (N, K) goodness, g0 included
+  float* loss;         // (N,), or (N/2,) for symba
+  float* coef;         // (N, K) dL/dg / m; input in phase apply
+  void* da;            // shape and layout of a; dL/da times da_scale
+  float* stats;        // (N, K, 2) per group: mean and rstd (z = (h - mean) * rstd); every norm
+                       // kind and scope writes its two numbers per (n, k); length norms: mean 0
+  const int64_t* offsets;  // (K + 1,) channel offsets of the groups, always given (host memory on
+                           // cpu, device memory on cuda)
+
+  int64_t N, C, H, W;  // of a; a linear layer has H = W = 1
+  int64_t K;
+  bool channels_last;
+  bool equal_groups;   // every group owns C / K channels
+  DType dtype;         // of a, h_prev, z, da
+  Phase phase;
+  Goodness goodness;
+  NormKind norm;
+  bool norm_rms;        // length: root mean square rather than l2
+  bool norm_per_group;  // length: per group rather than per sample
+  float norm_eps;
+  bool straight_through;  // relu's gradient is 1 everywhere
+  bool pool;              // 2x2 max after activation and dropout, floor mode
+  float blend;            // beta; 1 = none
+  DropoutParams dropout;
+  LossParams loss_params;
+  float da_scale;         // power of two, 1 except in fp16
+  // Row n of this call is row (n < half ? start + n : half_start + n - half) of the whole batch.
+  int64_t start, half, half_start;
+};
+
+enum class Optim : int32_t { sgd = 0, adam = 1, adamw = 2 };
+
+struct OptimParams {
+  Optim kind;
+  float lr, weight_decay;
+  float beta1, beta2, eps;  // Adam
+  float momentum;           // SGD
+  bool nesterov;
+  int64_t step;             // 1 at the first update
+};
+
+// Weight gradient of a convolution (a linear layer: kH = kW = H = W = 1) and, with finish, the
+// optimizer step on it.
+struct WeightUpdateParams {
+  const void* x;    // (N, C, H, W)
+  const void* da;   // (N, O, P, Q)
+  float* weight;    // (O, C, kH, kW), contiguous; updated when finish
+  float* m;         // Adam first moment or SGD momentum; null where the optimizer has none
+  float* v;         // Adam second moment
+  float* grad;      // (O, C, kH, kW) accumulation buffer; null: no buffer exists
+  float* grad_out;  // where the finished gradient is written; null: nowhere
+  int64_t N, C, H, W, O, P, Q, kH, kW, stride, pad;
+  DType dtype;      // of x and da
+  bool x_channels_last, da_channels_last;
+  bool accumulate;  // grad holds earlier tiles' sum: add to it
+  bool finish;      // step the optimizer
+  float inv_scale;  // 1 / da_scale
+  OptimParams optim;
+};
+
+}  // namespace ff

@@ -1,0 +1,14 @@
+"""Image data: seven data sets, their splits, vectorised loaders and seeded augmentation.
+
+``load(name)`` gives `Splits` of three `ImageSet`s; ``loader(image_set, batch_size=...)`` gives
+normalised ``(x float32 (B, C, H, W), y int64 (B,))`` batches; `augment` holds what may be put
+between the two.
+"""
+
+from . import augment
+from .batches import Loader, loader
+from .catalog import NAMES
+from .image_set import ImageSet, Splits
+from .loading import load
+
+__all__ = ["NAMES", "ImageSet", "Loader", "Splits", "augment", "load", "loader"]

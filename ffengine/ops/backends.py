@@ -1,0 +1,90 @@
+"""Which back-end runs an op, and why.
+
+`reference` is plain PyTorch and always there; `cpu` and `cuda` live in the C++ module
+`ffengine._C`; `triton` needs a CUDA GPU, or TRITON_INTERPRET=1 to run on CPU tensors.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+from types import ModuleType
+
+import torch
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+#: What `auto` tries, in order, for a device; no GPU row of bench/results ranks cuda first yet.
+AUTO_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
+
+log = logging.getLogger("ffengine")
+
+
+@functools.cache
+def extension() -> ModuleType | None:
+    """The compiled module ffengine._C, or None where it was not built."""
+    try:
+        return importlib.import_module("ffengine._C")
+    except ImportError:
+        return None
+
+
+def interpreting() -> bool:
+    """Triton kernels run in Triton's interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def why_not(backend: str, device: str, dtype: torch.dtype) -> str | None:
+    """None if `backend` can run tensors of this device and dtype, else the reason it cannot."""
+    if backend == "reference":
+        return None
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"no {str(dtype).removeprefix('torch.')} kernels (float32, bfloat16, float16)"
+    if backend == "cpu":
+        if device != "cpu":
+            return f"tensors are on {device}"
+        return None if extension() is not None else "the C++ kernels are not built (no compiler?)"
+    if backend == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed"
+        if device == "cuda" or (device == "cpu" and interpreting()):
+            return None
+        return f"tensors are on {device} and TRITON_INTERPRET is not 1"
+    if device != "cuda":
+        return f"tensors are on {device}"
+    ext = extension()
+    if ext is None or not ext.has_cuda:
+        return "the CUDA kernels are not built (no nvcc?)"
+    return None
+
+
+def resolve(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
+    """The back-end that runs `op`; ValueError if an explicit one cannot, never a silent switch."""
+    if backend != "auto":
+        if backend not in BACKENDS:
+            raise ValueError(
+                f"[{op}] backend must be one of auto, {', '.join(BACKENDS)}, got {backend!r}"
+            )
+        reason = why_not(backend, device, dtype)
+        if reason is not None:
+            usable = [b for b in BACKENDS if why_not(b, device, dtype) is None]
+            raise ValueError(
+                f"[{op}] backend {backend!r} cannot run here: {reason}; usable: {', '.join(usable)}"
+            )
+        return backend
+    return _auto(op, device, dtype)
+
+
+@functools.cache
+def _auto(op: str, device: str, dtype: torch.dtype) -> str:
+    reasons = []
+    for backend in AUTO_ORDER.get(device, ("reference",)):
+        reason = why_not(backend, device, dtype)
+        if reason is None:
+            if reasons and backend == "reference" and dtype is not torch.float64:
+                log.warning("[%s] runs on the reference: %s", op, "; ".join(reasons))
+            return backend
+        reasons.append(f"{backend}: {reason}")
+    return "reference"
