@@ -190,6 +190,8 @@ def affine(x: Tensor, degrees: Tensor, scale: Tensor) -> Tensor:
 
     degrees, scale: (B,). Outside of x is zero.
     """
+    if not len(x):
+        return x.clone()  # affine_grid refuses an empty batch
     h, w = x.shape[2:]
     radians = degrees * (math.pi / 180)
     cos, sin = radians.cos() / scale, radians.sin() / scale

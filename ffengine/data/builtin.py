@@ -20,7 +20,7 @@ def digits() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
 
     The split is 1257 / 180 / 360, stratified, and always the same.
     """
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     bundle = load_digits()
     # Pixels are the integers 0..16, so sixteenths are exact in float32 and uint8 would not be.

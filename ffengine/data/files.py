@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import pooch  # type: ignore[import-untyped]
+import pooch
 import requests
 
 from .catalog import SOURCES, Source

@@ -29,6 +29,9 @@ def bad_file(path: Path | str, expected: str, found: str) -> ValueError:
     return ValueError(f"[data] {path}: expected {expected}, found {found}")
 
 
+_NUMERIC = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)} | {"double"}
+
+
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
     """Turns what gzip, zlib and tarfile raise on damaged bytes into a ValueError naming `path`."""
@@ -159,19 +162,19 @@ def read_svhn(path: Path) -> tuple[Tensor, Tensor]:
 
 
 def _load_mat(path: Path) -> dict[str, Any]:
-    """X and y of a .mat file, after its directory says that both are plain numeric arrays."""
-    from scipy.io import loadmat, whosmat  # type: ignore[import-untyped]
+    """X and y of a .mat file, after its directory says that both are plain _NUMERIC arrays."""
+    from scipy.io import loadmat, whosmat
 
-    numeric = {"uint8", "int8", "uint16", "int16", "uint32", "int32", "single", "double"}
     try:
         kinds = {name: kind for name, _, kind in whosmat(str(path), appendmat=False)}
-        if kinds.get("X") in numeric and kinds.get("y") in numeric:
+        if kinds.get("X") in _NUMERIC and kinds.get("y") in _NUMERIC:
             return cast(
                 dict[str, Any], loadmat(str(path), appendmat=False, variable_names=("X", "y"))
             )
-    except OSError:
-        raise
-    except Exception as error:  # scipy raises nearly anything on damaged bytes
+    except Exception as error:
+        # scipy raises nearly anything on damaged bytes; the system's own errors have a number.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         reason = (str(error) or type(error).__name__).split("\n")[0]
         raise bad_file(path, "an intact MATLAB 5 file", f"damage ({reason})") from error
     raise bad_file(path, "numeric arrays X and y", f"{kinds or 'nothing'}")

@@ -19,7 +19,7 @@ from .split import hold_out
 
 _FILE_OPTIONS = ("valid_split", "urls", "checksums")
 _OPTIONS = {
-    **{name: _FILE_OPTIONS for name in SOURCES},
+    **dict.fromkeys(SOURCES, _FILE_OPTIONS),
     "digits": ("valid_split",),
     "synthetic": ("shape", "num_classes", "train", "test"),
 }
@@ -218,9 +218,12 @@ def resize(images: Tensor, size: int | tuple[int, int]) -> Tensor:
 
     uint8 is rounded back to uint8: a quarter of the memory, and what image libraries do.
     """
-    height, width = (size, size) if isinstance(size, int) else size
-    for side in (height, width):
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2:
+        raise ValueError(f"[data] image_size must be a number or (H, W), got {size!r}")
+    for side in sides:
         _check_int("image_size", side, 1)
+    height, width = sides
     if images.shape[2:] == (height, width):
         return images
     out = images.new_empty(*images.shape[:2], height, width)
