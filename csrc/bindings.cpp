@@ -1,0 +1,240 @@
+// The one pybind11 module, ffengine._C. Pointers arrive as integers, settings as the frozen
+// dataclasses of ffengine/ops; one function per op turns them into its params struct.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+
+#include "check.h"
+#include "cpu/isa.h"
+#include "ops.h"
+
+namespace py = pybind11;
+
+namespace ff {
+namespace {
+
+using Address = std::uintptr_t;
+using Shape4 = std::array<int64_t, 4>;
+using ConvShape = std::array<int64_t, 11>;  // N, C, H, W, O, P, Q, kH, kW, stride, pad
+using NoGil = py::gil_scoped_release;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+template <class T>
+T get(const py::object& object, const char* name) {
+  return object.attr(name).cast<T>();
+}
+
+DType dtype_of(int code) {
+  FF_CHECK(code >= 0 && code <= 2, "[dtype] expected 0 (fp32), 1 (bf16) or 2 (fp16), got " << code);
+  return DType(code);
+}
+
+void read_loss(LossParams& loss, const py::object& call) {
+  loss.kind = Loss(get<int>(call, "loss"));
+  loss.p0 = get<float>(call, "p0");
+  loss.p1 = get<float>(call, "p1");
+  loss.p2 = get<float>(call, "p2");
+  loss.scale = get<float>(call, "scale");
+}
+
+void read_dropout(DropoutParams& dropout, const py::object& call) {
+  dropout.seed = get<uint64_t>(call, "dropout_seed");
+  dropout.layer = get<uint32_t>(call, "dropout_layer");
+  dropout.step = get<uint32_t>(call, "dropout_step");
+  dropout.threshold = get<uint32_t>(call, "dropout_threshold");
+  dropout.keep_scale = get<float>(call, "keep_scale");
+}
+
+// Every number of ffengine.ops.local_pass.LocalPassCall; the tensors are the caller's to fill.
+LocalPassParams local_pass_params(const Shape4& shape, int dtype, const py::object& call) {
+  LocalPassParams p{};
+  p.N = shape[0], p.C = shape[1], p.H = shape[2], p.W = shape[3];
+  p.K = get<int64_t>(call, "groups");
+  p.channels_last = get<bool>(call, "channels_last");
+  p.equal_groups = get<bool>(call, "equal_groups");
+  p.dtype = dtype_of(dtype);
+  p.phase = Phase(get<int>(call, "phase"));
+  p.goodness = Goodness(get<int>(call, "goodness"));
+  p.norm = NormKind(get<int>(call, "norm"));
+  p.norm_rms = get<bool>(call, "norm_rms");
+  p.norm_per_group = get<bool>(call, "norm_per_group");
+  p.norm_eps = get<float>(call, "norm_eps");
+  p.straight_through = get<bool>(call, "straight_through");
+  p.pool = get<bool>(call, "pool");
+  p.blend = get<float>(call, "blend");
+  read_dropout(p.dropout, call);
+  read_loss(p.loss_params, call);
+  p.da_scale = get<float>(call, "da_scale");
+  p.start = get<int64_t>(call, "start");
+  p.half = get<int64_t>(call, "half");
+  p.half_start = get<int64_t>(call, "half_start");
+  return p;
+}
+
+// Adds the eleven addresses, in the order of ffengine.ops.local_pass.LocalPassTensors.
+template <class Launch>
+void local_pass(Address a, Address y, Address g0, Address h_prev, Address offsets, Address z,
+                Address g, Address loss, Address coef, Address da, Address stats,
+                const Shape4& shape, int dtype, const py::object& call, Launch launch) {
+  LocalPassParams p = local_pass_params(shape, dtype, call);
+  p.a = at<const void>(a);
+  p.y = at<const int64_t>(y);
+  p.g0 = at<const float>(g0);
+  p.h_prev = at<const void>(h_prev);
+  p.offsets = at<const int64_t>(offsets);
+  p.z = at<void>(z);
+  p.g = at<float>(g);
+  p.loss = at<float>(loss);
+  p.coef = at<float>(coef);
+  p.da = at<void>(da);
+  p.stats = at<float>(stats);
+  NoGil released;
+  launch(p);
+}
+
+OptimParams optim_params(const py::object& optim) {
+  OptimParams o{};
+  if (optim.is_none()) return o;
+  o.kind = Optim(get<int>(optim, "kind"));
+  o.lr = get<double>(optim, "lr");
+  o.weight_decay = get<double>(optim, "weight_decay");
+  o.beta1 = get<double>(optim, "beta1");
+  o.beta2 = get<double>(optim, "beta2");
+  o.eps = get<double>(optim, "eps");
+  o.momentum = get<double>(optim, "momentum");
+  o.nesterov = get<bool>(optim, "nesterov");
+  o.step = get<int64_t>(optim, "step");
+  return o;
+}
+
+#if defined(FF_OP_WEIGHT_UPDATE_CPU)
+void weight_update(Address x, Address da, Address weight, Address m, Address v, Address grad,
+                   Address grad_out, const ConvShape& s, int dtype, const py::object& call) {
+  WeightUpdateParams p{};
+  p.x = at<const void>(x);
+  p.da = at<const void>(da);
+  p.weight = at<float>(weight);
+  p.m = at<float>(m);
+  p.v = at<float>(v);
+  p.grad = at<float>(grad);
+  p.grad_out = at<float>(grad_out);
+  p.N = s[0], p.C = s[1], p.H = s[2], p.W = s[3], p.O = s[4], p.P = s[5], p.Q = s[6];
+  p.kH = s[7], p.kW = s[8], p.stride = s[9], p.pad = s[10];
+  p.dtype = dtype_of(dtype);
+  p.x_channels_last = get<bool>(call, "x_channels_last");
+  p.da_channels_last = get<bool>(call, "da_channels_last");
+  p.weight_channels_last = get<bool>(call, "weight_channels_last");
+  p.accumulate = get<bool>(call, "accumulate");
+  p.finish = get<bool>(call, "finish");
+  p.inv_scale = get<float>(call, "inv_scale");
+  p.optim = optim_params(call.attr("optim"));
+  NoGil released;
+  weight_update_cpu(p);
+}
+#endif
+
+// The enum values, for the test that holds them against ffengine/ops/config.py.
+py::dict codes() {
+  py::dict loss, goodness, norm, phase, optim, dtype;
+  loss["none"] = int(Loss::none), loss["ce"] = int(Loss::ce), loss["cwc"] = int(Loss::cwc);
+  loss["pvn"] = int(Loss::pvn), loss["threshold"] = int(Loss::threshold);
+  loss["symba"] = int(Loss::symba), loss["sparsemax"] = int(Loss::sparsemax);
+  loss["cwg"] = int(Loss::cwg), loss["margin"] = int(Loss::margin);
+  goodness["mean"] = int(Goodness::mean), goodness["sum_sq"] = int(Goodness::sum_sq);
+  goodness["mean_sq"] = int(Goodness::mean_sq);
+  norm["none"] = int(NormKind::none), norm["group"] = int(NormKind::group);
+  norm["layer"] = int(NormKind::layer), norm["length"] = int(NormKind::length);
+  phase["fused"] = int(Phase::fused), phase["stats"] = int(Phase::stats);
+  phase["apply"] = int(Phase::apply);
+  optim["sgd"] = int(Optim::sgd), optim["adam"] = int(Optim::adam);
+  optim["adamw"] = int(Optim::adamw);
+  dtype["float32"] = int(DType::f32), dtype["bfloat16"] = int(DType::bf16);
+  dtype["float16"] = int(DType::f16);
+  py::dict all;
+  all["loss"] = loss, all["goodness"] = goodness, all["norm"] = norm;
+  all["phase"] = phase, all["optim"] = optim, all["dtype"] = dtype;
+  return all;
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["compiler"] = FF_COMPILER;
+  info["isas"] = FF_ISAS;
+  info["cuda_architectures"] = FF_CUDA_ARCHITECTURES;
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const Error& error) {
+      py::set_error(PyExc_ValueError, error.what());
+    }
+  });
+  module.doc() = "C++ and CUDA kernels of ffengine; called through ffengine.ops.";
+#if defined(FFENGINE_CUDA)
+  module.attr("has_cuda") = true;
+#else
+  module.attr("has_cuda") = false;
+#endif
+  module.def("codes", &codes);
+  module.def("build_info", &build_info);
+  module.def("isa", &isa_name);
+  module.def("amx_bf16", &amx_bf16);
+  module.def("set_isa", &set_isa, py::arg("name"));
+  module.def("num_threads", &num_threads);
+  module.def("set_num_threads", &set_num_threads, py::arg("n"));
+#if defined(FF_OP_LOCAL_PASS_CPU)
+  module.def("local_pass_cpu",
+             [](Address a, Address y, Address g0, Address h_prev, Address offsets, Address z,
+                Address g, Address loss, Address coef, Address da, Address stats,
+                const Shape4& shape, int dtype, const py::object& call) {
+               local_pass(a, y, g0, h_prev, offsets, z, g, loss, coef, da, stats, shape, dtype,
+                          call, [](const LocalPassParams& p) { local_pass_cpu(p); });
+             });
+#endif
+#if defined(FF_OP_WEIGHT_UPDATE_CPU)
+  module.def("weight_update_cpu", &weight_update);
+#endif
+#if defined(FF_OP_OPTIMIZER_CPU)
+  module.def("optimizer_step_cpu",
+             [](Address weight, Address m, Address v, Address grad, int64_t n, float inv_scale,
+                const py::object& optim) {
+               const OptimParams o = optim_params(optim);
+               NoGil released;
+               optimizer_step_cpu(at<float>(weight), at<float>(m), at<float>(v),
+                                  at<const float>(grad), n, inv_scale, o);
+             });
+#endif
+#if defined(FF_OP_LOCAL_PASS_CUDA)
+  module.def("local_pass_cuda",
+             [](Address a, Address y, Address g0, Address h_prev, Address offsets, Address z,
+                Address g, Address loss, Address coef, Address da, Address stats,
+                const Shape4& shape, int dtype, const py::object& call, Address stream) {
+               local_pass(a, y, g0, h_prev, offsets, z, g, loss, coef, da, stats, shape, dtype,
+                          call, [stream](const LocalPassParams& p) {
+                            local_pass_cuda(p, at<void>(stream));
+                          });
+             });
+#endif
+#if defined(FF_OP_OPTIMIZER_CUDA)
+  module.def("optimizer_step_cuda",
+             [](Address weight, Address m, Address v, Address grad, int64_t n, float inv_scale,
+                const py::object& optim, Address stream) {
+               const OptimParams o = optim_params(optim);
+               NoGil released;
+               optimizer_step_cuda(at<float>(weight), at<float>(m), at<float>(v),
+                                   at<const float>(grad), n, inv_scale, o, at<void>(stream));
+             });
+#endif
+}
+
+}  // namespace ff

@@ -1,0 +1,22 @@
+// Entry points of every op, one per back-end. Arguments were validated in Python (ffengine/ops);
+// what only a kernel can know it checks with FF_CHECK.
+#pragma once
+#include <cstdint>
+
+#include "params.h"
+
+namespace ff {
+
+void local_pass_cpu(const LocalPassParams& p);
+void weight_update_cpu(const WeightUpdateParams& p);
+// One optimizer step on n weights: gradient = grad * inv_scale. m and v are null where the
+// optimizer has none.
+void optimizer_step_cpu(float* weight, float* m, float* v, const float* grad, int64_t n,
+                        float inv_scale, const OptimParams& optim);
+
+// `stream` is a cudaStream_t; the calls return once the kernels are queued.
+void local_pass_cuda(const LocalPassParams& p, void* stream);
+void optimizer_step_cuda(float* weight, float* m, float* v, const float* grad, int64_t n,
+                         float inv_scale, const OptimParams& optim, void* stream);
+
+}  // namespace ff

@@ -1,0 +1,164 @@
+"""The memory meter: live storage bytes by lifetime, at dispatch level, on any device.
+
+Every storage that appears while the meter is on is counted from its first use to its death, under
+parameter / state / gradient / feature; scratch is what lives only inside one call: packing buffers
+that kernels declare, and temporaries that a library op allocates and frees again, which are
+measured once per signature (on the CPU from the allocator's own events).
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+# The profiler would otherwise print two lines a measurement; read when its library starts.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ffengine.ops import scratch
+
+KINDS = ("parameter", "state", "gradient", "feature", "scratch")
+#: Ops that take working memory of their own; everything else allocates its outputs only.
+LIBRARY_OPS = ("conv", "mm", "addmm", "bmm", "linear", "group_norm", "layer_norm", "_softmax",
+               "pool", "mkldnn", "fused_adam", "foreach")
+
+
+@dataclass
+class MemoryReport:
+    """Bytes live at the moment of the peak, by kind, and their sum."""
+
+    peak_bytes: int = 0
+    at_peak: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+
+    @property
+    def floor_bytes(self) -> int:
+        return self.at_peak["parameter"] + self.at_peak["state"]
+
+    @property
+    def working_bytes(self) -> int:
+        return self.peak_bytes - self.floor_bytes
+
+
+class MemoryMeter(TorchDispatchMode):
+    """`with MemoryMeter(parameter=..., state=...) as meter:` … `meter.report.peak_bytes`.
+
+    Args:
+        known: tensors live at the start, by kind; a batch given to the step is a "feature".
+    """
+
+    def __init__(self, **known: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.report = MemoryReport()
+        self._live = dict.fromkeys(KINDS, 0)
+        self._refs: dict[int, Any] = {}
+        self._inside: dict[Any, int] = {}
+        for kind, tensors in known.items():
+            for tensor in tensors:
+                self.track(tensor, kind)
+
+    def track(self, tensor: torch.Tensor, kind: str = "feature") -> None:
+        """Count a tensor's storage under `kind` until it dies."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._refs or storage.nbytes() == 0:
+            return
+        size = storage.nbytes()
+        self._live[kind] += size
+
+        def died(_: Any, key: int = key, kind: str = kind, size: int = size) -> None:
+            if self._refs.pop(key, None) is not None:
+                self._live[kind] -= size
+
+        self._refs[key] = weakref.ref(storage, died)
+        self._note()
+
+    def _note(self, inside: int = 0) -> None:
+        total = sum(self._live.values()) + inside
+        if total > self.report.peak_bytes:
+            self.report.peak_bytes = total
+            self.report.at_peak = {**self._live, "scratch": self._live["scratch"] + inside}
+
+    def __enter__(self) -> MemoryMeter:
+        scratch.listen(self._note)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        scratch.unlisten(self._note)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (),
+                           kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, torch.Tensor):
+                self.track(leaf)
+        name = func.name()
+        if not any(word in name for word in LIBRARY_OPS):
+            out = func(*args, **kwargs)
+        else:
+            out = self._library_call(func, args, kwargs)
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                self.track(leaf, scratch.kind())
+        return out
+
+    def _library_call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run a library op; its inside is measured at the first call of a signature."""
+        key = (func.name(), *(signature(leaf) for leaf in tree_leaves((args, kwargs))))
+        if key not in self._inside:
+            out, self._inside[key] = call_measured(func, args, kwargs)
+        else:
+            out = func(*args, **kwargs)
+        self._note(self._inside[key])
+        return out
+
+
+def signature(leaf: Any) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        return (tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device.type)
+    return leaf if isinstance(leaf, (int, float, str, bool, type(None))) else str(leaf)
+
+
+def call_measured(func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:
+    """(result, peak bytes the call held beside everything live before it, outputs included)."""
+    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        out = func(*args, **kwargs)
+        return out, torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu":
+        return func(*args, **kwargs), 0
+    with allocator_events() as events:
+        out = func(*args, **kwargs)
+    return out, events.peak
+
+
+class allocator_events:
+    """Peak of the CPU allocator's live bytes inside the block, relative to its start."""
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+
+    def __enter__(self) -> allocator_events:
+        self._profile.__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._profile.__exit__(*exc)
+        results = self._profile.profiler.kineto_results
+        live = 0
+        for _, size in sorted((e.start_ns(), e.nbytes()) for e in results.events()
+                              if e.name() == "[memory]"):
+            live += size
+            self.peak = max(self.peak, live)

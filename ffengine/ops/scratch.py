@@ -1,0 +1,51 @@
+"""Where kernels declare memory that no tensor shows: packing buffers inside C++ calls.
+
+The memory meter listens while it is on; otherwise a declaration costs one `if`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+_listeners: list[Callable[[int], None]] = []
+
+
+def declare(nbytes: int) -> None:
+    """A kernel call that is about to run holds `nbytes` beside its arguments, then frees them."""
+    for listen in _listeners:
+        listen(nbytes)
+
+
+def active() -> bool:
+    return bool(_listeners)
+
+
+def listen(callback: Callable[[int], None]) -> None:
+    _listeners.append(callback)
+
+
+def unlisten(callback: Callable[[int], None]) -> None:
+    _listeners.remove(callback)
+
+
+#: What tensors allocated right now are, in the meter's words.
+_kind = "feature"
+
+
+class allocating:
+    """`with allocating("gradient"): torch.zeros(...)` tells the meter what the tensor is."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __enter__(self) -> None:
+        global _kind
+        self._before, _kind = _kind, self.kind
+
+    def __exit__(self, *exc: object) -> None:
+        global _kind
+        _kind = self._before
+
+
+def kind() -> str:
+    return _kind

@@ -1,0 +1,123 @@
+"""Compile, for a GPU that need not be there, exactly the kernels that calls on it would launch.
+
+Run as `python aot_worker.py ARCH VARIANT...` in its own process (the interpreter cannot share
+one); prints a JSON list of {variant, kernel, registers, spills, loads, stores}. Launches are
+recorded instead of run: Triton's own binder sees the real arguments, so the specialisation, the
+divisibility attributes and the options are those of a real call.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import JITFunction, driver
+
+from ffengine.kernels import weight_update
+from ffengine.ops import config as c
+from ffengine.ops import local_pass as op
+
+COMPILED: list[Any] = []
+TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+def target_arch(arch: int) -> None:
+    """Make `arch` the active device and record compiled kernels instead of launching them."""
+    target = GPUTarget("cuda", arch, 32)
+    driver.set_active(SimpleNamespace(
+        get_current_target=lambda: target, get_current_device=lambda: 0,
+        get_current_stream=lambda device: 0))
+
+    def compile_only(self: JITFunction, grid: Any) -> Any:
+        def record(*args: Any, **kwargs: Any) -> None:
+            assert kwargs["enable_fp_fusion"] is True
+            COMPILED.append(self.run(*args, grid=grid, warmup=True, **kwargs))
+        return record
+
+    JITFunction.__getitem__ = compile_only
+
+
+def sweep(shape: tuple[int, ...], config: c.LocalPassConfig, dtype: torch.dtype = torch.float32,
+          channels_last: bool = False) -> None:
+    """One local_pass of every result, through the op's own argument layout."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    a = torch.zeros(shape, dtype=dtype).contiguous(memory_format=layout)
+    n, k = shape[0], len(config.offsets(shape[1])) - 1
+    h_prev = torch.zeros_like(a) if config.blend != 1.0 else None
+    op._run_kernel(a, torch.zeros(n, dtype=torch.int64), config, torch.zeros(n, k), h_prev, None,
+                   True, True, c.Tile(), "triton", op._pooled_shape(shape, config), 1.0)
+
+
+def step(kind: str) -> None:
+    optim = SimpleNamespace(kind=kind, lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01,
+                            momentum=0.9, nesterov=True)
+    weight_update.optimizer_step(*torch.zeros(4, 4096), optim=optim, step=2, inv_scale=1.0)
+
+
+DROP = c.Dropout(0.2, 1, 2, 3)
+CONV, LINEAR = (2, 128, 16, 16), (2, 2048)
+VARIANTS = {
+    "group-fp32": lambda: sweep(CONV, c.LocalPassConfig(groups=8)),
+    "group-bf16": lambda: sweep(CONV, c.LocalPassConfig(groups=8), torch.bfloat16),
+    "dropout-fp32": lambda: sweep(CONV, c.LocalPassConfig(groups=8, dropout=DROP)),
+    "dropout-nhwc-bf16": lambda: sweep(
+        CONV, c.LocalPassConfig(groups=8, dropout=DROP), torch.bfloat16, True),
+    "dropout-pool-nhwc-fp32": lambda: sweep(
+        CONV, c.LocalPassConfig(groups=8, dropout=DROP, pool="max2", goodness="mean_sq",
+                                loss=c.cwg()), channels_last=True),
+    "pool-sum-fp32": lambda: sweep(
+        CONV, c.LocalPassConfig(groups=8, pool="max2", goodness="sum_sq", loss=c.sparsemax())),
+    "group-nhwc-fp32": lambda: sweep(CONV, c.LocalPassConfig(groups=8, loss=c.cwc()),
+                                     channels_last=True),
+    "length-linear-fp16": lambda: sweep(
+        LINEAR, c.LocalPassConfig(groups=1, goodness="sum_sq", loss=c.symba(),
+                                  norm=c.Norm("length")), torch.float16),
+    "blend-linear-fp32": lambda: sweep(
+        LINEAR, c.LocalPassConfig(groups=1, goodness="mean_sq", loss=c.threshold(), blend=0.7,
+                                  norm=c.Norm("length", length="l2"))),
+    "unequal-k1000-fp32": lambda: sweep(
+        (2, 1024, 4, 4), c.LocalPassConfig(groups=(*range(1000), 1024), norm=c.Norm("layer"),
+                                           loss=c.pvn())),
+    "adamw": lambda: step("adamw"),
+    "sgd": lambda: step("sgd"),
+}
+
+
+def describe(variant: str, kernel: Any, folder: Path) -> dict[str, Any]:
+    """Resource usage from the machine code and memory instructions from the PTX."""
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(kernel.asm["cubin"])
+    usage = subprocess.run([TOOL, "--dump-resource-usage", cubin], capture_output=True, text=True,
+                           check=True).stdout
+    fields = dict(re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", usage))
+    ptx = kernel.asm["ptx"]
+    return {
+        "variant": variant, "kernel": kernel.metadata.name, "registers": int(fields["REG"]),
+        "spills": int(fields["STACK"]) + int(fields["LOCAL"]), "shared": int(fields["SHARED"]),
+        "loads": re.findall(r"ld\.global[\w.:]*", ptx),
+        "stores": re.findall(r"st\.global[\w.:]*", ptx),
+    }
+
+
+def main() -> None:
+    target_arch(int(sys.argv[1]))
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for variant in sys.argv[2:] or VARIANTS:
+            COMPILED.clear()
+            VARIANTS[variant]()
+            rows += [describe(variant, kernel, Path(folder)) for kernel in COMPILED]
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
