@@ -1,0 +1,1 @@
+"""Benchmarks: fair tables, per-op suites (pytest-benchmark), results as JSON."""
