@@ -11,14 +11,16 @@ from typing import NamedTuple
 #: elements a thread, four 16-byte loads in flight each, in under 64 registers (no spills on
 #: sm_80 to sm_100, tests/kernels/test_aot_triton.py). Not timed on a GPU yet.
 TILE = ((2, 4096), (4, 2048))
-#: Dropout keeps four generator words an element in flight: half the tile.
-DROPOUT_TILE_DIVISOR = 2
+#: Dropout keeps four generator words an element in flight: half the tile. A pooled position is a
+#: window of four elements: a quarter (a whole tile took 252 registers on sm_90).
+DROPOUT_TILE_DIVISOR, POOL_TILE_DIVISOR = 2, 4
 #: Tiles a program sweeps: 4 keeps the merge of partial moments short (K = 1, 100 k elements: 13
 #: splits) while a micro-batch of one sample and ten groups still makes tens of programs.
 TILES_PER_SPLIT = 4
 #: NHWC tiles: channels a row; wider groups are swept in several steps.
 MAX_BLOCK_CHANNELS = 128
-#: Goodness entries a `finish` program handles at once, so that small K fills a warp.
+#: Goodness entries a `finish` program handles at once, so that small K fills a warp; above it a
+#: warp more per 128 groups, up to 8 (K = 4096 then stays under 128 registers on sm_80).
 FINISH_ENTRIES = 128
 
 
@@ -69,8 +71,8 @@ def plan_launch(channels: int, height: int, width: int, groups: int, *, equal: b
     # the widths of unequal groups live on the device: plan for the widest there can be
     widest = channels // groups if equal else channels - groups + 1
     tile = next(t for size, t in TILE if itemsize <= size)
-    if dropout:
-        tile //= DROPOUT_TILE_DIVISOR
+    tile //= DROPOUT_TILE_DIVISOR if dropout else 1
+    tile //= POOL_TILE_DIVISOR if pool else 1
     if channels_last:
         typical = -(-channels // groups)
         block_inner = min(power_of_two(typical), MAX_BLOCK_CHANNELS)
@@ -87,10 +89,10 @@ def plan_launch(channels: int, height: int, width: int, groups: int, *, equal: b
     return Launch(
         block_outer=block_outer, block_inner=block_inner, span=span,
         splits=-(-length // span), apply_splits=-(-window_length // span),
-        warps=warps_for(block_outer * block_inner), pixels=pixels, align=align,
+        warps=warps_for(block_outer * block_inner * (4 if pool else 1)), pixels=pixels, align=align,
         quads=dropout and draws_quads(height * width, channels_last, pool, align, block),
         block_k=block_k, rows=max(1, FINISH_ENTRIES // block_k),
-        finish_warps=warps_for(block_k * 8))
+        finish_warps=max(1, min(8, block_k // 128)))
 
 
 def alignment(channels: int, pixels: int, width: int, channels_last: bool, pool: bool) -> int:

@@ -132,7 +132,7 @@ def symba(g_pos, g_neg, alpha):
 def margin(g, y, m, group):
     """-side(y) g[:, group]."""
     k = tl.arange(0, g.shape[1])[None, :]
-    chosen = k == group.to(tl.int32)
+    chosen = k.to(tl.float32) == group
     return -side(y) * total(g, m & chosen), tl.where(chosen, -side(y), 0.0)
 
 

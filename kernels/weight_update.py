@@ -40,7 +40,7 @@ class Variant(NamedTuple):
     block: int
 
 
-@triton.jit(do_not_specialize=["numel"])
+@triton.jit
 def optimizer_kernel(p_weight, p_grad, p_m, p_v, numel, s, v: tl.constexpr):
     """One optimizer step in place, g = grad / da_scale; all tensors (numel,).
 
@@ -91,16 +91,28 @@ def optimizer_step(weight: torch.Tensor, grad: torch.Tensor, m: torch.Tensor | N
     """Step `weight` (fp32) and the states m, v (fp32) in place with grad * inv_scale.
 
     m: first moment or SGD's momentum buffer, zeros before step 1; v: second moment. grad: fp32,
-    bf16 or fp16 of weight's shape and strides. Semantics of torch.optim, step 1 the first.
+    bf16 or fp16; copied first where its memory order is not weight's. Semantics of torch.optim,
+    step 1 the first.
     """
     variant = Variant(optim.kind, optim.kind == "sgd" and optim.momentum != 0.0,
                       optim.kind == "sgd" and bool(optim.nesterov), BLOCK)
     _check(weight, grad, m, v, variant, step)
     numel = weight.numel()
-    if numel:
+    if numel == 0:
+        return
+    if not _same_order(grad, weight):
+        grad = torch.empty_like(weight, dtype=grad.dtype).copy_(grad)
+    with torch.cuda.device_of(weight):
         optimizer_kernel[(triton.cdiv(numel, BLOCK),)](
             weight, grad, m, v, numel, scalars(optim, step, inv_scale), v=variant,
             num_warps=4, enable_fp_fusion=True)
+
+
+def _same_order(t: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Both contiguous or both channels_last: one flat index serves both."""
+    return any(t.is_contiguous(memory_format=f) and weight.is_contiguous(memory_format=f)
+               for f in (torch.contiguous_format, torch.channels_last)
+               if f is torch.contiguous_format or weight.dim() == 4)
 
 
 def _check(weight: torch.Tensor, grad: torch.Tensor, m: torch.Tensor | None,
@@ -121,10 +133,9 @@ def _check(weight: torch.Tensor, grad: torch.Tensor, m: torch.Tensor | None,
             raise ValueError(f"[weight_update] {variant.kind} needs the state {name}, got None")
         if name != "grad" and t.dtype is not torch.float32:
             raise TypeError(f"[weight_update] {name} must be float32, got {t.dtype}")
-        if t.shape != weight.shape or t.stride() != weight.stride():
-            raise ValueError(
-                f"[weight_update] {name} must share the weight's shape {tuple(weight.shape)} and "
-                f"strides {weight.stride()}, got {tuple(t.shape)} and {t.stride()}")
-    if not torch._prims_common.is_non_overlapping_and_dense(weight):
-        raise ValueError("[weight_update] weight must be dense in memory, got strides "
-                         f"{weight.stride()}")
+        if t.shape != weight.shape:
+            raise ValueError(f"[weight_update] {name} must have the weight's shape "
+                             f"{tuple(weight.shape)}, got {tuple(t.shape)}")
+        if name != "grad" and not _same_order(t, weight):
+            raise ValueError("[weight_update] weight and states must all be contiguous or all "
+                             f"channels_last, got strides {t.stride()} of {name}")

@@ -1,7 +1,8 @@
 """Compile, for a GPU that need not be there, exactly the kernels that calls on it would launch.
 
-Run as `python aot_worker.py ARCH VARIANT...` in its own process (the interpreter cannot share
-one); prints a JSON list of {variant, kernel, registers, spills, loads, stores}. Launches are
+Run as `python -m tests.kernels.aot_worker ARCH [VARIANT...]` in its own process (the interpreter
+cannot share one); prints a JSON list of {variant, kernel, registers, spills, loads, stores}, or
+with --batches the number of forms one layer compiles to over many batches. Launches are
 recorded instead of run: Triton's own binder sees the real arguments, so the specialisation, the
 divisibility attributes and the options are those of a real call.
 """
@@ -19,10 +20,10 @@ from typing import Any
 
 import torch
 import triton
+from ffengine.kernels import weight_update
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
-from ffengine.kernels import weight_update
 from ffengine.ops import config as c
 from ffengine.ops import local_pass as op
 
@@ -47,20 +48,21 @@ def target_arch(arch: int) -> None:
 
 
 def sweep(shape: tuple[int, ...], config: c.LocalPassConfig, dtype: torch.dtype = torch.float32,
-          channels_last: bool = False) -> None:
+          channels_last: bool = False, tile: c.Tile = op.WHOLE) -> None:
     """One local_pass of every result, through the op's own argument layout."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     a = torch.zeros(shape, dtype=dtype).contiguous(memory_format=layout)
     n, k = shape[0], len(config.offsets(shape[1])) - 1
     h_prev = torch.zeros_like(a) if config.blend != 1.0 else None
     op._run_kernel(a, torch.zeros(n, dtype=torch.int64), config, torch.zeros(n, k), h_prev, None,
-                   True, True, c.Tile(), "triton", op._pooled_shape(shape, config), 1.0)
+                   True, True, tile, "triton", op._pooled_shape(shape, config), 1.0)
 
 
-def step(kind: str) -> None:
+def step(kind: str, count: int = 2) -> None:
+    """One optimizer step."""
     optim = SimpleNamespace(kind=kind, lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01,
                             momentum=0.9, nesterov=True)
-    weight_update.optimizer_step(*torch.zeros(4, 4096), optim=optim, step=2, inv_scale=1.0)
+    weight_update.optimizer_step(*torch.zeros(4, 4096), optim=optim, step=count, inv_scale=1.0)
 
 
 DROP = c.Dropout(0.2, 1, 2, 3)
@@ -108,8 +110,23 @@ def describe(variant: str, kernel: Any, folder: Path) -> dict[str, Any]:
     }
 
 
+def specialisations() -> dict[str, int]:
+    """Compiled forms per kernel when batch, tile, seed and step vary and the layer does not."""
+    for n, value in ((1, 0), (2, 1), (3, 16), (16, 2**31 + 1), (33, 2**32 - 1)):
+        drop = c.Dropout(0.2 + 0.01 * n, value << 16, value, value)
+        sweep((n, 128, 8, 8), c.LocalPassConfig(groups=8, dropout=drop), tile=c.Tile(n, 4 * n))
+        step("adamw", n)
+    forms: dict[str, set[str]] = {}
+    for kernel in COMPILED:
+        forms.setdefault(kernel.metadata.name, set()).add(kernel.metadata.hash)
+    return {name: len(hashes) for name, hashes in forms.items()}
+
+
 def main() -> None:
     target_arch(int(sys.argv[1]))
+    if sys.argv[2:] == ["--batches"]:
+        print(json.dumps(specialisations()))
+        return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for variant in sys.argv[2:] or VARIANTS:

@@ -1,0 +1,24 @@
+"""The interpreter suites share one run of their cases."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+if str(ROOT) not in sys.path:  # `pytest` alone, unlike `python -m pytest`, leaves it out
+    sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(scope="session")
+def interpreted() -> dict[str, str]:
+    """Case id -> "" or what went wrong, for every interpreter case, from two processes."""
+    from tests.kernels.worker import Worker
+
+    workers = [Worker("interpreter_worker", str(part), "2") for part in range(2)]
+    found: dict[str, str] = {}
+    for worker in workers:
+        found |= worker.result()
+    return found

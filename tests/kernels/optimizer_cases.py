@@ -1,0 +1,66 @@
+"""Cases of the Triton optimizer step, against torch.optim in fp64."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+
+from tests.kernels.check import Banded
+from tests.tolerances import assert_close
+
+STEPS = 3
+BASE = {"lr": 0.05, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "momentum": 0.0,
+        "nesterov": False}
+CASES = {
+    "optimizer-sgd": {"kind": "sgd"},
+    "optimizer-sgd-decay": {"kind": "sgd", "weight_decay": 0.1},
+    "optimizer-sgd-momentum": {"kind": "sgd", "momentum": 0.9, "weight_decay": 0.1},
+    "optimizer-sgd-nesterov": {"kind": "sgd", "momentum": 0.9, "nesterov": True},
+    "optimizer-adam": {"kind": "adam"},
+    "optimizer-adam-decay": {"kind": "adam", "weight_decay": 0.1},
+    "optimizer-adamw": {"kind": "adamw", "weight_decay": 0.1},
+    "optimizer-adamw-bf16": {"kind": "adamw", "weight_decay": 0.1, "grad": torch.bfloat16},
+    "optimizer-sgd-fp16": {"kind": "sgd", "momentum": 0.9, "grad": torch.float16},
+}
+#: one above a block, and a multiple of 16
+SHAPES = ((41, 25), (16, 4, 3, 3))
+
+
+def twin(optim: SimpleNamespace, weight: torch.Tensor) -> torch.optim.Optimizer:
+    """torch's own optimizer of the same settings."""
+    if optim.kind == "sgd":
+        return torch.optim.SGD([weight], optim.lr, momentum=optim.momentum,
+                               weight_decay=optim.weight_decay, nesterov=optim.nesterov)
+    made = torch.optim.Adam if optim.kind == "adam" else torch.optim.AdamW
+    return made([weight], optim.lr, betas=optim.betas, eps=optim.eps,
+                weight_decay=optim.weight_decay)
+
+
+def check(name: str, device: str) -> None:
+    """Some steps of the kernel between guard bands, of torch in fp64 and of torch in fp32."""
+    from ffengine.kernels.weight_update import optimizer_step
+
+    settings = {**BASE, **CASES[name]}
+    dtype = settings.pop("grad", torch.float32)
+    optim = SimpleNamespace(**settings)
+    for shape in SHAPES:
+        rng = torch.Generator().manual_seed(0)
+        start = torch.randn(shape, generator=rng).to(device)
+        if len(shape) == 4:  # the gradients below stay contiguous
+            start = start.contiguous(memory_format=torch.channels_last)
+        zero = torch.zeros_like(start)
+        weight, m, v = Banded(start, True), Banded(zero, True), Banded(zero, True)
+        same, exact = start.clone(), start.double()
+        twins = [twin(optim, same), twin(optim, exact)]
+        for step in range(1, STEPS + 1):
+            grad = Banded(torch.randn(shape, generator=rng).to(device).to(dtype), True)
+            optimizer_step(weight.view, grad.view, m.view, v.view, optim=optim, step=step,
+                           inv_scale=0.25)
+            for parameter, torch_step in zip((same, exact), twins, strict=True):
+                parameter.grad = grad.view.to(parameter.dtype) * 0.25
+                torch_step.step()
+            grad.check("grad", written=False)
+        for what, banded in (("weight", weight), ("m", m), ("v", v)):
+            banded.check(what, written=True)
+        assert_close(weight.view, exact, same, reduction=STEPS, what=f"weight {shape}")

@@ -1,0 +1,79 @@
+"""Compiled, not run: what the Triton kernels cost on four architectures, without a GPU.
+
+The worker records the launches of real calls, so specialisation and options are theirs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernels.worker import Worker
+
+#: Tiles and layouts with the most registers; everything on the two most common architectures.
+CORE = ("group-bf16", "dropout-fp32", "dropout-nhwc-bf16", "pool-sum-fp32", "adamw")
+ALL = (*CORE, "group-fp32", "group-nhwc-fp32", "dropout-pool-nhwc-fp32", "length-linear-fp16",
+       "blend-linear-fp32", "unequal-k1000-fp32", "sgd")
+COMPILED = {80: ALL, 87: CORE, 90: ALL, 100: CORE}
+#: 65536 registers over 2048 threads: up to 128 still leave a quarter of an SM's threads resident.
+MOST_REGISTERS = 128
+#: Neighbouring NCHW windows are two elements apart; every other variant moves 16 bytes at once.
+NARROW = ("pool-sum-fp32",)
+#: Scalars of a (sample, group): its statistics, coefficient and offsets; g, sums and moments.
+SMALL_LOADS, SMALL_STORES = {"stats_kernel": 2, "apply_kernel": 5}, {"stats_kernel": 3}
+
+Rows = list[dict[str, Any]]
+Compiled = dict[int, Rows]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """Architecture -> resource usage of its variants' kernels, two processes at a time."""
+    found = {}
+    for pair in ((80, 100), (90, 87)):
+        workers = {
+            arch: Worker("aot_worker", str(arch), *COMPILED[arch],
+                         TRITON_CACHE_DIR=str(tmp_path_factory.mktemp(f"triton-{arch}")))
+            for arch in pair
+        }
+        found |= {arch: worker.result() for arch, worker in workers.items()}
+    return found
+
+
+def is_wide(instruction: str) -> bool:
+    """16 bytes: v4.b32 or v2.b64."""
+    return instruction.endswith((".v4.b32", ".v2.b64"))
+
+
+@pytest.mark.parametrize("arch", COMPILED)
+def test_no_spills(arch: int, compiled: Compiled) -> None:
+    rows = compiled[arch]
+    assert {r["kernel"] for r in rows} == {"stats_kernel", "finish_kernel", "apply_kernel",
+                                           "optimizer_kernel"}
+    spilled = [(r["variant"], r["kernel"], r["spills"]) for r in rows if r["spills"]]
+    assert not spilled
+    table = "\n".join(f"{r['variant']} {r['kernel']} {r['registers']}" for r in rows)
+    assert max(r["registers"] for r in rows) <= MOST_REGISTERS, table
+
+
+@pytest.mark.parametrize(("arch", "variant"), [
+    (arch, variant) for arch, names in COMPILED.items() for variant in names
+    if variant not in NARROW])
+def test_widest_loads_and_stores(arch: int, variant: str, compiled: Compiled) -> None:
+    rows = [r for r in compiled[arch]
+            if r["variant"] == variant and r["kernel"] != "finish_kernel"]
+    assert rows
+    for row in rows:
+        narrow_loads = [i for i in row["loads"] if not is_wide(i)]
+        narrow_stores = [i for i in row["stores"] if not is_wide(i)]
+        assert len(narrow_loads) < len(row["loads"]), row["kernel"]
+        assert len(narrow_loads) <= SMALL_LOADS.get(row["kernel"], 0), (row["kernel"], narrow_loads)
+        assert len(narrow_stores) <= SMALL_STORES.get(row["kernel"], 0), narrow_stores
+
+
+def test_batch_seed_and_step_compile_nothing_anew(tmp_path: Path) -> None:
+    forms = Worker("aot_worker", "90", "--batches", TRITON_CACHE_DIR=str(tmp_path)).result()
+    assert forms == {"stats_kernel": 1, "finish_kernel": 1, "apply_kernel": 1,
+                     "optimizer_kernel": 1}
