@@ -95,8 +95,11 @@ FF_HD float sparsemax_row(int K, const float* g, int y, float* dg, const Lanes& 
     squares += v > tau ? v * v - tau * tau : 0.f;
     dg[k] = p - (k == y ? 1.f : 0.f);
   }
-  // 1/2 sum_S (v^2 - tau^2) + 1/2 - v_y; shifting every g by top leaves the loss as it is.
-  return 0.5f * lanes.sum(squares) + 0.5f + (top - g[y]);
+  // 1/2 sum_S (v^2 - tau^2) + 1/2 - v_y; shifting every g by top leaves the loss as it is. A NaN
+  // anywhere in the row must reach the loss, and fmaxf and the comparisons drop it.
+  float all = 0.f;
+  for (int k = lanes.rank(); k < K; k += lanes.size()) all += 0.f * g[k];
+  return 0.5f * lanes.sum(squares) + 0.5f + (top - g[y]) + lanes.sum(all);
 }
 
 // +1 for a positive row, -1 for a negative one.

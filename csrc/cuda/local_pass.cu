@@ -1,0 +1,289 @@
+// local_pass on CUDA: two sweeps over `a`, the second of which finds it in L2.
+//
+//   sweep 1    (mean, M2) of h per (sample, group), into `stats`
+//   finalise   g, loss, coef = dL/dg / m, and (mean, rstd) in place, a warp a sample
+//   sweep 2    z = (h - mean) * rstd and da = coef * (1 | 2h) * slope
+//
+// Formulas: csrc/common/element.h and losses.h; reference: ffengine/reference/local_pass.py.
+// NCHW: a (sample, group) is one run of memory, swept by a team of threads. NHWC: a thread owns a
+// column of channels, groups are gathered from columns in shared memory. No atomics; the order of
+// every sum is fixed.
+#include <array>
+#include <mutex>
+
+#include "../ops.h"
+#include "runtime.h"
+#include "sweep.cuh"
+
+namespace ff {
+namespace {
+
+struct NoMark {
+  template <class... A> __device__ void operator()(A&&...) const {}
+};
+
+// Samples [first, first + count) of the call.
+struct Samples {
+  int64_t first, count;
+};
+
+// Sweep 1, NCHW: team t of the grid gathers run t = sample * K + group; team is a power of two.
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads, 1)
+    gather_nchw(const __grid_constant__ LocalPassParams p, Samples samples, int team) {
+  __shared__ Moments warps[kThreads / 32];
+  const int64_t run = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / team;
+  const int lane = int(threadIdx.x) % team;
+  const bool exists = run < samples.count * p.K;
+  const int64_t n = samples.first + run / p.K;
+  const int k = int(run % p.K), Q = pixels_out(p);
+  Moments m{};
+  if (exists) {
+    const Sample s = sample_of(p, n);
+    m = gather_run<T, V>(p, s, static_cast<const T*>(p.a) + s.base, group_begin(p, k) * Q,
+                         group_begin(p, k + 1) * Q, lane, team, NoMark());
+  }
+  m = merge_lanes(m, min(team, 32));
+  if (team > 32) {
+    const int warp = int(threadIdx.x) / 32;
+    if (threadIdx.x % 32 == 0) warps[warp] = m;
+    __syncthreads();
+    if (lane == 0)
+      for (int w = 1; w < team / 32; ++w) m = merge(m, warps[warp + w]);
+  }
+  if (exists && lane == 0) {
+    p.stats[2 * (n * p.K + k)] = m.mean;
+    p.stats[2 * (n * p.K + k) + 1] = m.m2;
+  }
+}
+
+// Sweep 1, NHWC: block (x, y) gathers the x-th part of the groups of sample y.
+template <class T, int V>
+__global__ void __launch_bounds__(kColumnThreads, 1)
+    gather_nhwc(const __grid_constant__ LocalPassParams p, Samples samples, int lanes,
+                int groups_a_block) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  const int k0 = int(blockIdx.x) * groups_a_block;
+  const int k1 = min(k0 + groups_a_block, int(p.K));
+  const int width = int(blockDim.x) / lanes;
+  float2* partial = reinterpret_cast<float2*>(shared);
+  float* counts = reinterpret_cast<float*>(partial + blockDim.x * V);
+  Moments* groups = reinterpret_cast<Moments*>(counts + lanes);
+  Grid grid{rows_of(int(p.C), pixels_out(p), V), 0, 0, 0, 0, width, lanes};
+  grid.last = grid.rows.count;
+  grid.end = grid.rows.width / V;
+  if (gridDim.x > 1) {  // rows are single pixels then
+    grid.begin = group_begin(p, k0) / V;
+    grid.end = (group_begin(p, k1) + V - 1) / V;
+  }
+  grid.width = min(grid.width, grid.end - grid.begin);
+  const Sample s = sample_of(p, samples.first + blockIdx.y);
+  gather_columns<T, V>(p, s, static_cast<const T*>(p.a) + s.base, grid, k0, k1, groups, partial,
+                       counts, NoMark());
+  for (int k = k0 + int(threadIdx.x); k < k1; k += int(blockDim.x)) {
+    p.stats[2 * (s.n * p.K + k)] = groups[k - k0].mean;
+    p.stats[2 * (s.n * p.K + k) + 1] = groups[k - k0].m2;
+  }
+}
+
+__global__ void __launch_bounds__(128)
+    finalise(const __grid_constant__ LocalPassParams p, Samples samples) {
+  const int64_t n = samples.first + (int64_t(blockIdx.x) * 128 + threadIdx.x) / 32;
+  const bool pairs = p.loss_params.kind == Loss::symba;
+  if (n >= samples.first + (pairs ? samples.count / 2 : samples.count)) return;
+  finalise_groups(p, n, p.stats + 2 * n * p.K, p.g + n * p.K);
+  if (pairs) {
+    const int64_t other = n + p.N / 2;
+    finalise_groups(p, other, p.stats + 2 * other * p.K, p.g + other * p.K);
+    finalise_pair(p, n);
+  } else if (p.loss_params.kind != Loss::none) {
+    finalise_loss(p, n, p.g + n * p.K, p.coef + n * p.K, p.loss + n);
+  }
+}
+
+__device__ __forceinline__ GroupScale scale_of(const LocalPassParams& p, int64_t n, int k) {
+  const int64_t i = n * p.K + k;
+  return group_scale(p, p.stats[2 * i], p.stats[2 * i + 1], p.coef ? p.coef[i] : 0.f);
+}
+
+// Sweep 2, NCHW: teams as in sweep 1.
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads, 1)
+    apply_nchw(const __grid_constant__ LocalPassParams p, Samples samples, int team) {
+  const int64_t run = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / team;
+  if (run >= samples.count * p.K) return;
+  // last first: what sweep 1 read last is the likeliest to be in L2 still
+  const int64_t n = samples.first + samples.count - 1 - run / p.K;
+  const int k = int(run % p.K), Q = pixels_out(p);
+  const Sample s = sample_of(p, n);
+  apply_run<T, V>(p, s, static_cast<const T*>(p.a) + s.base, group_begin(p, k) * Q,
+                  group_begin(p, k + 1) * Q, int(threadIdx.x) % team, team, true,
+                  scale_of(p, n, k));
+}
+
+// Sweep 2, NHWC: block (x, y) writes the x-th part of the rows of sample y.
+template <class T, int V>
+__global__ void __launch_bounds__(kColumnThreads, 1)
+    apply_nhwc(const __grid_constant__ LocalPassParams p, Samples samples, int width, int lanes,
+               int rows_a_block) {
+  const Sample s = sample_of(p, samples.first + samples.count - 1 - blockIdx.y);
+  Grid grid{rows_of(int(p.C), pixels_out(p), V), 0, 0, 0, 0, width, lanes};
+  grid.first = int(blockIdx.x) * rows_a_block;
+  grid.last = min(grid.first + rows_a_block, grid.rows.count);
+  grid.end = grid.rows.width / V;
+  apply_columns<T, V>(p, s, static_cast<const T*>(p.a) + s.base, grid, true,
+                      p.stats + 2 * s.n * p.K, p.coef ? p.coef + s.n * p.K : nullptr);
+}
+
+// Sweep 2 with a pool, both layouts: a thread a window; windows cut off by floor mode get da = 0.
+template <class T>
+__global__ void __launch_bounds__(kThreads, 1)
+    apply_pool(const __grid_constant__ LocalPassParams p, Samples samples) {
+  const int H = int(p.H), W = int(p.W), C = int(p.C), tall = (H + 1) / 2, wide = (W + 1) / 2;
+  const int windows = tall * wide;
+  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t n = samples.first + i / (int64_t(C) * windows);
+  if (n >= samples.first + samples.count) return;
+  const int e = int(i % (int64_t(C) * windows));
+  const int c = p.channels_last ? e % C : e / windows;
+  const int q = p.channels_last ? e / C : e % windows, y = q / wide, x = q % wide;
+  const Sample s = sample_of(p, n);
+  const bool whole = 2 * y + 1 < H && 2 * x + 1 < W;
+  float winner_da = 0.f;
+  int winner = -1;
+  if (whole) {
+    const Window window =
+        pool_window(p, static_cast<const T*>(p.a) + s.base, s.index, c, y, x);
+    const int64_t at = n * C * pixels_out(p) + offset_in_sample(p, c, y, x, H / 2, W / 2);
+    float h = window.winner.h;
+    if (p.h_prev != nullptr) h = blended(p, h, to_float(static_cast<const T*>(p.h_prev)[at]));
+    const GroupScale scale = scale_of(p, n, group_of(p, c));
+    if (p.z != nullptr) static_cast<T*>(p.z)[at] = from_float<T>(normalised(scale, h));
+    winner = window.winner.index;
+    winner_da = gradient(p, scale, h, passes(p, window.x, window.keep));
+  }
+  if (p.da == nullptr) return;
+  for (int corner = 0; corner < 4; ++corner) {
+    const int row = 2 * y + corner / 2, column = 2 * x + corner % 2;
+    if (row < H && column < W)
+      static_cast<T*>(p.da)[s.base + offset_in_sample(p, c, row, column, H, W)] =
+          from_float<T>(corner == winner ? winner_da : 0.f);
+  }
+}
+
+unsigned blocks_for(int64_t work, int64_t a_block) {
+  return unsigned(std::max<int64_t>(1, (work + a_block - 1) / a_block));
+}
+
+template <class T, int V>
+void gather(const LocalPassParams& p, Samples samples, const DeviceCaps& caps,
+            cudaStream_t stream) {
+  if (!p.channels_last) {
+    const int team = team_size(p, V);
+    gather_nchw<T, V><<<blocks_for(samples.count * p.K, kThreads / team), kThreads, 0, stream>>>(
+        p, samples, team);
+    return;
+  }
+  const int parts = group_blocks(p, V, samples.count, caps);
+  const int groups = int((p.K + parts - 1) / parts);
+  const Rows rows = rows_of(int(p.C), pixels_out(p), V);
+  const Columns columns = columns_of((rows.width / V + parts - 1) / parts + (parts > 1), rows.count,
+                                     kColumnThreads);
+  const size_t shared = size_t(columns.threads) * V * 8 + columns.lanes * 4 + groups * 12;
+  const dim3 grid(blocks_for(p.K, groups), unsigned(samples.count));
+  gather_nhwc<T, V><<<grid, columns.threads, shared, stream>>>(p, samples, columns.lanes, groups);
+}
+
+template <class T, int V>
+void apply(const LocalPassParams& p, Samples samples, const DeviceCaps& caps, cudaStream_t stream) {
+  if (!p.channels_last) {
+    const int team = team_size(p, V);
+    apply_nchw<T, V><<<blocks_for(samples.count * p.K, kThreads / team), kThreads, 0, stream>>>(
+        p, samples, team);
+    return;
+  }
+  const Rows rows = rows_of(int(p.C), pixels_out(p), V);
+  const Columns columns = columns_of(rows.width / V, rows.count, kColumnThreads);
+  // eight blocks a multiprocessor or more where there are that many rows, two sweeps of them each
+  const int64_t parts = std::max<int64_t>(1, 8 * caps.multiprocessors / samples.count);
+  const int chunk = columns.lanes * kUnroll;
+  const int most = std::max(1, (rows.count + chunk - 1) / chunk);
+  const int each = std::max(1, most / int(std::min<int64_t>(parts, most))) * chunk;
+  const dim3 grid(blocks_for(rows.count, each), unsigned(samples.count));
+  apply_nhwc<T, V><<<grid, columns.threads, 0, stream>>>(p, samples, columns.width, columns.lanes,
+                                                         each);
+}
+
+template <class T, int V>
+void two_sweeps(const LocalPassParams& p, const DeviceCaps& caps, cudaStream_t stream) {
+  // the grid's y counts samples in NHWC and ends at 65535
+  const int64_t step = std::min<int64_t>(
+      samples_at_once(p, caps), p.channels_last ? 65535 : INT32_MAX);
+  FF_CHECK(step == p.N || p.loss_params.kind != Loss::symba,
+           "[local_pass] expected at most 65535 channels_last rows of pairs, got " << p.N);
+  for (int64_t first = 0; first < p.N; first += step) {
+    const Samples samples{first, std::min(step, p.N - first)};
+    if (p.phase != Phase::apply) {
+      gather<T, V>(p, samples, caps, stream);
+      finalise<<<blocks_for(samples.count, 4), 128, 0, stream>>>(p, samples);
+    }
+    if (p.phase == Phase::stats || (!p.z && !p.da)) continue;
+    if (!p.pool) {
+      apply<T, V>(p, samples, caps, stream);
+      continue;
+    }
+    const int64_t windows = p.C * ((p.H + 1) / 2) * ((p.W + 1) / 2);
+    apply_pool<T><<<blocks_for(samples.count * windows, kThreads), kThreads, 0, stream>>>(
+        p, samples);
+  }
+  FF_CUDA(cudaGetLastError());
+}
+
+template <class T>
+void two_sweeps_of(const LocalPassParams& p, const DeviceCaps& caps, cudaStream_t stream) {
+  if (vector_width(p) > 1) two_sweeps<T, kVector<T>>(p, caps, stream);
+  else two_sweeps<T, 1>(p, caps, stream);
+}
+
+}  // namespace
+
+const DeviceCaps& device_caps(int device) {
+  static std::array<DeviceCaps, 64> all;
+  static std::array<std::once_flag, 64> asked;
+  FF_CHECK(device >= 0 && device < 64, "[cuda] expected a device below 64, got " << device);
+  std::call_once(asked[size_t(device)], [device] {
+    DeviceCaps caps;
+    int major = 0;
+    FF_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    // 12 has clusters too, but 99 KB of shared memory a block: not measured, not used
+    caps.clusters = (major == 9 || major == 10) && cluster_kernels_built();
+    FF_CUDA(cudaDeviceGetAttribute(&caps.multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    FF_CUDA(cudaDeviceGetAttribute(&caps.l2_bytes, cudaDevAttrL2CacheSize, device));
+    FF_CUDA(cudaDeviceGetAttribute(&caps.shared_per_block,
+                                   cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    all[size_t(device)] = caps;
+  });
+  return all[size_t(device)];
+}
+
+void local_pass_two_sweeps(const LocalPassParams& p, const DeviceCaps& caps, cudaStream_t stream) {
+  switch (p.dtype) {
+    case DType::f32: return two_sweeps_of<float>(p, caps, stream);
+    case DType::bf16: return two_sweeps_of<__nv_bfloat16>(p, caps, stream);
+    case DType::f16: return two_sweeps_of<__half>(p, caps, stream);
+  }
+}
+
+void local_pass_cuda(const LocalPassParams& p, void* stream) {
+  if (p.N == 0 || p.C * p.H * p.W == 0) return;
+  FF_CHECK(p.C * p.H * p.W < (int64_t(1) << 30),
+           "[local_pass] expected under 2^30 elements a sample, got " << p.C * p.H * p.W);
+  const DeviceOf current(p.a);
+  const DeviceCaps& caps = device_caps(current.device());
+  const auto queue = static_cast<cudaStream_t>(stream);
+  const ClusterPlan plan = use_cluster(p, caps);
+  if (plan.blocks > 0) local_pass_cluster(p, plan, queue);
+  else local_pass_two_sweeps(p, caps, queue);
+}
+
+}  // namespace ff

@@ -1,0 +1,224 @@
+// CUDA on one CPU thread, enough of it to run this project's kernels on small inputs: every CUDA
+// thread is a fiber, a cluster's blocks run together, barriers and shuffles switch fibers.
+#pragma once
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct float2 {
+  float x, y;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+using std::max;
+using std::min;
+
+namespace emulator {
+
+struct Barrier {
+  int expected = 0, arrived = 0;
+  long generation = 0;
+};
+
+struct Block {
+  dim3 index;
+  std::vector<unsigned char> shared;
+  Barrier threads;
+  std::vector<Barrier> warps;
+  std::vector<float> slots;
+};
+
+struct Cluster {
+  std::vector<Block> blocks;
+  Barrier barrier;
+};
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  unsigned thread = 0;
+  int rank = 0;
+  long waits_for = -1;
+  bool done = false;
+};
+
+struct State {
+  ucontext_t scheduler;
+  Fiber* fiber = nullptr;
+  Cluster* cluster = nullptr;
+  dim3 grid, block;
+  std::function<void()> body;
+};
+inline State state;
+
+inline Block& block() { return state.cluster->blocks[size_t(state.fiber->rank)]; }
+inline void yield() { swapcontext(&state.fiber->context, &state.scheduler); }
+
+inline long arrive(Barrier& b) {
+  const long mine = b.generation;
+  if (++b.arrived == b.expected) b.arrived = 0, ++b.generation;
+  return mine;
+}
+inline void wait(Barrier& b, long mine) {
+  while (b.generation == mine) yield();
+}
+inline void sync(Barrier& b) { wait(b, arrive(b)); }
+
+inline void enter() {
+  state.body();
+  Fiber* self = state.fiber;
+  self->done = true;
+  Block& mine = block();  // a thread that has left counts as arrived, as on the device
+  for (Barrier* b : {&mine.threads, &mine.warps[self->thread / 32]})
+    if (--b->expected > 0 && b->arrived == b->expected) b->arrived = 0, ++b->generation;
+  yield();
+}
+
+inline void run_cluster(unsigned threads, size_t shared, unsigned first, unsigned y, int blocks) {
+  Cluster cluster;
+  state.cluster = &cluster;
+  cluster.blocks.resize(size_t(blocks));
+  cluster.barrier.expected = int(threads) * blocks;
+  std::vector<Fiber> fibers(size_t(blocks) * threads);
+  for (int rank = 0; rank < blocks; ++rank) {
+    Block& b = cluster.blocks[size_t(rank)];
+    b.index = dim3(first + unsigned(rank), y);
+    b.shared.assign(shared + 16, 0xff);  // NaNs: what is read before it is written shows
+    b.threads.expected = int(threads);
+    b.warps.resize((threads + 31) / 32);
+    for (Barrier& w : b.warps) w.expected = 32;
+    b.slots.resize(threads);
+    for (unsigned t = 0; t < threads; ++t) {
+      Fiber& f = fibers[size_t(rank) * threads + t];
+      f.thread = t, f.rank = rank;
+      f.stack = std::make_unique<char[]>(32768);
+      getcontext(&f.context);
+      f.context.uc_stack.ss_sp = f.stack.get();
+      f.context.uc_stack.ss_size = 32768;
+      f.context.uc_link = nullptr;
+      makecontext(&f.context, enter, 0);
+    }
+  }
+  for (bool left = true; left;) {
+    left = false;
+    for (Fiber& f : fibers) {
+      if (f.done) continue;
+      state.fiber = &f;
+      swapcontext(&state.scheduler, &f.context);
+      left |= !f.done;
+    }
+  }
+}
+
+template <class F>
+void launch(dim3 grid, dim3 block, size_t shared, F body, int cluster = 1) {
+  state.grid = grid, state.block = block, state.body = body;
+  for (unsigned y = 0; y < grid.y; ++y)
+    for (unsigned x = 0; x < grid.x; x += unsigned(cluster))
+      run_cluster(block.x, shared, x, y, cluster);
+}
+
+inline unsigned char* dynamic_shared() {
+  auto at = reinterpret_cast<uintptr_t>(block().shared.data());
+  return reinterpret_cast<unsigned char*>((at + 15) / 16 * 16);
+}
+
+inline float exchange(float x, int source) {
+  Block& b = block();
+  const unsigned t = state.fiber->thread, warp = t / 32;
+  b.slots[t] = x;
+  sync(b.warps[warp]);
+  const float out = b.slots[warp * 32 + unsigned(source)];
+  sync(b.warps[warp]);
+  return out;
+}
+
+}  // namespace emulator
+
+#define threadIdx (dim3(emulator::state.fiber->thread, 0, 0))
+#define blockIdx (emulator::block().index)
+inline dim3 &blockDim = emulator::state.block, &gridDim = emulator::state.grid;
+
+inline void __syncthreads() { emulator::sync(emulator::block().threads); }
+inline void __syncwarp() { emulator::sync(emulator::block().warps[threadIdx.x / 32]); }
+inline float __shfl_xor_sync(unsigned, float x, int mask) {
+  return emulator::exchange(x, int(threadIdx.x % 32) ^ mask);
+}
+inline float __shfl_down_sync(unsigned, float x, int by, int width) {
+  const int lane = int(threadIdx.x % 32);
+  return emulator::exchange(x, lane % width + by < width ? lane + by : lane);
+}
+inline float __shfl_sync(unsigned, float x, int source) { return emulator::exchange(x, source); }
+
+using cudaStream_t = void*;
+using cudaError_t = int;
+constexpr int cudaSuccess = 0;
+inline const char* cudaGetErrorString(int) { return "error"; }
+inline int cudaGetLastError() { return 0; }
+inline int cudaGetDevice(int* d) { return *d = 0; }
+inline int cudaSetDevice(int) { return 0; }
+constexpr int cudaMemoryTypeDevice = 2, cudaMemoryTypeManaged = 3;
+struct cudaPointerAttributes {
+  int type, device;
+};
+inline int cudaPointerGetAttributes(cudaPointerAttributes* a, const void*) {
+  *a = {cudaMemoryTypeDevice, 0};
+  return 0;
+}
+enum {
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrL2CacheSize,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaFuncAttributeMaxDynamicSharedMemorySize,
+  cudaLaunchAttributeClusterDimension
+};
+namespace emulator {
+inline int attributes[4] = {7, 4, 1 << 20, 65536};
+}
+inline int cudaDeviceGetAttribute(int* value, int which, int) {
+  *value = emulator::attributes[which];
+  return 0;
+}
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
+template <class K> int cudaFuncGetAttributes(cudaFuncAttributes* a, K) {
+  a->ptxVersion = 90;
+  return 0;
+}
+template <class K> int cudaFuncSetAttribute(K, int, int) { return 0; }
+struct cudaLaunchAttribute {
+  int id;
+  struct {
+    dim3 clusterDim;
+  } val;
+};
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+  cudaLaunchAttribute* attrs = nullptr;
+  int numAttrs = 0;
+};
+template <class K, class... A> int cudaLaunchKernelEx(cudaLaunchConfig_t* c, K kernel, A... args) {
+  emulator::launch(c->gridDim, c->blockDim, c->dynamicSmemBytes, [=] { kernel(args...); },
+                   int(c->attrs->val.clusterDim.x));
+  return 0;
+}
