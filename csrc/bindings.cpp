@@ -112,7 +112,12 @@ OptimParams optim_params(const py::object& optim) {
   return o;
 }
 
-#if defined(FF_OP_WEIGHT_UPDATE_CPU)
+void read_conv_shape(WeightUpdateParams& p, const ConvShape& s, int dtype) {
+  p.N = s[0], p.C = s[1], p.H = s[2], p.W = s[3], p.O = s[4], p.P = s[5], p.Q = s[6];
+  p.kH = s[7], p.kW = s[8], p.stride = s[9], p.pad = s[10];
+  p.dtype = dtype_of(dtype);
+}
+
 void weight_update(Address x, Address da, Address weight, Address m, Address v, Address grad,
                    Address grad_out, const ConvShape& s, int dtype, const py::object& call) {
   WeightUpdateParams p{};
@@ -123,9 +128,7 @@ void weight_update(Address x, Address da, Address weight, Address m, Address v, 
   p.v = at<float>(v);
   p.grad = at<float>(grad);
   p.grad_out = at<float>(grad_out);
-  p.N = s[0], p.C = s[1], p.H = s[2], p.W = s[3], p.O = s[4], p.P = s[5], p.Q = s[6];
-  p.kH = s[7], p.kW = s[8], p.stride = s[9], p.pad = s[10];
-  p.dtype = dtype_of(dtype);
+  read_conv_shape(p, s, dtype);
   p.x_channels_last = get<bool>(call, "x_channels_last");
   p.da_channels_last = get<bool>(call, "da_channels_last");
   p.weight_channels_last = get<bool>(call, "weight_channels_last");
@@ -136,7 +139,6 @@ void weight_update(Address x, Address da, Address weight, Address m, Address v, 
   NoGil released;
   weight_update_cpu(p);
 }
-#endif
 
 // The enum values, for the test that holds them against ffengine/ops/config.py.
 py::dict codes() {
@@ -192,7 +194,6 @@ PYBIND11_MODULE(_C, module) {
   module.def("set_isa", &set_isa, py::arg("name"));
   module.def("num_threads", &num_threads);
   module.def("set_num_threads", &set_num_threads, py::arg("n"));
-#if defined(FF_OP_LOCAL_PASS_CPU)
   module.def("local_pass_cpu",
              [](Address a, Address y, Address g0, Address h_prev, Address offsets, Address z,
                 Address g, Address loss, Address coef, Address da, Address stats,
@@ -200,11 +201,16 @@ PYBIND11_MODULE(_C, module) {
                local_pass(a, y, g0, h_prev, offsets, z, g, loss, coef, da, stats, shape, dtype,
                           call, [](const LocalPassParams& p) { local_pass_cpu(p); });
              });
-#endif
-#if defined(FF_OP_WEIGHT_UPDATE_CPU)
   module.def("weight_update_cpu", &weight_update);
-#endif
-#if defined(FF_OP_OPTIMIZER_CPU)
+  module.def("weight_update_scratch_cpu",
+             [](const ConvShape& s, int dtype, bool has_grad, int threads) {
+               WeightUpdateParams p{};
+               float none = 0.f;
+               p.grad = has_grad ? &none : nullptr;
+               read_conv_shape(p, s, dtype);
+               return weight_update_scratch_cpu(p, threads);
+             });
+  module.def("scratch_peak_cpu", &scratch_peak_cpu, py::arg("reset"));
   module.def("optimizer_step_cpu",
              [](Address weight, Address m, Address v, Address grad, int64_t n, float inv_scale,
                 const py::object& optim) {
@@ -213,8 +219,7 @@ PYBIND11_MODULE(_C, module) {
                optimizer_step_cpu(at<float>(weight), at<float>(m), at<float>(v),
                                   at<const float>(grad), n, inv_scale, o);
              });
-#endif
-#if defined(FF_OP_LOCAL_PASS_CUDA)
+#if defined(FFENGINE_CUDA)
   module.def("local_pass_cuda",
              [](Address a, Address y, Address g0, Address h_prev, Address offsets, Address z,
                 Address g, Address loss, Address coef, Address da, Address stats,
@@ -224,8 +229,6 @@ PYBIND11_MODULE(_C, module) {
                             local_pass_cuda(p, at<void>(stream));
                           });
              });
-#endif
-#if defined(FF_OP_OPTIMIZER_CUDA)
   module.def("optimizer_step_cuda",
              [](Address weight, Address m, Address v, Address grad, int64_t n, float inv_scale,
                 const py::object& optim, Address stream) {

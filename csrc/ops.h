@@ -9,6 +9,10 @@ namespace ff {
 
 void local_pass_cpu(const LocalPassParams& p);
 void weight_update_cpu(const WeightUpdateParams& p);
+// Scratch bytes that call would hold (its pointers are only tested for null), and the most that was
+// held since the last reset.
+int64_t weight_update_scratch_cpu(const WeightUpdateParams& p, int threads);
+int64_t scratch_peak_cpu(bool reset);
 // One optimizer step on n weights: gradient = grad * inv_scale. m and v are null where the
 // optimizer has none.
 void optimizer_step_cpu(float* weight, float* m, float* v, const float* grad, int64_t n,

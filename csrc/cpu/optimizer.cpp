@@ -19,7 +19,7 @@ StepCoefficients step_coefficients(const OptimParams& o, bool has_m) {
   k.beta2 = float(o.beta2);
   k.one_minus_beta2 = float(1.0 - o.beta2);
   k.step_size = float(o.lr / (1.0 - std::pow(o.beta1, double(o.step))));
-  k.root_correction = float(std::sqrt(1.0 - std::pow(o.beta2, double(o.step))));
+  k.inv_root = float(1.0 / std::sqrt(1.0 - std::pow(o.beta2, double(o.step))));
   k.eps = float(o.eps);
   return k;
 }

@@ -16,7 +16,7 @@ void adam(const StepCoefficients& k, int64_t n, const float* __restrict g, float
     const float v1 = v[i] * c.beta2 + c.one_minus_beta2 * (grad * grad);
     m[i] = m1;
     v[i] = v1;
-    w[i] = weight - c.step_size * (m1 / (std::sqrt(v1) / c.root_correction + c.eps));
+    w[i] = weight - c.step_size * (m1 / (std::sqrt(v1) * c.inv_root + c.eps));
   }
 }
 

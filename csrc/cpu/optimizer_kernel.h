@@ -18,7 +18,7 @@ struct StepCoefficients {
   float momentum;
   float one_minus_beta1, beta2, one_minus_beta2;
   float step_size;       // lr / (1 - beta1^step)
-  float root_correction; // sqrt(1 - beta2^step)
+  float inv_root;         // 1 / sqrt(1 - beta2^step)
   float eps;
 };
 

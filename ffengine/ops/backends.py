@@ -60,6 +60,7 @@ def why_not(backend: str, device: str, dtype: torch.dtype) -> str | None:
     return None
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def resolve(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
     """The back-end that runs `op`; ValueError if an explicit one cannot, never a silent switch."""
     if backend != "auto":
@@ -79,7 +80,7 @@ def resolve(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
 
 @functools.cache
 def _auto(op: str, device: str, dtype: torch.dtype) -> str:
-    reasons = []
+    reasons: list[str] = []
     for backend in AUTO_ORDER.get(device, ("reference",)):
         reason = why_not(backend, device, dtype)
         if reason is None:

@@ -6,6 +6,7 @@ boundary between Python and the kernels and are checked against the C++ side by 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -157,7 +158,10 @@ class Norm:
 
 @dataclass(frozen=True)
 class Dropout:
-    """Counter-based dropout: Philox4x32-10, key = seed, counter = (⌊i/4⌋ low, high, layer, step)."""
+    """Counter-based dropout: Philox4x32-10 under key = seed at (⌊i/4⌋ low, high, layer, step).
+
+    i is the element's logical NCHW index in the whole batch; word i mod 4 decides it.
+    """
 
     p: float = 0.0
     seed: int = 0
@@ -194,10 +198,15 @@ class Tile:
         return n if self.batch is None else self.batch
 
     def layout(self, n: int) -> tuple[int, int, int]:
-        """(start, half, half_start): row i of n is batch row start + i, or half_start + i - half."""
+        """(start, half, half_start): row i is batch row start + i, then half_start + i - half."""
         if self.paired and self.batch is not None:
             return self.start, n // 2, self.batch // 2 + self.start
         return self.start, n, 0
+
+
+@functools.cache
+def _equal_offsets(groups: int, channels: int) -> tuple[int, ...]:
+    return tuple(range(0, channels + 1, channels // groups))
 
 
 @dataclass(frozen=True)
@@ -243,8 +252,7 @@ class LocalPassConfig:
                     f"[local_pass] channels must be a multiple of the {self.groups} groups, "
                     f"got {channels} channels"
                 )
-            step = channels // self.groups
-            return tuple(range(0, channels + 1, step))
+            return _equal_offsets(self.groups, channels)
         off = self.groups
         if len(off) < 2 or off[0] != 0 or off[-1] != channels or list(off) != sorted(set(off)):
             raise ValueError(

@@ -9,16 +9,21 @@ triton: kernels/local_pass.py                 cuda: csrc/cuda/local_pass.cu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
 
 from ffengine.ops import backends
+from ffengine.ops.call import (
+    LocalPassCall,
+    LocalPassTensors,
+    make_call,
+    memory_layout,
+    numel,
+    offsets_tensor,
+    run,
+)
 from ffengine.ops.config import (
-    GOODNESS_CODES,
-    LOSS_CODES,
-    NORM_CODES,
     PHASE_APPLY,
     PHASE_FUSED,
     PHASE_STATS,
@@ -29,6 +34,9 @@ from ffengine.ops.config import (
     da_scale,
 )
 from ffengine.reference import local_pass as reference
+
+__all__ = ["LocalPassCall", "LocalPassOutput", "LocalPassTensors", "bytes_moved", "extra_bytes",
+           "local_pass", "make_call", "run"]
 
 WHOLE = Tile()
 
@@ -45,70 +53,22 @@ class LocalPassOutput(NamedTuple):
     da_scale: float = 1.0
 
 
-class LocalPassTensors(NamedTuple):
-    """Destination-passing arguments of a back-end; None where a call has no such tensor."""
-
-    a: torch.Tensor
-    y: torch.Tensor | None
-    g0: torch.Tensor | None
-    h_prev: torch.Tensor | None
-    offsets: torch.Tensor  # (K + 1,) int64, same device as a
-    z: torch.Tensor | None
-    g: torch.Tensor  # (N, K) fp32
-    loss: torch.Tensor | None  # (N,) or (N/2,) fp32
-    coef: torch.Tensor | None  # (N, K) fp32
-    da: torch.Tensor | None
-    stats: torch.Tensor  # (N, K, 2) fp32
-
-
-@dataclass(frozen=True, slots=True)
-class LocalPassCall:
-    """A call's numbers, flat, as the kernels read them (csrc/params.h: LocalPassParams)."""
-
-    groups: int
-    equal_groups: bool
-    channels_last: bool
-    phase: int
-    goodness: int
-    norm: int
-    norm_rms: bool
-    norm_per_group: bool
-    norm_eps: float
-    straight_through: bool
-    pool: bool
-    blend: float
-    dropout_seed: int
-    dropout_layer: int
-    dropout_step: int
-    dropout_threshold: int
-    keep_scale: float
-    loss: int
-    p0: float
-    p1: float
-    p2: float
-    scale: float
-    da_scale: float
-    start: int
-    half: int
-    half_start: int
-
-
 def bytes_moved(shape: tuple[int, ...], dtype: torch.dtype, config: LocalPassConfig, *,
                 want_z: bool = True, want_da: bool = True) -> int:
     """Bytes a sweep must move: a read once, z and da written once, the (N, K) results."""
     item = dtype.itemsize
-    n, numel = shape[0], _numel(shape)
-    pooled = _numel(_pooled_shape(shape, config))
+    n, elements = shape[0], numel(shape)
+    pooled = numel(_pooled_shape(shape, config))
     k = len(config.offsets(shape[1])) - 1
     blend = pooled if config.blend != 1.0 else 0
     acc = 8 if dtype is torch.float64 else 4
-    return item * (numel + pooled * want_z + numel * want_da + blend) + acc * n * (2 * k + 1)
+    return item * (elements + pooled * want_z + elements * want_da + blend) + acc * n * (2 * k + 1)
 
 
 def extra_bytes(shape: tuple[int, ...], dtype: torch.dtype, config: LocalPassConfig) -> int:
     """Scratch bytes a kernel back-end holds beside inputs and outputs: the (N, K, 2) statistics."""
     if dtype is torch.float64:  # reference only: plain PyTorch keeps whole maps
-        return 8 * _numel(shape) * 4
+        return 8 * numel(shape) * 4
     return 4 * shape[0] * (len(config.offsets(shape[1])) - 1) * 2
 
 
@@ -148,102 +108,85 @@ def local_pass(
     """
     shape_z = _check(a, y, config, g0, h_prev, out, tile)
     name = backends.resolve("local_pass", backend, a.device.type, a.dtype)
-    if torch.is_grad_enabled() and a.requires_grad:
-        result = _run(a.detach(), y, config, g0, h_prev, out, want_z, want_da, tile, name, shape_z)
-        return _forbid_backward(a, result)
-    return _run(a, y, config, g0, h_prev, out, want_z, want_da, tile, name, shape_z)
+    m = numel(shape_z) // max(a.shape[0], 1) // (len(config.offsets(a.shape[1])) - 1)
+    scale = da_scale(a.dtype, config.goodness, tile.rows(a.shape[0]), max(m, 1))
+    record = torch.is_grad_enabled() and a.requires_grad
+    request = _Request(a.detach() if record else a, y, config, g0, h_prev, out, want_z, want_da,
+                       tile, shape_z, scale)
+    result = _run_reference(request) if name == "reference" else _run_kernel(request, name)
+    return _forbid_backward(a, result) if record else result
 
 
-def _run(a: torch.Tensor, y: Any, config: LocalPassConfig, g0: torch.Tensor | None,
-         h_prev: torch.Tensor | None, out: torch.Tensor | None, want_z: bool, want_da: bool,
-         tile: Tile, backend: str, shape_z: tuple[int, ...]) -> LocalPassOutput:
-    n, c = a.shape[:2]
-    m = _numel(shape_z) // max(n, 1) // (len(config.offsets(c)) - 1)
-    scale = da_scale(a.dtype, config.goodness, tile.rows(n), max(m, 1))
-    if backend == "reference":
-        r = reference.local_pass(a, y, config=config, g0=g0, h_prev=h_prev, want_z=want_z,
-                                 want_da=want_da, tile=tile, da_scale=scale)
-        z = r[0] if out is None or r[0] is None else out.copy_(r[0])
-        return LocalPassOutput(z, *r[1:], scale)
-    return _run_kernel(a, y, config, g0, h_prev, out, want_z, want_da, tile, backend, shape_z, scale)
+class _Request(NamedTuple):
+    """The checked arguments of one call."""
+
+    a: torch.Tensor
+    y: Any
+    config: LocalPassConfig
+    g0: torch.Tensor | None
+    h_prev: torch.Tensor | None
+    out: torch.Tensor | None
+    want_z: bool
+    want_da: bool
+    tile: Tile
+    shape_z: tuple[int, ...]
+    scale: float
 
 
-def _run_kernel(a: torch.Tensor, y: Any, config: LocalPassConfig, g0: torch.Tensor | None,
-                h_prev: torch.Tensor | None, out: torch.Tensor | None, want_z: bool, want_da: bool,
-                tile: Tile, backend: str, shape_z: tuple[int, ...],
-                scale: float) -> LocalPassOutput:
-    n = a.shape[0]
-    layout = _layout(a)
-    overwrite = out is not None and out.data_ptr() == a.data_ptr()
-    if layout is None:
-        a, layout = a.contiguous(), torch.contiguous_format
-    offsets = config.offsets(a.shape[1])
-    f32 = {"dtype": torch.float32, "device": a.device}
-    z = _destination(out, overwrite, shape_z, a, layout) if want_z else None
-    custom = y is not None and not isinstance(config.loss, Loss)
-    paired = isinstance(config.loss, Loss) and config.loss.paired
-    tensors = LocalPassTensors(
-        a=a,
-        y=y if y is not None and not custom else None,
-        g0=None if g0 is None else g0.contiguous(),
-        h_prev=None if h_prev is None else h_prev.contiguous(memory_format=layout),
-        offsets=_offsets_tensor(offsets, str(a.device)),
-        z=z,
-        g=torch.empty(n, len(offsets) - 1, **f32),
-        loss=torch.empty(n // 2 if paired else n, **f32) if y is not None and not custom else None,
-        coef=torch.empty(n, len(offsets) - 1, **f32) if y is not None else None,
-        da=torch.empty_like(a, memory_format=layout) if want_da and y is not None else None,
-        stats=torch.empty(n, len(offsets) - 1, 2, **f32),
-    )
-    loss = tensors.loss
+def _run_reference(r: _Request) -> LocalPassOutput:
+    z, g, loss, coef, da = reference.local_pass(
+        r.a, r.y, config=r.config, g0=r.g0, h_prev=r.h_prev, want_z=r.want_z, want_da=r.want_da,
+        tile=r.tile, da_scale=r.scale)
+    if r.out is not None and z is not None:
+        z = r.out.copy_(z)
+    return LocalPassOutput(z, g, loss, coef, da, r.scale)
+
+
+def _run_kernel(r: _Request, backend: str) -> LocalPassOutput:
+    layout = memory_layout(r.a)
+    a, layout = (r.a, layout) if layout else (r.a.contiguous(), torch.contiguous_format)
+    tensors = _allocate(r, a, layout)
+    custom = r.y is not None and not isinstance(r.config.loss, Loss)
+    loss, z = tensors.loss, tensors.z
     if custom:
         run(backend, tensors._replace(z=None, da=None, coef=None),
-            make_call(a, config, tile, scale, PHASE_STATS, False))
-        loss, coef = custom_loss(
-            cast(LossFunction, config.loss), tensors.g, y, config, shape_z, tile.rows(n))
+            make_call(a, r.config, r.tile, r.scale, PHASE_STATS, False))
+        loss, coef = custom_loss(cast(LossFunction, r.config.loss), tensors.g, r.y, r.config,
+                                 r.shape_z, r.tile.rows(a.shape[0]))
         tensors = tensors._replace(coef=coef)
-        if want_z or want_da:
-            run(backend, tensors, make_call(a, config, tile, scale, PHASE_APPLY, False))
+        if r.want_z or r.want_da:
+            run(backend, tensors, make_call(a, r.config, r.tile, r.scale, PHASE_APPLY, False))
     else:
-        run(backend, tensors, make_call(a, config, tile, scale, PHASE_FUSED, y is not None))
-    if out is not None and z is not None and z is not out:
-        out.copy_(z)
-        z = out
-    return LocalPassOutput(z, tensors.g, loss, tensors.coef, tensors.da, scale)
+        run(backend, tensors,
+            make_call(a, r.config, r.tile, r.scale, PHASE_FUSED, r.y is not None))
+    if r.out is not None and z is not None and z is not r.out:
+        z = r.out.copy_(z)
+    return LocalPassOutput(z, tensors.g, loss, tensors.coef, tensors.da, r.scale)
 
 
-def make_call(a: torch.Tensor, config: LocalPassConfig, tile: Tile, scale: float, phase: int,
-              with_loss: bool) -> LocalPassCall:
-    """Flatten config and tile into what a kernel reads. Pure: unit-tested without a GPU."""
-    n = a.shape[0]
-    p = (0.0, 0.0, 0.0)
-    code, weight = LOSS_CODES["none"], 0.0
-    if with_loss:
-        loss = cast(Loss, config.loss)
-        p, code, weight = loss.kernel_p(), loss.code, loss.scale(tile.rows(n))
-    start, half, half_start = tile.layout(n)
-    drop = config.dropout
-    return LocalPassCall(
-        groups=len(config.offsets(a.shape[1])) - 1,
-        equal_groups=isinstance(config.groups, int),
-        channels_last=_layout(a) is torch.channels_last,
-        phase=phase,
-        goodness=GOODNESS_CODES[config.goodness],
-        norm=NORM_CODES[config.norm.kind],
-        norm_rms=config.norm.length == "rms",
-        norm_per_group=config.norm.scope == "group",
-        norm_eps=config.norm.eps,
-        straight_through=config.relu_gradient == "straight_through",
-        pool=config.pool == "max2",
-        blend=config.blend,
-        dropout_seed=drop.seed & (2**64 - 1),
-        dropout_layer=drop.layer & (2**32 - 1),
-        dropout_step=drop.step & (2**32 - 1),
-        dropout_threshold=drop.threshold,
-        keep_scale=drop.keep_scale,
-        loss=code, p0=p[0], p1=p[1], p2=p[2], scale=weight, da_scale=scale,
-        start=start, half=half, half_start=half_start,
-    )
+def _allocate(r: _Request, a: torch.Tensor, layout: torch.memory_format) -> LocalPassTensors:
+    """Every result of a kernel call; z lies over a where `out=a` asks for it."""
+    n, loss = a.shape[0], r.config.loss
+    offsets = r.config.offsets(a.shape[1])
+    k = len(offsets) - 1
+
+    def empty(*size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.float32, device=a.device)
+
+    built_in = r.y is not None and isinstance(loss, Loss)
+    paired = isinstance(loss, Loss) and loss.paired
+    return LocalPassTensors(
+        a=a,
+        y=r.y if built_in else None,
+        g0=None if r.g0 is None else r.g0.float().contiguous(),
+        h_prev=None if r.h_prev is None else r.h_prev.contiguous(memory_format=layout),
+        offsets=offsets_tensor(offsets, str(a.device)),
+        z=_destination(r.out, r.out is r.a, r.shape_z, a, layout) if r.want_z else None,
+        g=empty(n, k),
+        loss=empty(n // 2 if paired else n) if built_in else None,
+        coef=empty(n, k) if r.y is not None else None,
+        da=torch.empty_like(a, memory_format=layout) if r.want_da and r.y is not None else None,
+        stats=empty(n, k, 2))
 
 
 def custom_loss(fn: LossFunction, g: torch.Tensor, y: Any, config: LocalPassConfig,
@@ -267,72 +210,13 @@ def group_sizes(config: LocalPassConfig, shape_z: tuple[int, ...], g: torch.Tens
     if config.goodness == "sum_sq":
         return 1
     off = torch.tensor(config.offsets(shape_z[1]), dtype=g.dtype, device=g.device)
-    return off.diff() * (_numel(shape_z[2:]))
-
-
-def run(backend: str, tensors: LocalPassTensors, call: LocalPassCall) -> None:
-    """Hand a call to a kernel back-end; the one place that knows where they live."""
-    if tensors.a.shape[0] == 0:
-        return
-    if backend == "triton":
-        from ffengine.kernels import local_pass as kernels
-
-        kernels.local_pass(tensors, call)
-        return
-    ext = backends.extension()
-    assert ext is not None  # resolve() checked
-    if backend == "cpu":
-        ext.local_pass_cpu(*_pointers(tensors), _nchw(tensors.a), _dtype_code(tensors.a), call)
-    else:
-        stream = torch.cuda.current_stream(tensors.a.device).cuda_stream
-        ext.local_pass_cuda(
-            *_pointers(tensors), _nchw(tensors.a), _dtype_code(tensors.a), call, stream)
-
-
-def _pointers(tensors: LocalPassTensors) -> tuple[int, ...]:
-    return tuple(0 if t is None else t.data_ptr() for t in tensors)
-
-
-def _dtype_code(t: torch.Tensor) -> int:
-    return {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}[t.dtype]
-
-
-def _nchw(a: torch.Tensor) -> tuple[int, int, int, int]:
-    n, c, *spatial = a.shape
-    if len(spatial) == 2:
-        return n, c, spatial[0], spatial[1]
-    return n, c, 1, _numel(tuple(spatial))
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    total = 1
-    for s in shape:
-        total *= s
-    return total
+    return off.diff() * (numel(shape_z[2:]))
 
 
 def _pooled_shape(shape: tuple[int, ...], config: LocalPassConfig) -> tuple[int, ...]:
     if config.pool == "none":
         return tuple(shape)
     return (*shape[:2], shape[2] // 2, shape[3] // 2)
-
-
-_offset_cache: dict[tuple[tuple[int, ...], str], torch.Tensor] = {}
-
-
-def _offsets_tensor(offsets: tuple[int, ...], device: str) -> torch.Tensor:
-    key = (offsets, device)
-    if key not in _offset_cache:
-        _offset_cache[key] = torch.tensor(offsets, dtype=torch.int64, device=device)
-    return _offset_cache[key]
-
-
-def _layout(a: torch.Tensor) -> torch.memory_format | None:
-    if a.is_contiguous():
-        return torch.contiguous_format
-    if a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return None
 
 
 def _destination(out: torch.Tensor | None, overwrite: bool, shape_z: tuple[int, ...],
@@ -392,7 +276,7 @@ def check_targets(y: Any, n: int, k: int, loss: Loss, device: torch.device, tile
         raise ValueError(f"[local_pass] symba needs pairs: an even number of rows, got {n}")
     if tile.batch is not None and n > tile.batch:
         raise ValueError(f"[local_pass] a tile of {n} rows does not fit a batch of {tile.batch}")
-    if device.type == "cpu" and n:
+    if device.type == "cpu" and n and not torch.compiler.is_compiling():
         low, high = (int(v) for v in torch.aminmax(y))
         top = 2 if loss.binary else k
         if low < 0 or high >= top:
@@ -416,9 +300,6 @@ class _LocalOnly(torch.autograd.Function):
 
 
 def _forbid_backward(a: torch.Tensor, r: LocalPassOutput) -> LocalPassOutput:
-    kept = [(i, t) for i, t in enumerate(r[:5]) if t is not None and i in (0, 1, 2)]
-    marked = _LocalOnly.apply(a, *(t for _, t in kept))  # type: ignore[no-untyped-call]
-    fields = list(r)
-    for (i, _), t in zip(kept, marked, strict=True):
-        fields[i] = t
-    return LocalPassOutput(*fields)
+    kept = {name: t for name in ("z", "g", "loss") if (t := getattr(r, name)) is not None}
+    marked = _LocalOnly.apply(a, *kept.values())  # type: ignore[no-untyped-call]
+    return r._replace(**dict(zip(kept, marked, strict=True)))

@@ -10,101 +10,28 @@ triton: kernels/weight_update.py                 cuda: csrc/cuda/weight_update.c
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from types import ModuleType
+from typing import Literal, NamedTuple
 
 import torch
 
-from ffengine.ops import backends
+from ffengine.ops import backends, scratch
+from ffengine.ops.optim import (
+    LINEAR,
+    ConvGeometry,
+    OptimCall,
+    OptimConfig,
+    OptimState,
+    optim_call,
+)
 from ffengine.reference import weight_update as reference
 
-OPTIM_CODES = {"sgd": 0, "adam": 1, "adamw": 2}
+__all__ = ["ConvGeometry", "OptimConfig", "OptimState", "bytes_moved", "choose", "extra_bytes",
+           "weight_update"]
+
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """An optimizer with the semantics of torch.optim (bias correction included)."""
-
-    kind: Literal["adam", "adamw", "sgd"] = "adamw"
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    momentum: float = 0.0
-    nesterov: bool = False
-
-    def __post_init__(self) -> None:
-        if self.kind not in OPTIM_CODES:
-            raise ValueError(
-                f"[optimizer] kind must be one of {', '.join(OPTIM_CODES)}, got {self.kind!r}")
-        if self.nesterov and (self.kind != "sgd" or self.momentum <= 0):
-            raise ValueError("[optimizer] nesterov expected sgd with momentum > 0, got "
-                             f"{self.kind} with momentum={self.momentum}")
-        for name, value in (("lr", self.lr), ("eps", self.eps), ("momentum", self.momentum),
-                            ("weight_decay", self.weight_decay)):
-            if not value >= 0:
-                raise ValueError(f"[optimizer] {name} must be 0 or more, got {value}")
-        if not all(0 <= b < 1 for b in self.betas):
-            raise ValueError(f"[optimizer] betas must lie in [0, 1), got {self.betas}")
-
-    @property
-    def states(self) -> int:
-        """How many state tensors of the weight's shape the optimizer keeps."""
-        return (1 if self.momentum else 0) if self.kind == "sgd" else 2
-
-
-@dataclass(frozen=True)
-class ConvGeometry:
-    """A convolution's kernel, stride and zero padding."""
-
-    kernel: tuple[int, int]
-    stride: int = 1
-    padding: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.kernel) < 1 or self.stride < 1 or self.padding < 0:
-            raise ValueError("[conv] expected kernel >= 1, stride >= 1, padding >= 0, got "
-                             f"kernel={self.kernel} stride={self.stride} padding={self.padding}")
-
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """(P, Q) of an input of this size."""
-        return ((height + 2 * self.padding - self.kernel[0]) // self.stride + 1,
-                (width + 2 * self.padding - self.kernel[1]) // self.stride + 1)
-
-
-LINEAR = ConvGeometry((1, 1))
-
-
-@dataclass
-class OptimState:
-    """State of one weight: m (Adam's first moment, SGD's momentum), v, steps taken."""
-
-    m: torch.Tensor | None
-    v: torch.Tensor | None
-    step: int = 0
-
-    @classmethod
-    def create(cls, weight: torch.Tensor, config: OptimConfig) -> OptimState:
-        """Zeros in the weight's dtype (fp32, or fp64) and memory layout."""
-        m, v = (torch.zeros_like(weight, requires_grad=False) if config.states > i else None
-                for i in range(2))
-        return cls(m, v)
-
-
-@dataclass(frozen=True, slots=True)
-class OptimCall:
-    """An optimizer step's numbers, as the kernels read them (csrc/params.h: OptimParams)."""
-
-    kind: int
-    lr: float
-    weight_decay: float
-    beta1: float
-    beta2: float
-    eps: float
-    momentum: float
-    nesterov: bool
-    step: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +56,72 @@ class Parameter(NamedTuple):
     grad_out: torch.Tensor | None
 
 
-def optim_call(optim: OptimConfig, step: int) -> OptimCall:
-    """The flat form of `optim` at its `step`-th update (1 at the first)."""
-    return OptimCall(OPTIM_CODES[optim.kind], optim.lr, optim.weight_decay, *optim.betas,
-                     optim.eps, optim.momentum, optim.nesterov, step)
+#: Where the library's fp32 convolution gradient beats ours: input channels below `limit`. ms of one
+#: thread, kernel 3, batch 32 and 4, ours | library; bench/weight_update.py measures it anew.
+LIBRARY_BELOW_CHANNELS = 8
+#   C    O  input  stride  float32, 1 thread(s), ms of batch 32, 4: ours | library
+#   3  100   32²     1     10.70 |    3.09      1.05 |    0.42
+# 100  100   32²     1     46.59 |   46.93      6.15 |    6.29
+# 100  200   32²     2     26.86 |   27.01      3.69 |    4.04
+# 200  200   16²     1     44.39 |   41.39      5.26 |    6.41
+# 200  400   16²     2     26.89 |   28.49      3.32 |    5.45
+# 400  400    8²     1     42.52 |   42.84      5.59 |    8.78
+# 400  800    8²     2     25.68 |   43.06      4.80 |   12.54
+# 800  800    4²     1     43.00 |   81.81      9.05 |   33.52
+#: Elements of da that the bias gradient casts at a time.
+BIAS_CHUNK = 1 << 18
+
+
+def choose(shape: tuple[int, ...], dtype: torch.dtype) -> Literal["library", "im2col"]:
+    """Who forms the gradient on a CPU, of (N, C, H, W, O, P, Q, kH, kW, stride, padding).
+
+    The library rounds a 16-bit gradient to 16 bits, so only fp32 is ever its.
+    """
+    _, c, _, _, _, p, q, *_ = shape
+    small = c < LIBRARY_BELOW_CHANNELS and p * q > 1 and shape[0] > 0
+    return "library" if dtype is torch.float32 and small else "im2col"
+
+
+def bytes_moved(x_shape: tuple[int, ...], da_shape: tuple[int, ...],
+                weight_shape: tuple[int, ...], dtype: torch.dtype, *, optim: OptimConfig,
+                accumulate: bool = False, finish: bool = True) -> int:
+    """Bytes a call must move: x and da read once; buffer, weight and states read and written."""
+    wide = 8 if dtype is torch.float64 else 4
+    tensors = 2 * accumulate + 2 * (1 + optim.states) * finish
+    return dtype.itemsize * (math.prod(x_shape) + math.prod(da_shape)) + (
+        wide * tensors * math.prod(weight_shape))
+
+
+def extra_bytes(x_shape: tuple[int, ...], da_shape: tuple[int, ...],
+                weight_shape: tuple[int, ...], dtype: torch.dtype, *,
+                geometry: ConvGeometry | None = None, accumulate: bool = False,
+                bias: bool = False, backend: str = "cpu") -> int:
+    """Most bytes a call holds beside its arguments: packing buffers, gradients, casts.
+
+    For dense x and da of one layout; `accumulate`: a buffer is given. On the CPU it depends on the
+    number of threads and the instruction set in use, as the packing does.
+    """
+    shape = conv_shape(weight_shape, x_shape, geometry or LINEAR)
+    wide, item = (8 if dtype is torch.float64 else 4), dtype.itemsize
+    n_w, n_x, n_da = math.prod(weight_shape), math.prod(x_shape), math.prod(da_shape)
+    bias_bytes = 4 * wide * da_shape[1] + wide * min(n_da, BIAS_CHUNK) if bias else 0
+    if backend == "cpu" and choose(shape, dtype) == "im2col":
+        return max(_kernel_scratch(shape, dtype, accumulate), bias_bytes)
+    if backend in ("triton", "cuda"):
+        # the weight's and dW's 16-bit forms; the C++ step takes an fp32 gradient
+        return n_w * (2 * item + (4 if backend == "cuda" and item == 2 else 0)) + bias_bytes
+    casts = wide * (n_x + n_da) if item < 4 else 0
+    if backend == "cpu":
+        return wide * 2 * n_w + bias_bytes
+    # the library's fp64 convolution unfolds x and reorders both; Adam holds two temporaries
+    unfolded = wide * (n_x + n_da + n_w + shape[0] * shape[1] * math.prod(shape[5:9]))
+    return wide * 4 * n_w + casts + (unfolded if geometry else 0) + wide * n_da * bias
+
+
+def _kernel_scratch(shape: tuple[int, ...], dtype: torch.dtype, accumulate: bool) -> int:
+    ext = _extension()
+    return int(ext.weight_update_scratch_cpu(shape, DTYPE_CODES[dtype], accumulate,
+                                             ext.num_threads()))
 
 
 def weight_update(
@@ -172,6 +161,12 @@ def weight_update(
     Raises:
         TypeError, ValueError: one line with what was expected and what came.
     """
+    if torch.compiler.is_compiling():
+        from ffengine.ops import library
+
+        library.weight_update(weight, x, da, optim, state, geometry, accumulate, finish, grad_out,
+                              bias, bias_state, bias_accumulate, bias_grad_out, da_scale, backend)
+        return
     main = Parameter(weight, state, accumulate, grad_out)
     extra = None if bias is None else Parameter(bias, bias_state, bias_accumulate, bias_grad_out)
     _check(main, extra, x, da, optim, geometry, finish)
@@ -180,7 +175,7 @@ def weight_update(
     with torch.no_grad():
         _update_weight(main, _dense(x), _dense(da), optim, shape, finish, da_scale, name)
         if extra is not None:
-            grad = reference.bias_gradient(da, bias.dtype)  # type: ignore[union-attr]
+            grad = bias_gradient(da, extra.value.dtype)
             finish_gradient(extra, grad, optim, finish, da_scale, name)
     if finish:
         for p in (main, extra):
@@ -190,8 +185,42 @@ def weight_update(
 
 def _update_weight(p: Parameter, x: torch.Tensor, da: torch.Tensor, optim: OptimConfig,
                    geometry: ConvGeometry, finish: bool, da_scale: float, backend: str) -> None:
-    grad = reference.weight_gradient(x, da, p.value, geometry.stride, geometry.padding)
-    finish_gradient(p, grad, optim, finish, da_scale, backend)
+    shape = conv_shape(tuple(p.value.shape), tuple(x.shape), geometry)
+    if backend == "cpu" and (choose(shape, x.dtype) == "im2col"
+                             or _channels_last(x) != _channels_last(da)):
+        _run_cpu(p, x, da, shape, optim, finish, da_scale)
+        return
+    weight = p.value if backend in ("reference", "cpu") else p.value.to(x.dtype)
+    grad = reference.weight_gradient(x, da, weight, geometry.stride, geometry.padding)
+    finish_gradient(p, _as_laid_out(grad, p.value), optim, finish, da_scale, backend)
+
+
+def _run_cpu(p: Parameter, x: torch.Tensor, da: torch.Tensor, shape: tuple[int, ...],
+             optim: OptimConfig, finish: bool, da_scale: float) -> None:
+    state = p.state if finish else None
+    call = WeightUpdateCall(
+        _channels_last(x), _channels_last(da), not p.value.is_contiguous(),
+        accumulate=p.accumulate is not None, finish=finish, inv_scale=1.0 / da_scale,
+        optim=optim_call(optim, state.step + 1) if state else None)
+    ext = _extension()
+    if scratch.active():
+        scratch.declare(_kernel_scratch(shape, x.dtype, p.accumulate is not None))
+    ext.weight_update_cpu(
+        x.data_ptr(), da.data_ptr(), p.value.data_ptr(), _address(state.m if state else None),
+        _address(state.v if state else None), _address(p.accumulate), _address(p.grad_out), shape,
+        DTYPE_CODES[x.dtype], call)
+
+
+def conv_shape(weight: tuple[int, ...], x: tuple[int, ...],
+               geometry: ConvGeometry) -> tuple[int, ...]:
+    """(N, C, H, W, O, P, Q, kH, kW, stride, padding), as the kernels take it."""
+    n, c, h, w = (*x, 1, 1)[:4]
+    return (n, c, h, w, weight[0], *geometry.output_size(h, w), *geometry.kernel,
+            geometry.stride, geometry.padding)
+
+
+def _address(t: torch.Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
 
 
 def finish_gradient(p: Parameter, grad: torch.Tensor, optim: OptimConfig, finish: bool,
@@ -212,9 +241,47 @@ def finish_gradient(p: Parameter, grad: torch.Tensor, optim: OptimConfig, finish
 def optimizer_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
                    optim: OptimConfig, inv_scale: float, backend: str) -> None:
     """One optimizer step with gradient grad * inv_scale; state.step is left as it is."""
-    if inv_scale != 1.0:
-        grad = grad * inv_scale
-    reference.optimizer_step(weight, grad, state.m, state.v, optim, state.step + 1)
+    if backend == "triton":
+        from ffengine.kernels import weight_update as kernels
+
+        kernels.optimizer_step(weight, grad, state.m, state.v, optim=optim, step=state.step + 1,
+                               inv_scale=inv_scale)
+        return
+    if backend == "reference":
+        grad = grad if inv_scale == 1.0 else grad * inv_scale
+        reference.optimizer_step(weight, grad, state.m, state.v, optim, state.step + 1)
+        return
+    grad = grad.float()
+    arguments = (weight.data_ptr(), _address(state.m), _address(state.v), grad.data_ptr(),
+                 weight.numel(), inv_scale, optim_call(optim, state.step + 1))
+    if backend == "cpu":
+        _extension().optimizer_step_cpu(*arguments)
+    else:
+        stream = torch.cuda.current_stream(weight.device).cuda_stream
+        _extension().optimizer_step_cuda(*arguments, stream)
+
+
+def bias_gradient(da: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Sum of da over samples and pixels in `dtype`, without a cast copy of all of da."""
+    if da.device.type != "cpu" or da.dtype is dtype or da.numel() <= BIAS_CHUNK:
+        return reference.bias_gradient(da, dtype)
+    total = torch.zeros(da.shape[1], dtype=dtype)
+    rows = max(1, BIAS_CHUNK * da.shape[0] // da.numel())
+    for start in range(0, da.shape[0], rows):
+        total += reference.bias_gradient(da[start:start + rows], dtype)
+    return total
+
+
+def _extension() -> ModuleType:
+    ext = backends.extension()
+    assert ext is not None  # resolve() checked
+    return ext
+
+
+def _as_laid_out(grad: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    if _same_layout(grad, like):
+        return grad
+    return torch.empty_like(like, dtype=grad.dtype).copy_(grad)
 
 
 def _dense(t: torch.Tensor) -> torch.Tensor:
@@ -281,7 +348,8 @@ def _check_parameter(role: str, p: Parameter, optim: OptimConfig, finish: bool,
             optim.states > 0, optim.states > 1]:
         raise ValueError(f"[weight_update] {optim.kind} expected {optim.states} state tensors for "
                          f"the {role}: make the state with OptimState.create(weight, optim)")
-    for name, t in (("state.m", state and state.m), ("state.v", state and state.v),
+    for name, t in (("state.m", state.m if state else None),
+                    ("state.v", state.v if state else None),
                     ("accumulate", p.accumulate), ("grad_out", p.grad_out)):
         if t is not None and (t.shape != p.value.shape or t.dtype != p.value.dtype
                               or t.device != p.value.device or not _same_layout(t, p.value)):

@@ -138,7 +138,7 @@ def sparsemax_loss(g: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     ordered = v.detach().sort(1, descending=True).values
     total = ordered.cumsum(1) - 1
     rank = torch.arange(1, g.shape[1] + 1, dtype=g.dtype, device=g.device)
-    size = (rank * ordered > total).sum(1, keepdim=True)
+    size = (rank * ordered > total).sum(1, keepdim=True).clamp_min(1)  # 0: a NaN row
     tau = total.gather(1, size - 1) / size
     # tau is held fixed: d loss / d tau = 0 at its optimum, so the gradient is p - onehot
     p = (v.detach() - tau).clamp_min(0)

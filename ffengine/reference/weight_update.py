@@ -22,9 +22,10 @@ def weight_gradient(x: torch.Tensor, da: torch.Tensor, weight: torch.Tensor, str
     x, da = x.to(weight.dtype), da.to(weight.dtype)
     if weight.dim() == 2:
         return da.t() @ x
-    return torch.ops.aten.convolution_backward(
+    gradient: torch.Tensor = torch.ops.aten.convolution_backward(
         da, x, weight, None, [stride, stride], [padding, padding], [1, 1], False, [0, 0], 1,
         [False, True, False])[1]
+    return gradient
 
 
 def bias_gradient(da: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

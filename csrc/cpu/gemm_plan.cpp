@@ -1,0 +1,168 @@
+#include "gemm_plan.h"
+
+#include <algorithm>
+#include <array>
+#include <map>
+
+#include "gemm.h"
+
+namespace ff {
+namespace {
+
+constexpr int64_t kPackedBytes = 1280 * 1024;  // x's panels beside accumulators in 2 MB of L2
+constexpr int64_t kPackedMost = 2560 * 1024;   // where cutting samples would cost a large dW buffer
+constexpr int64_t kLargeSum = 4 << 20;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// One axis of the grid: output size, kernel, stride, padding, input size.
+struct Axis {
+  int64_t out, kernel, stride, pad, size;
+
+  int64_t source(int64_t position, int64_t phase) const {
+    const int64_t i = position * stride + phase - pad;
+    return i < 0 || i >= size ? -1 : i;
+  }
+  int64_t last(int64_t phase) const { return out - 1 + (kernel - 1 - phase) / stride; }
+
+  // Smallest length at which a position past the end may read the next run's beginning: both are
+  // padding, so right and left (bottom and top) padding share their zeros.
+  int64_t length() const {
+    for (int64_t n = out;; ++n) {
+      bool zeros = true;
+      for (int64_t phase = 0; phase < std::min(stride, kernel); ++phase)
+        for (int64_t i = n; i <= last(phase); ++i)
+          zeros = zeros && source(i, phase) < 0 && source(i - n, phase) < 0;
+      if (zeros) return n;
+    }
+  }
+};
+
+std::vector<int32_t> grid_index(const Axis& y, const Axis& x, int64_t height, int64_t width,
+                                int64_t phase_y, int64_t phase_x) {
+  std::vector<int32_t> index;
+  index.reserve(size_t(height * width));
+  for (int64_t i = 0; i < height; ++i)
+    for (int64_t j = 0; j < width; ++j) {
+      const int64_t r = y.source(i, phase_y), c = x.source(j, phase_x);
+      index.push_back(r < 0 || c < 0 ? -1 : int32_t(r * x.size + c));
+    }
+  return index;
+}
+
+// Every tap's copy of x and shift in it.
+void place_taps(GemmPlan& plan, const Axis& y, const Axis& x) {
+  std::map<std::array<int64_t, 3>, int64_t> known;
+  for (int64_t i = 0; i < y.kernel; ++i)
+    for (int64_t j = 0; j < x.kernel; ++j) {
+      int64_t phase_y = i, phase_x = j, shift = 0;
+      if (!plan.compact) {
+        phase_y = i % y.stride, phase_x = j % x.stride;
+        shift = i / y.stride * plan.grid_width + j / x.stride;
+      }
+      const int64_t first = plan.amx ? shift % 2 : 0;
+      const auto [at, is_new] =
+          known.try_emplace({phase_y, phase_x, first}, int64_t(plan.copies.size()));
+      if (is_new)
+        plan.copies.push_back({grid_index(y, x, plan.grid_height, plan.grid_width, phase_y,
+                                          phase_x), first});
+      plan.tap_copy.push_back(at->second);
+      plan.tap_shift.push_back(shift);
+    }
+}
+
+void place_outputs(GemmPlan& plan, int64_t P, int64_t Q) {
+  if (plan.grid_height == P && plan.grid_width == Q) return;
+  for (int64_t i = 0; i < plan.grid_height; ++i)
+    for (int64_t j = 0; j < plan.grid_width; ++j)
+      plan.da_index.push_back(i < P && j < Q ? int32_t(i * Q + j) : -1);
+}
+
+int64_t copy_positions(const GemmPlan& plan, int64_t samples) {
+  const int64_t shift = *std::max_element(plan.tap_shift.begin(), plan.tap_shift.end());
+  return round_up(round_up(samples * plan.grid(), kAmxStep) + shift, 2);
+}
+
+int64_t panel_bytes(const GemmPlan& plan, int64_t samples) {
+  return int64_t(plan.copies.size()) * copy_positions(plan, samples) * kPanel * (plan.amx ? 2 : 4);
+}
+
+// Blocks of x that stay in L2: few channels over all samples where that is enough work per packed
+// da (dW is then finished tile by tile and never exists), else chunks of samples.
+void block_x(GemmPlan& plan, const WeightUpdateParams& p) {
+  const int64_t all = ceil_div(p.C, kPanel), dw = 4 * p.O * p.C * plan.taps;
+  const int64_t least = std::min(all, std::max<int64_t>(2, ceil_div(512, plan.taps * kPanel)));
+  const int64_t whole = std::max<int64_t>(1, panel_bytes(plan, p.N));
+  plan.samples = p.N;
+  if (whole * least <= (dw > kLargeSum ? kPackedMost : kPackedBytes)) {
+    plan.panels = std::min(all, std::max(least, kPackedBytes / whole));
+  } else {
+    plan.panels = std::min(all, std::max<int64_t>(least, 8));
+    while (plan.panels > 2 && panel_bytes(plan, 1) * plan.panels > kPackedBytes) --plan.panels;
+    const int64_t fit = kPackedBytes / (panel_bytes(plan, 1) * plan.panels);
+    plan.samples = std::min(p.N, std::max<int64_t>(1, fit));
+    plan.samples = ceil_div(p.N, ceil_div(p.N, plan.samples));
+  }
+  plan.panels = std::min(all, round_up(ceil_div(all, ceil_div(all, plan.panels)), 2));
+  plan.needs_sum = plan.samples < p.N;
+  plan.positions = copy_positions(plan, plan.samples);
+  plan.x_bytes = panel_bytes(plan, plan.samples) * plan.panels;
+}
+
+void block_rows(GemmPlan& plan, const WeightUpdateParams& p, int threads) {
+  int64_t most = kAmxRows;
+  if (!plan.amx) { FF_ISA_CALL(fma_rows(&most)) }
+  int64_t blocks = ceil_div(p.O, most);
+  plan.panel_groups = 1;
+  if (blocks < threads)
+    plan.panel_groups = std::min(ceil_div(threads, blocks), ceil_div(plan.panels, 2));
+  else if (blocks < 4 * threads)
+    blocks = std::min(round_up(blocks, threads), p.O);
+  plan.row_blocks = blocks;
+  plan.rows = ceil_div(p.O, blocks);
+}
+
+}  // namespace
+
+int64_t GemmPlan::thread_bytes() const {
+  return round_up(4 * acc_floats, 64) + round_up(da_bytes, 64) + round_up(4 * run_floats, 64);
+}
+
+int64_t GemmPlan::scratch_bytes(int threads, const WeightUpdateParams& p) const {
+  const int64_t sum = needs_sum && !p.grad ? 4 * p.O * p.C * taps : 0;
+  return round_up(x_bytes, 64) + threads * thread_bytes() + round_up(sum, 64);
+}
+
+GemmPlan gemm_plan(const WeightUpdateParams& p, int threads) {
+  GemmPlan plan{};
+  const Axis y{p.P, p.kH, p.stride, p.pad, p.H}, x{p.Q, p.kW, p.stride, p.pad, p.W};
+  plan.amx = p.dtype == DType::bf16 && amx_bf16();
+  plan.taps = p.kH * p.kW;
+  plan.grid_height = y.length();
+  plan.grid_width = x.length();
+  place_taps(plan, y, x);
+  // Compact packs (taps - copies) more copies of x; each costs about 160 / O of all multiplications
+  // (400 -> 400 on 8x8, one thread: shift 7.8 ms, compact 11.1; 200 -> 400 with stride 2, which
+  // needs 7 copies anyway: 5.2 and 4.1).
+  const double waste = double(plan.grid()) / double(p.P * p.Q) - 1;
+  const double saved = double(plan.taps - int64_t(plan.copies.size())) / double(plan.taps);
+  plan.compact = plan.amx && waste > saved * 160.0 / double(p.O);
+  if (plan.compact) {
+    plan.grid_height = p.P, plan.grid_width = p.Q;
+    plan.copies.clear(), plan.tap_copy.clear(), plan.tap_shift.clear();
+    place_taps(plan, y, x);
+  }
+  if (plan.amx) place_outputs(plan, p.P, p.Q);
+  block_x(plan, p);
+  block_rows(plan, p, threads);
+  const int64_t task_panels = round_up(ceil_div(plan.panels, plan.panel_groups), 2);
+  plan.acc_floats = plan.taps * task_panels * plan.rows * kPanel;
+  plan.pass_rows = std::max<int64_t>(1, kFmaChunk / p.Q);
+  plan.da_bytes = plan.amx ? 2 * kAmxRows * kAmxChunk
+                           : 4 * plan.rows * std::max(plan.pass_rows * p.Q, kFmaChunk);
+  plan.run_floats = std::min(p.C, plan.panels * kPanel) * plan.taps + kPanel;
+  return plan;
+}
+
+}  // namespace ff

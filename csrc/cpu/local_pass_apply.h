@@ -1,0 +1,162 @@
+// local_pass, last part: z = (h - mean) * rstd and da, in one sweep over the sample's tile in L2.
+#pragma once
+#include "convert.h"
+#include "local_pass_kernel.h"
+#include "local_pass_prepare.h"
+#include "local_pass_stats.h"
+
+namespace ff {
+namespace FF_ISA {
+
+enum class Gradient { none, mean, squares };
+
+// Coefficients of a run: three constants of a group, or tables over a period.
+struct Constant {
+  float mean_, rstd_, slope_;
+  FF_HD float mean(int64_t) const { return mean_; }
+  FF_HD float rstd(int64_t) const { return rstd_; }
+  FF_HD float slope(int64_t) const { return slope_; }
+};
+struct Table {
+  const float *mean_, *rstd_, *slope_;
+  FF_HD float mean(int64_t j) const { return mean_[j]; }
+  FF_HD float rstd(int64_t j) const { return rstd_[j]; }
+  FF_HD float slope(int64_t j) const { return slope_[j]; }
+};
+
+// Elements [i, i + n) with coefficients 0 .. n - 1. `floor`: see local_pass_prepare.h.
+template <Gradient kGradient, bool kZ, class Source, class Coefficients, class T>
+FF_HD void apply_run(const Source& f, const Coefficients& t, int64_t i, int64_t n, int32_t floor,
+                     T* z, T* da) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    const float h = f.value(i + j);
+    if (kGradient != Gradient::none) {
+      const float d = kGradient == Gradient::squares ? t.slope(j) * (h + h) : t.slope(j);
+      store(da + i + j, int32_t(bits_of(f.alive(i + j, h))) > floor ? d : 0.f);
+    }
+    if (kZ) store(z + i + j, (h - t.mean(j)) * t.rstd(j) + 0.f);
+  }
+}
+
+// dL/dh = coef * slope_scale (* 2h); coef is absent when there is no loss.
+FF_HD float slope_scale(const LocalPassParams& p) {
+  return p.da_scale * p.blend * (p.dropout.threshold != 0 ? p.dropout.keep_scale : 1.f);
+}
+
+FF_HD Constant constants_of(const LocalPassParams& p, int64_t row, int64_t k, float scale) {
+  const int64_t at = row * p.K + k;
+  return {p.stats[2 * at], p.stats[2 * at + 1], p.coef == nullptr ? 0.f : p.coef[at] * scale};
+}
+
+static Table fill_table(const LocalPassParams& p, const LocalPassPlan& plan, int64_t row,
+                        const LocalPassScratch& s) {
+  const float scale = slope_scale(p);
+  for (int64_t k = 0; k < p.K; ++k) {
+    const Constant t = constants_of(p, row, k, scale);
+    for (int64_t c = p.offsets[k]; c < p.offsets[k + 1]; ++c)
+      s.table[0][c] = t.mean_, s.table[1][c] = t.rstd_, s.table[2][c] = t.slope_;
+  }
+  for (int table = 0; table < 3; ++table)
+    for (int64_t j = p.C; j < plan.period; ++j) s.table[table][j] = s.table[table][j - p.C];
+  return {s.table[0], s.table[1], s.table[2]};
+}
+
+template <Gradient kGradient, bool kZ, class Source, class T>
+static void apply_sample(const LocalPassParams& p, const LocalPassPlan& plan, int64_t row,
+                         const Source& f, T* z, T* da, const LocalPassScratch& s) {
+  const int32_t floor = p.straight_through ? -1 : 0;
+  if (!plan.channels_inner) {
+    const float scale = slope_scale(p);
+    for (int64_t k = 0; k < p.K; ++k) {
+      const int64_t begin = p.offsets[k] * plan.pixels_z, end = p.offsets[k + 1] * plan.pixels_z;
+      apply_run<kGradient, kZ>(f, constants_of(p, row, k, scale), begin, end - begin, floor, z, da);
+    }
+    return;
+  }
+  const Table table = fill_table(p, plan, row, s);
+  const int64_t size = p.C * plan.pixels_z;
+  for (int64_t i = 0; i < size; i += plan.period)
+    apply_run<kGradient, kZ>(f, table, i, size - i < plan.period ? size - i : plan.period, floor, z,
+                             da);
+}
+
+// One window's gradient goes to its maximum, the first in row-major order; slope is dL/dh there.
+template <class T>
+FF_HD void pool_window(const float* h, const Windows& w, float slope, int32_t floor, T* da) {
+  const int64_t at[4] = {0, w.step, w.line, w.line + w.step};
+  const float top = larger(larger(h[at[0]], h[at[1]]), larger(h[at[2]], h[at[3]]));
+  bool open = true;
+  for (int i = 0; i < 4; ++i) {
+    const bool wins = open & (h[at[i]] == top);
+    open = open & !wins;
+    store(da + at[i], wins & (int32_t(bits_of(h[at[i]])) > floor) ? slope : 0.f);
+  }
+}
+
+template <class T>
+static void clear_margins(const LocalPassParams& p, const Windows& w, T* da) {
+  for (int64_t o = 0; o < w.outer; ++o) {
+    T* map = da + o * w.map;
+    for (int64_t r = 0; r < p.H; ++r)
+      for (int64_t c = r < 2 * w.rows ? 2 * w.columns : 0; c < p.W; ++c)
+        for (int64_t i = 0; i < w.inner; ++i) store(map + r * w.line + c * w.step + i, 0.f);
+  }
+}
+
+// da through the pool: at each window's winner coef * scale (* 2h), elsewhere 0.
+template <class T>
+static void pool_gradient(const LocalPassParams& p, const LocalPassPlan& plan, int64_t row,
+                          int slot, T* da, const LocalPassScratch& s) {
+  const Windows w = windows_of(p);
+  const float scale = slope_scale(p);
+  const bool squares = p.goodness != Goodness::mean;
+  const int32_t floor = p.straight_through ? -1 : 0;
+  const float *full = s.full[slot], *features = s.features[slot];
+  const Table table = plan.channels_inner ? fill_table(p, plan, row, s) : Table{};
+  int64_t k = 0;
+  for (int64_t o = 0; o < w.outer; ++o) {
+    while (o >= p.offsets[k + 1]) ++k;
+    const float slope = constants_of(p, row, k, scale).slope_;
+    for (int64_t r = 0; r < w.rows; ++r) {
+      const int64_t corner = o * w.map + 2 * r * w.line;
+      const float* pooled = features + (o * w.rows + r) * w.columns * w.inner;
+      for (int64_t c = 0; c < w.columns; ++c)
+#pragma omp simd
+        for (int64_t i = 0; i < w.inner; ++i) {
+          const float own = plan.channels_inner ? table.slope(i) : slope;
+          const float value = squares ? own * 2.f * pooled[c * w.inner + i] : own;
+          const int64_t at = corner + 2 * c * w.step + i;
+          pool_window(full + at, w, value, floor, da + at);
+        }
+    }
+  }
+  clear_margins(p, w, da);
+}
+
+template <class Source, class T>
+static void apply(const LocalPassParams& p, const LocalPassPlan& plan, int64_t row, int slot,
+                  const Source& f, const LocalPassScratch& s) {
+  T* z = p.z == nullptr ? nullptr : static_cast<T*>(p.z) + row * p.C * plan.pixels_z;
+  T* da = p.da == nullptr ? nullptr : static_cast<T*>(p.da) + row * p.C * plan.pixels;
+  if (p.pool && da != nullptr) {
+    pool_gradient(p, plan, row, slot, da, s);
+    da = nullptr;
+  }
+  const bool squares = p.goodness != Goodness::mean;
+  if (da == nullptr) {
+    if (z != nullptr) apply_sample<Gradient::none, true>(p, plan, row, f, z, da, s);
+  } else if (squares) {
+    if (z != nullptr)
+      apply_sample<Gradient::squares, true>(p, plan, row, f, z, da, s);
+    else
+      apply_sample<Gradient::squares, false>(p, plan, row, f, z, da, s);
+  } else if (z != nullptr) {
+    apply_sample<Gradient::mean, true>(p, plan, row, f, z, da, s);
+  } else {
+    apply_sample<Gradient::mean, false>(p, plan, row, f, z, da, s);
+  }
+}
+
+}  // namespace FF_ISA
+}  // namespace ff

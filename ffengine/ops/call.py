@@ -1,0 +1,164 @@
+"""A `local_pass` call as the kernels read it: tensors, flat numbers, the way to a back-end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+
+from ffengine.ops import backends, library
+from ffengine.ops.config import (
+    GOODNESS_CODES,
+    LOSS_CODES,
+    NORM_CODES,
+    LocalPassConfig,
+    Loss,
+    Tile,
+)
+
+
+class LocalPassTensors(NamedTuple):
+    """Destination-passing arguments of a back-end; None where a call has no such tensor."""
+
+    a: torch.Tensor
+    y: torch.Tensor | None
+    g0: torch.Tensor | None
+    h_prev: torch.Tensor | None
+    offsets: torch.Tensor  # (K + 1,) int64, same device as a
+    z: torch.Tensor | None
+    g: torch.Tensor  # (N, K) fp32
+    loss: torch.Tensor | None  # (N,) or (N/2,) fp32
+    coef: torch.Tensor | None  # (N, K) fp32
+    da: torch.Tensor | None
+    stats: torch.Tensor  # (N, K, 2) fp32
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPassCall:
+    """A call's numbers, flat, as the kernels read them (csrc/params.h: LocalPassParams)."""
+
+    groups: int
+    equal_groups: bool
+    channels_last: bool
+    phase: int
+    goodness: int
+    norm: int
+    norm_rms: bool
+    norm_per_group: bool
+    norm_eps: float
+    straight_through: bool
+    pool: bool
+    blend: float
+    dropout_seed: int
+    dropout_layer: int
+    dropout_step: int
+    dropout_threshold: int
+    keep_scale: float
+    loss: int
+    p0: float
+    p1: float
+    p2: float
+    scale: float
+    da_scale: float
+    start: int
+    half: int
+    half_start: int
+
+
+def make_call(a: torch.Tensor, config: LocalPassConfig, tile: Tile, scale: float, phase: int,
+              with_loss: bool) -> LocalPassCall:
+    """Flatten config and tile into what a kernel reads. Pure: unit-tested without a GPU."""
+    n = a.shape[0]
+    p = (0.0, 0.0, 0.0)
+    code, weight = LOSS_CODES["none"], 0.0
+    if with_loss:
+        loss = cast(Loss, config.loss)
+        p, code, weight = loss.kernel_p(), loss.code, loss.scale(tile.rows(n))
+    start, half, half_start = tile.layout(n)
+    drop = config.dropout
+    return LocalPassCall(
+        groups=len(config.offsets(a.shape[1])) - 1,
+        equal_groups=isinstance(config.groups, int),
+        channels_last=memory_layout(a) is torch.channels_last,
+        phase=phase,
+        goodness=GOODNESS_CODES[config.goodness],
+        norm=NORM_CODES[config.norm.kind],
+        norm_rms=config.norm.length == "rms",
+        norm_per_group=config.norm.scope == "group",
+        norm_eps=config.norm.eps,
+        straight_through=config.relu_gradient == "straight_through",
+        pool=config.pool == "max2",
+        blend=config.blend,
+        dropout_seed=drop.seed & (2**64 - 1),
+        dropout_layer=drop.layer & (2**32 - 1),
+        dropout_step=drop.step & (2**32 - 1),
+        dropout_threshold=drop.threshold,
+        keep_scale=drop.keep_scale,
+        loss=code, p0=p[0], p1=p[1], p2=p[2], scale=weight, da_scale=scale,
+        start=start, half=half, half_start=half_start,
+    )
+
+
+def run(backend: str, tensors: LocalPassTensors, call: LocalPassCall) -> None:
+    """Hand a call to a kernel back-end; the one place that knows where they live."""
+    if tensors.a.shape[0] == 0:
+        return
+    if torch.compiler.is_compiling():
+        library.local_pass(backend, tensors, call)
+        return
+    if backend == "triton":
+        from ffengine.kernels import local_pass as kernels
+
+        kernels.local_pass(tensors, call)
+        return
+    ext = backends.extension()
+    assert ext is not None  # resolve() checked
+    if backend == "cpu":
+        ext.local_pass_cpu(*_pointers(tensors), _nchw(tensors.a), _dtype_code(tensors.a), call)
+    else:
+        stream = torch.cuda.current_stream(tensors.a.device).cuda_stream
+        ext.local_pass_cuda(
+            *_pointers(tensors), _nchw(tensors.a), _dtype_code(tensors.a), call, stream)
+
+
+def _pointers(tensors: LocalPassTensors) -> tuple[int, ...]:
+    return tuple(0 if t is None else t.data_ptr() for t in tensors)
+
+
+def _dtype_code(t: torch.Tensor) -> int:
+    return {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}[t.dtype]
+
+
+def _nchw(a: torch.Tensor) -> tuple[int, int, int, int]:
+    n, c, *spatial = a.shape
+    if len(spatial) == 2:
+        return n, c, spatial[0], spatial[1]
+    return n, c, 1, numel(tuple(spatial))
+
+
+_offset_cache: dict[tuple[tuple[int, ...], str], torch.Tensor] = {}
+
+
+def offsets_tensor(offsets: tuple[int, ...], device: str) -> torch.Tensor:
+    key = (offsets, device)
+    if torch.compiler.is_compiling():  # a traced tensor must not outlive its trace
+        return torch.tensor(offsets, dtype=torch.int64, device=device)
+    if key not in _offset_cache:
+        _offset_cache[key] = torch.tensor(offsets, dtype=torch.int64, device=device)
+    return _offset_cache[key]
+
+
+def numel(shape: tuple[int, ...]) -> int:
+    total = 1
+    for s in shape:
+        total *= s
+    return total
+
+
+def memory_layout(a: torch.Tensor) -> torch.memory_format | None:
+    if a.is_contiguous():
+        return torch.contiguous_format
+    if a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return None

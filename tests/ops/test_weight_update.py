@@ -1,0 +1,389 @@
+"""weight_update: the gradient against fp64, the optimizers against torch.optim, memory, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from ffengine.ops import backends, library
+from ffengine.ops.weight_update import (
+    ConvGeometry,
+    OptimConfig,
+    OptimState,
+    bytes_moved,
+    choose,
+    extra_bytes,
+    weight_update,
+)
+from tests.tolerances import assert_close
+
+CPU = ["reference"] + (["cpu"] if backends.extension() is not None else [])
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SGD0 = OptimConfig("sgd", lr=0.0)
+
+# id: N, C, O, H, W, kernel, stride, padding; why
+SHAPES = {
+    "k3": (2, 3, 5, 7, 9, 3, 1, 1),  # few channels, odd map
+    "k3-tails": (3, 17, 33, 9, 6, 3, 1, 1),  # one above a panel, one above a tile pair
+    "k3-s2": (3, 17, 33, 9, 6, 3, 2, 1),
+    "k3-pad2": (2, 7, 9, 5, 5, 3, 1, 2),
+    "k5": (2, 16, 70, 8, 8, 5, 1, 2),
+    "k5-s2-pad0": (2, 16, 40, 8, 9, 5, 2, 0),
+    "k5-pad1": (2, 7, 9, 12, 5, 5, 1, 1),
+    "k1": (3, 40, 20, 8, 8, 1, 1, 0),
+    "k1-s2": (3, 40, 20, 9, 9, 1, 2, 0),
+    "one-pixel": (5, 20, 30, 3, 3, 3, 1, 0),
+    "empty": (0, 4, 6, 8, 8, 3, 1, 1),
+    "one": (1, 20, 40, 8, 8, 3, 1, 1),
+    "compact": (5, 48, 200, 4, 4, 3, 1, 1),  # a copy of x per tap on AMX
+    "chunks": (9, 100, 36, 20, 20, 3, 1, 1),  # more samples than one chunk holds
+}
+
+
+@pytest.fixture(autouse=True)
+def settings_restored() -> Iterator[None]:
+    yield
+    ext = backends.extension()
+    if ext is not None:
+        ext.set_isa("auto")
+        ext.set_num_threads(0)
+
+
+def laid_out(t: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    return t.contiguous(memory_format=torch.channels_last) if channels_last else t.contiguous()
+
+
+def conv_case(shape: tuple[int, ...], dtype: torch.dtype, layout: str = "lll",
+              seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, ConvGeometry]:
+    """(weight, x, da, geometry); layout: x, da, weight each c(ontiguous) or channels_(l)ast."""
+    n, c, o, h, w, k, stride, padding = shape
+    rng = torch.Generator().manual_seed(seed)
+    geometry = ConvGeometry((k, k), stride, padding)
+    x = torch.randn(n, c, h, w, generator=rng) + 0.5
+    da = torch.randn(n, o, *geometry.output_size(h, w), generator=rng)
+    weight = torch.randn(o, c, k, k, generator=rng)
+    return (laid_out(weight, layout[2] == "l"), laid_out(x.to(dtype), layout[0] == "l"),
+            laid_out(da.to(dtype), layout[1] == "l"), geometry)
+
+
+def gradient(weight: torch.Tensor, x: torch.Tensor, da: torch.Tensor,
+             geometry: ConvGeometry | None, backend: str, **kwargs: Any) -> torch.Tensor:
+    out = torch.full_like(weight, float("nan"))
+    weight_update(weight.clone(), x, da, optim=SGD0, state=OptimState.create(weight, SGD0),
+                  geometry=geometry, grad_out=out, backend=backend, **kwargs)
+    return out
+
+
+def check_gradient(weight: torch.Tensor, x: torch.Tensor, da: torch.Tensor,
+                   geometry: ConvGeometry | None, backend: str) -> None:
+    before = x.clone(), da.clone()
+    got = gradient(weight, x, da, geometry, backend)
+    exact = gradient(weight.double(), x.double(), da.double(), geometry, "reference")
+    same = gradient(weight, x, da, geometry, "reference")
+    reduction = max(1, da.numel() // da.shape[1])
+    assert_close(got, exact, same, reduction=reduction, what="dW")
+    assert torch.equal(before[0], x) and torch.equal(before[1], da)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("backend", CPU)
+def test_gradient_of_a_convolution(backend: str, shape: tuple[int, ...],
+                                   dtype: torch.dtype) -> None:
+    weight, x, da, geometry = conv_case(shape, dtype)
+    check_gradient(weight, x, da, geometry, backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["ccc", "llc", "lcl", "cll", "ccl"])
+@pytest.mark.parametrize("name", ["k3", "k3-s2", "compact", "k1"])
+@pytest.mark.parametrize("backend", CPU)
+def test_gradient_in_every_layout(backend: str, name: str, layout: str,
+                                  dtype: torch.dtype) -> None:
+    weight, x, da, geometry = conv_case(SHAPES[name], dtype, layout)
+    check_gradient(weight, x, da, geometry, backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(0, 5, 3), (1, 7, 3), (33, 100, 50), (130, 600, 10)], ids=str)
+@pytest.mark.parametrize("backend", CPU)
+def test_gradient_of_a_linear_layer(backend: str, shape: tuple[int, int, int],
+                                    dtype: torch.dtype) -> None:
+    n, features, out = shape
+    rng = torch.Generator().manual_seed(1)
+    x = (torch.randn(n, features, generator=rng) + 0.5).to(dtype)
+    da = torch.randn(n, out, generator=rng).to(dtype)
+    check_gradient(torch.zeros(out, features), x, da, None, backend)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["k3-tails", "k5-s2-pad0", "chunks"])
+def test_gradient_on_every_instruction_set(name: str, dtype: torch.dtype, isa: str) -> None:
+    ext = backends.extension()
+    if ext is None or isa not in ext.build_info()["isas"].split():
+        return
+    try:
+        ext.set_isa(isa)
+    except ValueError:
+        return  # this processor lacks it
+    weight, x, da, geometry = conv_case(SHAPES[name], dtype)
+    check_gradient(weight, x, da, geometry, "cpu")
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_special_values_reach_the_gradient(backend: str) -> None:
+    for dtype in DTYPES:
+        weight, x, da, geometry = conv_case(SHAPES["k3-tails"], dtype)
+        da[1, 4, 3, 3] = float("nan")
+        x[0, 2, 4, 4] = float("inf")
+        grad = gradient(weight, x, da, geometry, backend)
+        assert grad[4].isnan().all()
+        assert not grad[:, 2].isfinite().any()
+        clean = torch.ones_like(grad, dtype=torch.bool)
+        clean[4] = clean[:, 2] = False
+        assert grad[clean].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("backend", CPU)
+def test_tiles_add_up_to_the_whole(backend: str, dtype: torch.dtype) -> None:
+    weight, x, da, geometry = conv_case((7, 20, 24, 6, 6, 3, 1, 1), dtype)
+    optim = OptimConfig("adam", lr=0.01)
+    buffer, out, tiled = torch.zeros_like(weight), torch.empty_like(weight), weight.clone()
+    state = OptimState.create(weight, optim)
+    for start in range(0, 7, 3):
+        tile = slice(start, start + 3)
+        weight_update(tiled, x[tile], da[tile], optim=optim, state=state, geometry=geometry,
+                      accumulate=buffer, finish=start == 6, grad_out=out, backend=backend)
+        assert torch.equal(tiled, weight) == (start < 6)
+    exact = gradient(weight.double(), x.double(), da.double(), geometry, "reference")
+    same = gradient(weight, x, da, geometry, "reference")
+    assert_close(out, exact, same, reduction=7 * 36, what="sum of tiles")
+    assert torch.equal(buffer, out)
+    assert state.step == 1
+
+
+OPTIMIZERS = [
+    OptimConfig("adam", lr=0.01), OptimConfig("adam", lr=0.01, weight_decay=0.1),
+    OptimConfig("adamw", lr=0.02, weight_decay=0.3, betas=(0.8, 0.95), eps=1e-6),
+    OptimConfig("sgd", lr=0.1), OptimConfig("sgd", lr=0.1, weight_decay=0.1, momentum=0.9),
+    OptimConfig("sgd", lr=0.1, momentum=0.9, nesterov=True),
+]
+
+
+def torch_optimizer(parameter: torch.Tensor, c: OptimConfig) -> torch.optim.Optimizer:
+    if c.kind == "sgd":
+        return torch.optim.SGD([parameter], lr=c.lr, momentum=c.momentum, nesterov=c.nesterov,
+                               weight_decay=c.weight_decay)
+    kind = torch.optim.Adam if c.kind == "adam" else torch.optim.AdamW
+    return kind([parameter], lr=c.lr, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay)
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS,
+                         ids=lambda c: f"{c.kind}-{c.weight_decay}-{c.momentum}")
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("backend", CPU)
+def test_optimizers_are_torchs(backend: str, channels_last: bool, optim: OptimConfig) -> None:
+    """The steps are torch.optim's, given the gradient that came out."""
+    weight = laid_out(torch.randn(6, 21, 3, 3, generator=torch.Generator().manual_seed(2)),
+                      channels_last)
+    bias = torch.linspace(-1, 1, 6)
+    mine = {d: (weight.to(d, copy=True), bias.to(d, copy=True))
+            for d in (torch.float32, torch.float64)}
+    steppers = {d: [torch_optimizer(p, optim) for p in pair] for d, pair in mine.items()}
+    state, bias_state = OptimState.create(weight, optim), OptimState.create(bias, optim)
+    out, bias_out = torch.empty_like(weight), torch.empty_like(bias)
+    for step in range(4):
+        _, x, da, geometry = conv_case((2, 21, 6, 5, 5, 3, 1, 1), torch.float32, seed=step)
+        weight_update(weight, x, da, optim=optim, state=state, geometry=geometry, grad_out=out,
+                      bias=bias, bias_state=bias_state, bias_grad_out=bias_out, backend=backend)
+        for d, pair in mine.items():
+            for parameter, grad, stepper in zip(pair, (out, bias_out), steppers[d], strict=True):
+                parameter.grad = grad.to(d)
+                stepper.step()
+    assert state.step == bias_state.step == 4
+    for got, exact, same in zip((weight, bias), mine[torch.float64], mine[torch.float32],
+                                strict=True):
+        assert_close(got, exact, same, reduction=4, what=optim.kind)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", CPU)
+def test_bias_gradient(backend: str, dtype: torch.dtype) -> None:
+    for shape in ((3, 4, 40, 9, 7, 3, 1, 1), (40, 4, 40, 20, 20, 1, 1, 0)):
+        weight, x, da, geometry = conv_case(shape, dtype)
+        out = torch.empty(40)
+        buffer = torch.ones(40)
+        weight_update(weight, x, da, optim=SGD0, state=OptimState.create(weight, SGD0),
+                      geometry=geometry, bias=torch.zeros(40), bias_accumulate=buffer,
+                      bias_state=OptimState.create(out, SGD0), bias_grad_out=out, backend=backend)
+        exact = da.double().sum((0, 2, 3)) + 1
+        assert_close(out, exact, da.float().sum((0, 2, 3)) + 1, reduction=da.numel() // 40,
+                     what="bias gradient")
+        assert torch.equal(buffer, out)
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_da_scale_is_taken_out(backend: str) -> None:
+    weight, x, da, geometry = conv_case(SHAPES["k3-tails"], torch.float16)
+    plain = gradient(weight, x, da, geometry, backend)
+    assert torch.equal(gradient(weight, x, da * 2, geometry, backend, da_scale=2.0), plain)
+    buffer = torch.zeros_like(weight)
+    weight_update(weight, x, da * 4, optim=SGD0, state=None, geometry=geometry, accumulate=buffer,
+                  finish=False, da_scale=4.0, backend=backend)
+    assert torch.equal(buffer, plain)
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_no_samples_still_step(backend: str) -> None:
+    weight, x, da, geometry = conv_case(SHAPES["empty"], torch.float32)
+    optim = OptimConfig("adamw", lr=0.1, weight_decay=0.5)
+    state, stepped = OptimState.create(weight, optim), weight.clone()
+    weight_update(stepped, x, da, optim=optim, state=state, geometry=geometry, backend=backend)
+    assert state.step == 1
+    torch.testing.assert_close(stepped, weight * 0.95)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["k3-tails", "compact", "chunks", "k3-s2"])
+def test_any_thread_count_gives_the_same_bits(name: str, dtype: torch.dtype) -> None:
+    ext = backends.extension()
+    if ext is None:
+        return
+    weight, x, da, geometry = conv_case(SHAPES[name], dtype)
+    results = []
+    for threads in (1, 2, 3, 7):
+        ext.set_num_threads(threads)
+        results.append(gradient(weight, x, da, geometry, "cpu"))
+    assert all(torch.equal(r, results[0]) for r in results)
+
+
+def peak_allocated(call: Any) -> int:
+    """Most bytes of tensors alive at once during a call, beyond those before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p:
+        call()
+    events = [e for e in p.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("name", ["k3", "k3-tails", "compact", "chunks", "k1-s2"])
+@pytest.mark.parametrize("backend", CPU)
+def test_declared_memory_is_kept(backend: str, name: str, accumulate: bool,
+                                 dtype: torch.dtype) -> None:
+    weight, x, da, geometry = conv_case(SHAPES[name], dtype)
+    optim, bias = OptimConfig(), torch.zeros(da.shape[1])
+    state, bias_state = OptimState.create(weight, optim), OptimState.create(bias, optim)
+    buffer = torch.zeros_like(weight) if accumulate else None
+    ext = backends.extension()
+
+    def call() -> None:
+        weight_update(weight, x, da, optim=optim, state=state, geometry=geometry, bias=bias,
+                      accumulate=buffer, bias_state=bias_state, backend=backend)
+
+    if ext is not None:
+        ext.scratch_peak_cpu(True)
+    allocated = peak_allocated(call)
+    kernel = ext.scratch_peak_cpu(True) if ext is not None else 0
+    declared = extra_bytes(tuple(x.shape), tuple(da.shape), tuple(weight.shape), dtype,
+                           geometry=geometry, accumulate=accumulate, bias=True, backend=backend)
+    assert max(allocated, kernel) <= declared
+    if backend == "cpu" and kernel:
+        alone = extra_bytes(tuple(x.shape), tuple(da.shape), tuple(weight.shape), dtype,
+                            geometry=geometry, accumulate=accumulate, backend=backend)
+        assert kernel == alone
+
+
+def test_bytes_moved() -> None:
+    shapes = (2, 3, 4, 4), (2, 5, 4, 4), (5, 3, 3, 3)
+    maps, weights = 2 * (96 + 160), 4 * 135
+    assert bytes_moved(*shapes, torch.bfloat16, optim=OptimConfig()) == maps + 6 * weights
+    assert bytes_moved(*shapes, torch.bfloat16, optim=SGD0, accumulate=True,
+                       finish=False) == maps + 2 * weights
+
+
+def test_choice_is_pure() -> None:
+    deep = (32, 800, 4, 4, 800, 4, 4, 3, 3, 1, 1)
+    first = (32, 3, 32, 32, 100, 32, 32, 3, 3, 1, 1)
+    assert choose(deep, torch.float32) == "im2col"
+    assert choose(first, torch.float32) == "library"
+    assert choose(first, torch.bfloat16) == "im2col"
+
+
+@pytest.mark.parametrize("name", ["k3-tails", "empty", "linear"])
+def test_registered_op(name: str) -> None:
+    optim = OptimConfig()
+    if name == "linear":
+        weight, geometry = torch.randn(5, 7), []
+        x, da = torch.randn(3, 7), torch.randn(3, 5)
+    else:
+        weight, x, da, shape = conv_case(SHAPES[name], torch.float32)
+        geometry = [*shape.kernel, shape.stride, shape.padding]
+    state, buffer = OptimState.create(weight, optim), torch.zeros_like(weight)
+    assert library.library is not None
+    torch.library.opcheck(torch.ops.ffengine.weight_update.default, (
+        weight, x, da, state.m, state.v, buffer, torch.zeros_like(weight), None, None, None, None,
+        None, optim.kind, [optim.lr, *optim.betas, optim.eps, 0.0, 0.0], False, 0, geometry, True,
+        1.0, "auto"))
+
+
+def test_registered_op_equals_the_function() -> None:
+    weight, x, da, geometry = conv_case(SHAPES["k3-tails"], torch.float32)
+    optim = OptimConfig(weight_decay=0.1)
+    results = []
+    for call in (weight_update, None):
+        mine, state = weight.clone(), OptimState.create(weight, optim)
+        if call is not None:
+            call(mine, x, da, optim=optim, state=state, geometry=geometry)
+        else:
+            library.weight_update(mine, x, da, optim, state, geometry, None, True, None, None, None,
+                                  None, None, 1.0, "auto")
+        assert state.step == 1
+        results.append(mine)
+    assert torch.equal(*results)
+
+
+def test_errors_are_one_line() -> None:
+    weight, x, da, geometry = conv_case((2, 3, 4, 6, 6, 3, 1, 1), torch.float32, "ccc")
+    optim = OptimConfig()
+    state = OptimState.create(weight, optim)
+
+    def call(**changes: Any) -> None:
+        given: dict[str, Any] = {"weight": weight, "x": x, "da": da, "optim": optim,
+                                 "state": state, "geometry": geometry, **changes}
+        weight_update(given.pop("weight"), given.pop("x"), given.pop("da"), **given)
+
+    for error, changes in [
+        (ValueError, {"da": da[:, :, :5]}), (ValueError, {"da": da[:1]}),
+        (ValueError, {"x": x[:, :2]}), (ValueError, {"geometry": ConvGeometry((5, 5), 1, 2)}),
+        (ValueError, {"geometry": ConvGeometry((3, 3), 2, 1)}), (ValueError, {"geometry": None}),
+        (ValueError, {"state": None}), (ValueError, {"backend": "gpu"}),
+        (ValueError, {"state": OptimState(None, None)}),
+        (ValueError, {"accumulate": torch.zeros(4, 3, 3)}),
+        (ValueError, {"accumulate": laid_out(torch.zeros_like(weight), True)}),
+        (ValueError, {"bias": torch.zeros(3), "bias_state": OptimState.create(weight, optim)}),
+        (TypeError, {"x": x.bfloat16()}), (TypeError, {"x": x.long(), "da": da.long()}),
+        (TypeError, {"weight": weight.double()}),
+    ]:
+        with pytest.raises(error) as caught:
+            call(**changes)
+        assert "\n" not in str(caught.value) and str(caught.value).startswith("[")
+    if "cpu" in CPU:
+        wide = {k: v.double() for k, v in (("weight", weight), ("x", x), ("da", da))}
+        with pytest.raises(ValueError, match="usable: reference"):
+            call(**wide, state=OptimState.create(wide["weight"], optim), backend="cpu")
+    for bad in ({"kind": "lion"}, {"lr": -1.0}, {"nesterov": True}, {"betas": (1.0, 0.9)}):
+        with pytest.raises(ValueError):
+            OptimConfig(**bad)  # type: ignore[arg-type]
+    with pytest.raises(ValueError):
+        ConvGeometry((3, 3), 0)
