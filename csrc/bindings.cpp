@@ -201,6 +201,14 @@ PYBIND11_MODULE(_C, module) {
                local_pass(a, y, g0, h_prev, offsets, z, g, loss, coef, da, stats, shape, dtype,
                           call, [](const LocalPassParams& p) { local_pass_cpu(p); });
              });
+  module.def("local_pass_scratch_cpu", [](const Shape4& shape, int dtype, const py::object& call,
+                                         bool has_h_prev, bool has_z) {
+    LocalPassParams p = local_pass_params(shape, dtype, call);
+    float there = 0.f;
+    p.h_prev = has_h_prev ? &there : nullptr;
+    p.z = has_z ? &there : nullptr;
+    return local_pass_scratch_cpu(p);
+  });
   module.def("weight_update_cpu", &weight_update);
   module.def("weight_update_scratch_cpu",
              [](const ConvShape& s, int dtype, bool has_grad, int threads) {

@@ -8,6 +8,8 @@
 namespace ff {
 
 void local_pass_cpu(const LocalPassParams& p);
+// Scratch bytes that call would hold; its pointers are only tested for null.
+int64_t local_pass_scratch_cpu(const LocalPassParams& p);
 void weight_update_cpu(const WeightUpdateParams& p);
 // Scratch bytes that call would hold (its pointers are only tested for null), and the most that was
 // held since the last reset.

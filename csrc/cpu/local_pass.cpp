@@ -53,6 +53,11 @@ int team_of(int64_t items, int64_t elements) {
   return int(std::min<int64_t>(useful, num_threads()));
 }
 
+// What the threads share out: samples, or pairs of them.
+int64_t items_of(const LocalPassParams& p) {
+  return p.loss_params.kind == Loss::symba ? p.N / 2 : p.N;
+}
+
 constexpr int64_t kAlign = 64;
 int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
@@ -83,12 +88,18 @@ struct Free {
 
 }  // namespace
 
+int64_t local_pass_scratch_cpu(const LocalPassParams& p) {
+  const LocalPassPlan plan = make_plan(p);
+  LocalPassScratch measure{};
+  return lay_out(p, plan, nullptr, &measure) * team_of(items_of(p), p.N * p.C * plan.pixels);
+}
+
 void local_pass_cpu(const LocalPassParams& p) {
   if (p.N == 0) return;
   const bool paired = p.loss_params.kind == Loss::symba;
   FF_CHECK(!paired || p.N % 2 == 0, "[local_pass] symba needs an even number of rows, got " << p.N);
   const LocalPassPlan plan = make_plan(p);
-  const int64_t items = paired ? p.N / 2 : p.N;
+  const int64_t items = items_of(p);
   const int team = team_of(items, p.N * p.C * plan.pixels);
   LocalPassScratch measure{};
   const int64_t each = lay_out(p, plan, nullptr, &measure);

@@ -7,7 +7,7 @@ from typing import NamedTuple, cast
 
 import torch
 
-from ffengine.ops import backends, library
+from ffengine.ops import backends, library, scratch
 from ffengine.ops.config import (
     GOODNESS_CODES,
     LOSS_CODES,
@@ -115,11 +115,23 @@ def run(backend: str, tensors: LocalPassTensors, call: LocalPassCall) -> None:
     ext = backends.extension()
     assert ext is not None  # resolve() checked
     if backend == "cpu":
-        ext.local_pass_cpu(*_pointers(tensors), _nchw(tensors.a), _dtype_code(tensors.a), call)
+        if scratch.active():
+            scratch.declare(cpu_scratch(tensors.a, call, tensors.h_prev is not None,
+                                        tensors.z is not None))
+        ext.local_pass_cpu(*_pointers(tensors), nchw(tensors.a), _dtype_code(tensors.a), call)
     else:
         stream = torch.cuda.current_stream(tensors.a.device).cuda_stream
         ext.local_pass_cuda(
-            *_pointers(tensors), _nchw(tensors.a), _dtype_code(tensors.a), call, stream)
+            *_pointers(tensors), nchw(tensors.a), _dtype_code(tensors.a), call, stream)
+
+
+def cpu_scratch(a: torch.Tensor, call: LocalPassCall, has_h_prev: bool, has_z: bool) -> int:
+    """Bytes the C++ kernel's threads hold beside the tensors, for a of this shape and dtype."""
+    ext = backends.extension()
+    if ext is None:
+        return 0
+    held: int = ext.local_pass_scratch_cpu(nchw(a), _dtype_code(a), call, has_h_prev, has_z)
+    return held
 
 
 def _pointers(tensors: LocalPassTensors) -> tuple[int, ...]:
@@ -130,7 +142,7 @@ def _dtype_code(t: torch.Tensor) -> int:
     return {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}[t.dtype]
 
 
-def _nchw(a: torch.Tensor) -> tuple[int, int, int, int]:
+def nchw(a: torch.Tensor) -> tuple[int, int, int, int]:
     n, c, *spatial = a.shape
     if len(spatial) == 2:
         return n, c, spatial[0], spatial[1]

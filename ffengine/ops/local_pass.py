@@ -17,8 +17,10 @@ from ffengine.ops import backends
 from ffengine.ops.call import (
     LocalPassCall,
     LocalPassTensors,
+    cpu_scratch,
     make_call,
     memory_layout,
+    nchw,
     numel,
     offsets_tensor,
     run,
@@ -65,11 +67,37 @@ def bytes_moved(shape: tuple[int, ...], dtype: torch.dtype, config: LocalPassCon
     return item * (elements + pooled * want_z + elements * want_da + blend) + acc * n * (2 * k + 1)
 
 
-def extra_bytes(shape: tuple[int, ...], dtype: torch.dtype, config: LocalPassConfig) -> int:
-    """Scratch bytes a kernel back-end holds beside inputs and outputs: the (N, K, 2) statistics."""
-    if dtype is torch.float64:  # reference only: plain PyTorch keeps whole maps
-        return 8 * numel(shape) * 4
-    return 4 * shape[0] * (len(config.offsets(shape[1])) - 1) * 2
+def extra_bytes(shape: tuple[int, ...], dtype: torch.dtype, config: LocalPassConfig, *,
+                backend: str = "cpu", channels_last: bool = False, want_z: bool = True) -> int:
+    """Scratch bytes a back-end holds beside inputs and outputs.
+
+    Every kernel back-end keeps the (N, K, 2) statistics; cpu one sample a thread where dropout,
+    pool or blend need it; triton the partial moments of groups that one program cannot hold.
+    """
+    if backend == "reference":  # plain PyTorch keeps whole maps
+        return max(dtype.itemsize, 4) * numel(shape) * 4
+    k = len(config.offsets(shape[1])) - 1
+    stats = 4 * shape[0] * k * 2
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    a = torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
+    if backend == "triton":
+        return stats + _triton_partials(a, config, k)
+    if backend == "cpu" and shape[0]:
+        call = make_call(a, config, WHOLE, 1.0, PHASE_FUSED, isinstance(config.loss, Loss))
+        return stats + cpu_scratch(a, call, config.blend != 1.0, want_z)
+    return stats
+
+
+def _triton_partials(a: torch.Tensor, config: LocalPassConfig, groups: int) -> int:
+    from ffengine.kernels.launch import plan_launch, scratch_bytes
+
+    n, c, h, w = nchw(a)
+    launch = plan_launch(
+        c, h, w, groups, equal=isinstance(config.groups, int),
+        channels_last=memory_layout(a) is torch.channels_last, pool=config.pool == "max2",
+        itemsize=a.element_size(), dropout=config.dropout.p > 0)
+    held: int = scratch_bytes(n, groups, launch)
+    return held
 
 
 def local_pass(
