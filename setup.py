@@ -38,7 +38,7 @@ class CMakeBuild(build_ext):
                   file=sys.stderr)
 
     def copy_extensions_to_source(self) -> None:
-        """In place: the old module goes first, so none is left stale or overwritten while mapped."""
+        """In place: the old module goes first, so none is left stale or overwritten in use."""
         for old in (ROOT / "ffengine").glob("_C.*"):
             old.unlink()
         super().copy_extensions_to_source()

@@ -1,0 +1,53 @@
+"""Forward-Forward (layer-local) learning in less memory and time than backpropagation.
+
+    import ffengine as ff
+    net = ff.models.create("deeperforward/resnet17", num_classes=10, in_channels=3)
+    trainer = ff.Trainer(net, epochs=150, lr=0.08, memory_budget="440MB")
+    trainer.fit(train_loader, valid_loader)
+
+Names load when they are first used, so importing this costs nothing and needs no GPU, no
+compiled kernels.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ffengine import data as data
+    from ffengine import losses as losses
+    from ffengine import models as models
+    from ffengine import nn as nn
+    from ffengine.engine.batch import Batch as Batch
+    from ffengine.engine.guard import TrainingInterrupted as TrainingInterrupted
+    from ffengine.engine.guard import TrainingStopped as TrainingStopped
+    from ffengine.engine.trainer import Trainer as Trainer
+    from ffengine.env import env_report as env_report
+
+__version__ = "0.1.0"
+
+_MODULES = ("data", "losses", "models", "nn")
+_NAMES = {
+    "Batch": "ffengine.engine.batch",
+    "Trainer": "ffengine.engine.trainer",
+    "TrainingInterrupted": "ffengine.engine.guard",
+    "TrainingStopped": "ffengine.engine.guard",
+    "env_report": "ffengine.env",
+}
+__all__ = [
+    "Batch", "Trainer", "TrainingInterrupted", "TrainingStopped", "__version__", "data",
+    "env_report", "losses", "models", "nn",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"ffengine.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    raise AttributeError(f"module 'ffengine' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ def digest(t: torch.Tensor) -> np.ndarray:
 def sample(t: torch.Tensor) -> np.ndarray:
     a = t.detach().double().contiguous().numpy().ravel()
     return a[[(j * (a.size - 1)) // 15 for j in range(16)]]
+
+
+def parameter(net: LocalNet, name: str) -> torch.nn.Parameter:
+    """The parameter a file calls e.g. layers.3.weight."""
+    index, kind = re.search(r"(\d+)\D*(weight|bias)$", name).groups()
+    return getattr(net.layer(int(index)), kind)
 
 
 @dataclass
@@ -87,10 +94,25 @@ class Golden:
             assert layer.geometry.padding == row["pad"]
         net.to(dtype)
         with torch.no_grad():
-            parameters = dict(net.named_parameters())
             for i, name in enumerate(c["param_names"]):
-                parameters[name].copy_(self.initial(i))
+                parameter(net, name).copy_(self.initial(i))
         return net
+
+    def scheduler(self, optimizer: LocalOptimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        """Steps once per entry of `config.epochs`; CNN-14 and NoResnet fix T_max at 150."""
+        fixed = self.config["arch"] in ("vgg", "noresnet") or "epochs_T" not in self.config
+        return torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimizer, 150 if fixed else self.config["epochs_T"], self.config["lr_min"])
+
+    def last_steps(self) -> set[int]:
+        """Steps after which the scheduler moves."""
+        return {epoch[-1] for epoch in self.config["epochs"]}
+
+    def validation(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The held-out batches, as the authors' loader cut them."""
+        sizes = self.config["val"]
+        return list(zip(self.tensor("val.x").split(sizes), self.labels("val.y").split(sizes),
+                        strict=True))
 
     def optim(self) -> OptimConfig:
         kind, options = self.config["optimizer"]
@@ -99,6 +121,3 @@ class Golden:
 
     def optimizer(self, net: LocalNet) -> LocalOptimizer:
         return LocalOptimizer(net.named_parameters(), self.optim())
-
-    def lr_of_step(self, t: int) -> float:
-        return float(self.arrays["lr"][t])

@@ -29,6 +29,9 @@ KINDS = ("parameter", "state", "gradient", "feature", "scratch")
 LIBRARY_OPS = ("conv", "mm", "addmm", "bmm", "linear", "group_norm", "layer_norm", "_softmax",
                "pool", "mkldnn", "fused_adam", "foreach")
 
+#: Peak bytes inside a library op, by signature; a profile costs milliseconds, so all meters share.
+_inside: dict[Any, int] = {}
+
 
 @dataclass
 class MemoryReport:
@@ -46,7 +49,7 @@ class MemoryReport:
         return self.peak_bytes - self.floor_bytes
 
 
-class MemoryMeter(TorchDispatchMode):
+class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """`with MemoryMeter(parameter=..., state=...) as meter:` … `meter.report.peak_bytes`.
 
     Args:
@@ -54,11 +57,10 @@ class MemoryMeter(TorchDispatchMode):
     """
 
     def __init__(self, **known: Iterable[torch.Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.report = MemoryReport()
         self._live = dict.fromkeys(KINDS, 0)
         self._refs: dict[int, Any] = {}
-        self._inside: dict[Any, int] = {}
         for kind, tensors in known.items():
             for tensor in tensors:
                 self.track(tensor, kind)
@@ -87,11 +89,11 @@ class MemoryMeter(TorchDispatchMode):
 
     def __enter__(self) -> MemoryMeter:
         scratch.listen(self._note)
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        super().__exit__(*exc)
+        super().__exit__(*exc)  # type: ignore[no-untyped-call]
         scratch.unlisten(self._note)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (),
@@ -113,11 +115,11 @@ class MemoryMeter(TorchDispatchMode):
     def _library_call(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run a library op; its inside is measured at the first call of a signature."""
         key = (func.name(), *(signature(leaf) for leaf in tree_leaves((args, kwargs))))
-        if key not in self._inside:
-            out, self._inside[key] = call_measured(func, args, kwargs)
+        if key not in _inside:
+            out, _inside[key] = call_measured(func, args, kwargs)
         else:
             out = func(*args, **kwargs)
-        self._note(self._inside[key])
+        self._note(_inside[key])
         return out
 
 
@@ -148,7 +150,7 @@ class allocator_events:
 
     def __init__(self) -> None:
         self.peak = 0
-        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self._profile: Any = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
 
     def __enter__(self) -> allocator_events:
         self._profile.__enter__()

@@ -115,10 +115,14 @@ class Planner:
                                  f"{self.smallest().peak_bytes / 1e6:.1f} MB at batch "
                                  f"{self.sizes.batch}")
             return plan
-        fastest = self._fastest(None)
-        assert fastest is not None
-        limit = 1.05 * fastest.seconds
+        limit = 1.05 * self.fastest().seconds
         return self._bisect(lambda plan: plan is not None and plan.seconds <= limit)
+
+    def fastest(self) -> Plan:
+        """The plan with the least modelled time, whatever it holds."""
+        plan = self._fastest(None)
+        assert plan is not None
+        return plan
 
     def smallest(self) -> Plan:
         """The plan with the lowest peak."""
@@ -189,13 +193,21 @@ class _Walk:
         self.aliased = first.shortcut_in_is_x
         self.peak = 0
         self.grads = 0
+        # the step's report keeps every layer's goodness; a tiled run peaks in its last tile, when
+        # that of all its layers exists
+        self.report = sizes.batch * sum(s.goodness_bytes for s in sizes.layers[:start])
+        self.kept = 0
         self.seconds = 0.0
 
     def _note(self, *more: int) -> None:
-        self.peak = max(self.peak, self.x + self.shortcut + sum(more))
+        self.peak = max(self.peak, self.report + self.x + self.shortcut + sum(more))
 
     def layer(self, s: LayerSizes) -> None:
         n = self.tile
+        if self.whole:
+            self.report += n * s.goodness_bytes
+        else:
+            self.kept += self.sizes.batch * s.goodness_bytes
         x, held = self.x, 0
         if s.transform_bytes:
             self._note(n * s.transform_bytes)
@@ -207,7 +219,7 @@ class _Walk:
             self.x = 0
         a = n * s.a_bytes
         small = n * s.small_bytes
-        self._note(held, x, a, s.forward_scratch)
+        self._note(held, x, a, s.forward_scratch(n))
         self._note(held, x, a, a, small)
         self._note(held, x, a, a, small, s.update_scratch(n, self.whole))
         if self.aliased:  # the map lives on as the shortcut alone
@@ -259,7 +271,7 @@ class _Walk:
             after = 0 if last or over_x else last_layer.out_bytes
             if new_shortcut and not over_s and not last:
                 after += last_layer.shortcut_out_bytes
-            peak += batch * (before + after) + self.grads
+            peak += batch * (before + after) + self.grads + self.kept
         return Run(layers, self.tile, last_layer.out_shape,
                    last_layer.shortcut_out_shape if kept and not last else None,
                    last_layer.shortcut_out_is_x, over_x, over_s, last,

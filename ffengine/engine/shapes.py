@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ffengine.engine.meter import call_measured
-from ffengine.nn.layers import LocalLayer
+from ffengine.nn.layers import LocalLayer, as_channels_last
 from ffengine.nn.network import LocalNet, halved
 from ffengine.ops import backends
 from ffengine.ops import weight_update as update_op
@@ -29,7 +29,8 @@ class LayerSizes:
     transform_bytes: int  # what the transform allocates; 0: the map itself
     a_bytes: int  # pre-activation, and da
     z_bytes: int
-    small_bytes: int  # goodness, loss, coef, statistics
+    small_bytes: int  # loss, coef, statistics
+    goodness_bytes: int  # kept until the step's report
     out_bytes: int  # after the join
     pooled_branch_bytes: int
     shortcut_out_shape: tuple[int, ...] | None
@@ -39,7 +40,7 @@ class LayerSizes:
     branch: bool
     shortcut_live_after: bool
     weight_bytes: int
-    forward_scratch: int  # whole call, independent of the tile in channels_last
+    forward_scratch: Callable[[int], int]  # of the tile: what the library's forward holds
     update_scratch: Callable[[int, bool], int]  # of (tile, whole batch in one tile)
     pixels: int
     flops: int  # forward and weight gradient
@@ -74,7 +75,9 @@ def measure(net: LocalNet, batch: int, dtype: torch.dtype, *, states: int, devic
 
 def _with_shortcuts(net: LocalNet, rows: list[dict[str, object]], item: int) -> list[LayerSizes]:
     """Follow the live shortcut through the chain."""
-    out, shape, is_x = [], None, False
+    out: list[LayerSizes] = []
+    shape: tuple[int, ...] | None = None
+    is_x = False
     for i, row in enumerate(rows):
         wire = net.wires[i]
         before, before_is_x = shape, is_x
@@ -112,6 +115,7 @@ def _layer(net: LocalNet, i: int, dtype: torch.dtype, device: str,
     resolved = backends.resolve("weight_update", backend, device, dtype)
     cast = weight.numel() * item if weight.dtype is not dtype else 0
     last = i + 1 == len(net.layers)
+    accumulate = 8 if dtype is torch.float64 else 4
     return {
         "x_shape": x_shape,
         "out_shape": net.shapes[i + 1],
@@ -119,11 +123,12 @@ def _layer(net: LocalNet, i: int, dtype: torch.dtype, device: str,
         "transform_bytes": item_count(seen) * item if seen != x_shape else 0,
         "a_bytes": item_count(a_shape) * item,
         "z_bytes": 0 if last else item_count(z_shape) * item,
-        "small_bytes": 4 * (4 * groups + 1),
+        "small_bytes": accumulate * (3 * groups + 1),
+        "goodness_bytes": accumulate * groups,
         "out_bytes": 0 if last else item_count(net.shapes[i + 1]) * item,
         "weight_bytes": weight.numel() * weight.element_size(),
-        "forward_scratch": cast + forward_scratch(
-            seen, tuple(weight.shape), layer.geometry, dtype, device),
+        "forward_scratch": functools.partial(
+            _forward_scratch, seen, tuple(weight.shape), layer.geometry, dtype, device, cast),
         "update_scratch": functools.partial(
             _update_scratch, seen, a_shape, tuple(weight.shape), layer, dtype, resolved),
         "pixels": pixels,
@@ -138,27 +143,44 @@ def _update_scratch(x_shape: tuple[int, ...], a_shape: tuple[int, ...], w_shape:
                                  geometry=layer.geometry, accumulate=not whole, backend=backend)
 
 
-@functools.cache
-def forward_scratch(x_shape: tuple[int, ...], w_shape: tuple[int, ...],
-                    geometry: ConvGeometry | None, dtype: torch.dtype, device: str) -> int:
-    """Bytes the library's forward holds beside its output, measured once on one sample.
+#: Output pixels of a call from which the library's choice of kernel no longer changes (measured on
+#: AVX-512 and AMX: the last change is at 64).
+SETTLED_PIXELS = 256
 
-    In channels_last this is the reordered weight (and a fixed scratchpad) and does not grow with
-    the batch. On a GPU the library's workspace is not part of the plan: `allocated` shows it.
+
+def _forward_scratch(x_shape: tuple[int, ...], w_shape: tuple[int, ...],
+                     geometry: ConvGeometry | None, dtype: torch.dtype, device: str, cast: int,
+                     n: int) -> int:
+    """Bytes the forward of `n` samples holds beside its output: cast weights, library scratch.
+
+    Measured on zeros, on few samples where more would not change it. On a GPU the library's
+    workspace is not part of the plan: `allocated` shows it.
     """
-    if device != "cpu":
-        return 0
-    x, w = torch.zeros(1, *x_shape, dtype=dtype), torch.zeros(w_shape, dtype=dtype)
-    if geometry is None:
-        out, inside = call_measured(torch.nn.functional.linear, (x, w), {})
-    else:
-        layout = torch.channels_last
-        x, w = x.contiguous(memory_format=layout), w.contiguous(memory_format=layout)
-        with torch.no_grad():
-            torch.nn.functional.conv2d(x, w, None, geometry.stride, geometry.padding)
-            out, inside = call_measured(torch.nn.functional.conv2d,
-                                        (x, w, None, geometry.stride, geometry.padding), {})
-    return max(0, inside - out.numel() * out.element_size())
+    if device != "cpu" or n == 0:
+        return cast
+    pixels = 1 if geometry is None else item_count(geometry.output_size(*x_shape[1:]))
+    few = max(2, -(-SETTLED_PIXELS // pixels))
+    if n <= 2 * few:
+        return cast + library_scratch(n, x_shape, w_shape, geometry, dtype)
+    low, high = (library_scratch(k, x_shape, w_shape, geometry, dtype) for k in (few, 2 * few))
+    return cast + low + (high - low) * (n - few) // few
+
+
+@functools.cache
+def library_scratch(n: int, x_shape: tuple[int, ...], w_shape: tuple[int, ...],
+                    geometry: ConvGeometry | None, dtype: torch.dtype) -> int:
+    """Bytes the library's forward of `n` samples holds beside its output; measured once."""
+    x, w = torch.zeros(n, *x_shape, dtype=dtype), torch.zeros(w_shape, dtype=dtype)
+    args: tuple[object, ...] = (x, w)
+    call: Callable[..., torch.Tensor] = torch.nn.functional.linear
+    if geometry is not None:
+        w = w.contiguous(memory_format=torch.channels_last)
+        args = (as_channels_last(x), w, None, geometry.stride, geometry.padding)
+        call = torch.nn.functional.conv2d
+    with torch.no_grad():
+        call(*args)
+        out, inside = call_measured(call, args, {})
+    return max(0, inside - int(out.numel() * out.element_size()))
 
 
 def item_count(shape: tuple[int, ...] | None) -> int:

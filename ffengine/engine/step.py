@@ -19,7 +19,7 @@ import torch
 
 from ffengine.engine.optim import LocalOptimizer
 from ffengine.engine.plan import Plan, Run
-from ffengine.nn.layers import LocalLayer
+from ffengine.nn.layers import LocalLayer, as_channels_last
 from ffengine.nn.network import LocalNet
 from ffengine.ops import scratch
 from ffengine.ops.config import Tile
@@ -72,16 +72,22 @@ class StepContext:
 
 def train_batch(ctx: StepContext, x: torch.Tensor, plan: Plan, dtype: torch.dtype) -> BatchReport:
     """One step of the schedule in which every layer trains on the batch ("together")."""
-    layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
     with torch.no_grad():
-        maps = Maps(ctx.net.prepare(x.to(dtype)).contiguous(memory_format=layout))
+        x = ctx.net.prepare(x.to(dtype))
+        maps = Maps(as_channels_last(x) if x.dim() == 4 else x.contiguous())
+        del x
         for run in plan.runs:
             train_run(ctx, run, maps)
     ctx.optimizer.mark_stepped()
     layers = range(len(ctx.net.layers))
     return BatchReport(
         losses=[ctx.loss_sum.get(i) for i in layers],
-        goodness=[torch.cat(ctx.goodness[i]) if i in ctx.goodness else None for i in layers])
+        goodness=[whole(ctx.goodness.pop(i)) if i in ctx.goodness else None for i in layers])
+
+
+def whole(pieces: list[torch.Tensor]) -> torch.Tensor:
+    """The tiles' rows as one tensor; an only tile's as they are."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def train_run(ctx: StepContext, run: Run, maps: Maps) -> None:
@@ -144,12 +150,14 @@ def layer_step(ctx: StepContext, i: int, maps: Maps, tile: Tile, buffers: Buffer
     a = layer.preactivation(x)
     config = layer.settings(ctx.seed, i, ctx.step)
     z, g, loss, _, da, da_scale = local_pass(
-        a, ctx.y[tile.start:tile.start + n], config=config, out=a if config.pool == "none" else None,
-        want_z=i + 1 < len(net.layers), want_da=True, tile=tile, backend=ctx.backend)
+        a, ctx.y[tile.start:tile.start + n], config=config,
+        out=a if config.pool == "none" else None, want_z=i + 1 < len(net.layers),
+        want_da=True, tile=tile, backend=ctx.backend)
     del a
     assert da is not None and loss is not None
-    weight_update(layer.weight.detach(), x, da, optim=opt.config(), state=opt.state_of(layer.weight),
-                  geometry=layer.geometry, accumulate=buffers[0], finish=finish, da_scale=da_scale,
+    weight_update(layer.weight.detach(), x, da, optim=opt.config(),
+                  state=opt.state_of(layer.weight), geometry=layer.geometry,
+                  accumulate=buffers[0], finish=finish, da_scale=da_scale,
                   grad_out=ctx.grad_of(i, "weight"), backend=ctx.backend,
                   bias=None if layer.bias is None else layer.bias.detach(),
                   bias_state=opt.state_of(layer.bias), bias_accumulate=buffers[1],

@@ -43,7 +43,7 @@ def _in_shape(in_channels: int, image_size: int) -> tuple[int, int, int]:
 
 
 @register("deeperforward/tinycnn", paper="DeeperForward",
-          recipe=Recipe(optimizer="adamw", lr=0.08, lr_min=0.008, weight_decay=0.01))
+          recipe=Recipe(optimizer="adamw", lr=0.08, lr_min=0.008, weight_decay=0.01), shared=chain)
 def tinycnn(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
             widths: tuple[int, ...] = (100, 200, 400, 400), **options: Any) -> LocalNet:
     """5x5 conv 100; avgpool, 5x5 conv 200; avgpool, 3x3 conv 400; 3x3 conv 400."""
@@ -56,7 +56,7 @@ def tinycnn(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
 
 @register("deeperforward/cnn14", paper="DeeperForward",
           recipe=Recipe(optimizer="adam", lr=0.08, lr_min=0.008, weight_decay=0.0,
-                        lr_epochs=150))
+                        lr_epochs=150), shared=chain)
 def cnn14(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
           widths: tuple[int, ...] = (70, 140, 280, 560, 560), **options: Any) -> LocalNet:
     """VGG-like, 3x3: 70,70 | 140x3 | 280x3 | 560x3 | 560x3, average pool before each bar."""
@@ -73,7 +73,7 @@ def cnn14(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
 RESNET = Recipe(optimizer="adamw", lr=0.08, lr_min=0.008, weight_decay=5e-4)
 
 
-@register("deeperforward/resnet17", paper="DeeperForward", recipe=RESNET)
+@register("deeperforward/resnet17", paper="DeeperForward", recipe=RESNET, shared=chain)
 def resnet17(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
              planes: tuple[int, ...] = PLANES, shortcuts: bool = True, scale: int = 1,
              **options: Any) -> LocalNet:
@@ -127,7 +127,7 @@ def _blocks(num_classes: int, in_shape: tuple[int, int, int], planes: tuple[int,
     return chain(rows, wires, num_classes=num_classes, in_shape=in_shape, **options)
 
 
-@register("deeperforward/resnet33", paper="DeeperForward", recipe=RESNET)
+@register("deeperforward/resnet33", paper="DeeperForward", recipe=RESNET, shared=chain)
 def resnet33(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
              planes: tuple[int, ...] = PLANES, counts: tuple[int, ...] = (3, 4, 6, 3),
              shortcuts: bool = True, scale: int = 1, **options: Any) -> LocalNet:
@@ -136,7 +136,7 @@ def resnet33(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
                    tuple(p * scale for p in planes), counts, False, shortcuts, options)
 
 
-@register("deeperforward/resnet100", paper="DeeperForward", recipe=RESNET)
+@register("deeperforward/resnet100", paper="DeeperForward", recipe=RESNET, shared=chain)
 def resnet100(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
               planes: tuple[int, ...] = PLANES, counts: tuple[int, ...] = (3, 4, 23, 3),
               shortcuts: bool = True, scale: int = 1, **options: Any) -> LocalNet:

@@ -7,23 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ffengine.engine.recipe import Recipe as Recipe
 from ffengine.nn import LocalNet
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a model is trained where the caller does not say otherwise.
-
-    The learning rate falls from lr to lr_min on a cosine over lr_epochs (default: all) epochs.
-    """
-
-    optimizer: str = "adamw"
-    lr: float = 1e-3
-    lr_min: float | None = None
-    weight_decay: float = 0.0
-    epochs: int = 150
-    batch_size: int = 128
-    lr_epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +21,8 @@ class Entry:
     recipe: Recipe
     #: Recipes of a data set, where they differ from the paper's.
     data: dict[str, Recipe]
+    #: Where the builder hands its **options; their defaults are its keyword-only arguments.
+    shared: Callable[..., LocalNet] | None = None
 
     def recipe_for(self, data: str) -> Recipe:
         return self.data.get(data, self.recipe)
@@ -46,6 +33,10 @@ class Entry:
         for parameter in inspect.signature(self.build).parameters.values():
             if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
                 found[parameter.name] = parameter.default
+        if self.shared is not None:
+            for parameter in inspect.signature(self.shared).parameters.values():
+                if parameter.default is not inspect.Parameter.empty:
+                    found.setdefault(parameter.name, parameter.default)
         return found
 
 
@@ -53,11 +44,12 @@ _MODELS: dict[str, Entry] = {}
 
 
 def register(name: str, *, paper: str, recipe: Recipe,
-             digits: dict[str, Any] | None = None) -> Callable[[Any], Any]:
+             digits: dict[str, Any] | None = None,
+             shared: Callable[..., LocalNet] | None = None) -> Callable[[Any], Any]:
     """Enter a builder under `name`; `digits` changes its recipe on the bundled images."""
     def enter(build: Callable[..., LocalNet]) -> Callable[..., LocalNet]:
         small = replace(recipe, **{"epochs": 15, "batch_size": 64, **(digits or {})})
-        _MODELS[name] = Entry(name, paper, build, recipe, {"digits": small})
+        _MODELS[name] = Entry(name, paper, build, recipe, {"digits": small}, shared)
         return build
     return enter
 
@@ -80,8 +72,17 @@ def create(name: str, **options: Any) -> LocalNet:
         ValueError: unknown model (the known ones are listed) or unusable options.
         TypeError: an option the builder does not have.
     """
-    build = entry(name).build
+    found = entry(name)
+    known = found.options()
+    for option in options:
+        if option not in known:
+            raise TypeError(f"[models] unknown option {option!r} of {name}; known: "
+                            f"{', '.join(known)}")
     try:
-        return build(**options)
-    except TypeError as error:
-        raise TypeError(f"[models] {name}: {error}") from None
+        net = found.build(**options)
+    except (TypeError, ValueError) as error:
+        if str(error).startswith("["):
+            raise
+        raise type(error)(f"[models] unusable options for {name}: {error}") from None
+    net.origin, net.recipe = (name, options), found.recipe
+    return net

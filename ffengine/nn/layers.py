@@ -114,6 +114,17 @@ class LocalLinear(LocalLayer):
         return f"{self.in_features}, {self.out_features}"
 
 
+def as_channels_last(x: torch.Tensor) -> torch.Tensor:
+    """A map (N, C, H, W) in channels_last, its strides unmistakable.
+
+    With one channel both layouts are the same memory; torch then sees a contiguous map and the
+    library would answer in that layout, through reordered copies of the whole batch.
+    """
+    x = x.contiguous(memory_format=torch.channels_last)
+    _, channels, h, w = x.shape
+    return x.as_strided(x.shape, (h * w, 1, w, 1)) if channels == 1 else x
+
+
 def keep_weights_channels_last(module: nn.Module, *_: Any) -> None:
     """Restore the weights' memory layout after loading or moving (values are untouched)."""
     for layer in module.modules():

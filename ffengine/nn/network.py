@@ -44,6 +44,10 @@ class LocalNet(nn.Module):
         layer_range: first and last layer whose goodness is summed, inclusive.
     """
 
+    #: (name, options) it was built from and the recipe it trains with; set by models.create.
+    origin: tuple[str, dict[str, Any]] | None = None
+    recipe: Any = None
+
     def __init__(self, layers: Sequence[LocalLayer], wires: Sequence[Wire] | None = None, *,
                  num_classes: int, in_shape: tuple[int, ...],
                  input_norm: Literal["layer", "none"] = "layer",
@@ -62,7 +66,8 @@ class LocalNet(nn.Module):
         last = len(layers) - 1
         self.set_range(*(layer_range or (min(1, last), last)))
         self.shapes = self._infer_shapes()
-        self.register_load_state_dict_post_hook(keep_weights_channels_last)
+        self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
+            keep_weights_channels_last)
 
     def set_range(self, start: int, end: int) -> None:
         """Sum goodness over layers start..end (inclusive); later layers are skipped in forward."""
@@ -89,7 +94,8 @@ class LocalNet(nn.Module):
 
     def _infer_shapes(self) -> list[tuple[int, ...]]:
         """Per-sample shape of the map after each layer's join; entry 0 is the input's."""
-        shapes, shortcut = [self.in_shape], None
+        shapes = [self.in_shape]
+        shortcut: tuple[int, ...] | None = None
         for i, wire in enumerate(self.wires):
             a = self.layer(i).out_shape(self.input_of(i, shapes[-1]))
             if wire.join != "none" and shortcut is None:

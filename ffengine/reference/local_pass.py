@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ def local_pass(
 def goodness(h: torch.Tensor, offsets: tuple[int, ...], kind: str) -> torch.Tensor:
     """g (N, K): per contiguous channel group, the mean, sum of squares or mean of squares of h."""
     e = h if kind == "mean" else h * h
-    parts = [e[:, s:t].flatten(1) for s, t in zip(offsets, offsets[1:], strict=False)]
+    parts = [e[:, s:t].flatten(1) for s, t in pairwise(offsets)]
     return torch.stack([p.sum(1) if kind == "sum_sq" else p.mean(1) for p in parts], dim=1)
 
 
@@ -75,7 +76,7 @@ def normalise(h: torch.Tensor, offsets: tuple[int, ...], config: LocalPassConfig
     per_group = norm.kind == "group" or (norm.kind == "length" and norm.scope == "group")
     runs = offsets if per_group else (0, h.shape[1])
     out = []
-    for s, t in zip(runs, runs[1:], strict=False):
+    for s, t in pairwise(runs):
         part = h[:, s:t].flatten(1)
         if norm.kind == "length":
             square = (part * part).sum(1, keepdim=True)

@@ -1,0 +1,45 @@
+# make train   train TinyCNN on the bundled digits, beside backpropagation and the unfused step
+# make test    the whole test suite
+# make lint    ruff and mypy
+# Each sets up .venv first, and again only when what it was made from has changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# No path of the packages that pip builds on the way may bring in another torch.
+export PIP_CONSTRAINT := $(CURDIR)/.ci/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# cmake and ninja of the environment, where the machine has none of its own
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+SOURCES := $(shell find csrc -type f) CMakeLists.txt
+
+.PHONY: train test lint setup clean
+
+train: setup
+	$(BIN)/ffengine train deeperforward/tinycnn --data digits --baselines
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+setup: $(VENV)/.built
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and pinned, so that nothing after it chooses a version
+$(VENV)/.packages: pyproject.toml .ci/constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -q torch -c .ci/constraints.txt
+	$(BIN)/python -m pip install -q "setuptools>=77" wheel "pybind11>=2.12" "cmake>=3.24" ninja
+	touch $@
+
+$(VENV)/.built: $(VENV)/.packages setup.py $(SOURCES)
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf build $(VENV)/.built $(VENV)/.packages ffengine/_C.*.so

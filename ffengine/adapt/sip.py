@@ -1,0 +1,94 @@
+"""Signal Integrating and Pruning: which layers' goodness is summed (DeeperForward, sec. 3.4).
+
+The accuracy of the summed goodness of every range start..end of layers follows from one pass over
+held-out data: ranges are differences of cumulative sums of the L goodness matrices.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from ffengine.nn.network import LocalNet
+
+
+@dataclass(frozen=True)
+class SipResult:
+    """The best range, inclusive; accuracies lie in [0, 1]."""
+
+    start: int
+    end: int
+    accuracy: float
+    #: (L, L) accuracy of the range start (row) .. end (column); 0 below the diagonal.
+    table: torch.Tensor
+    #: Accuracy of each layer alone.
+    layer_accuracy: torch.Tensor
+
+
+def select(net: LocalNet, loader: Iterable[tuple[torch.Tensor, torch.Tensor]], *,
+           backend: str = "auto", dtype: torch.dtype | None = None,
+           apply: bool = True) -> SipResult:
+    """Find the best range on held-out (x, y) batches and, with `apply`, give it to `net`.
+
+    Ties keep the smallest end, then the smallest start, as the published code does.
+
+    Args:
+        dtype: compute dtype; the weights' own if None.
+    """
+    depth = len(net.layers)
+    weight = next(net.parameters())
+    correct = torch.zeros(depth, depth, dtype=torch.int64)
+    seen, training = 0, net.training
+    net.eval()
+    with torch.no_grad():
+        for x, y in loader:
+            x = x.to(device=weight.device, dtype=dtype or weight.dtype)
+            goodness = torch.stack(net.goodness(x, backend=backend))
+            correct += range_hits(goodness, y.to(weight.device)).cpu()
+            seen += len(y)
+    net.train(training)
+    if seen == 0:
+        raise ValueError("[sip] expected at least one sample to select on, got none")
+    start, end = best_range(correct)
+    if apply:
+        net.set_range(start, end)
+    table = correct.double() / seen
+    return SipResult(start, end, float(table[start, end]), table, table.diagonal().clone())
+
+
+def range_hits(goodness: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """(L, L) counts of samples that the range start..end gets right, of goodness (L, N, K).
+
+    The range of one layer is that layer's goodness itself and sums are taken in fp64, so rounding
+    of the differences decides no arg-max.
+    """
+    depth = goodness.shape[0]
+    sums = goodness.double().cumsum(0)
+    hits = torch.zeros(depth, depth, dtype=torch.int64, device=goodness.device)
+    for start in range(depth):
+        scores = sums[start:] if start == 0 else sums[start:] - sums[start - 1]
+        scores[0] = goodness[start]
+        hits[start, start:] = (scores.argmax(2) == y).sum(1)
+    return hits
+
+
+def best_range(correct: torch.Tensor) -> tuple[int, int]:
+    """(start, end) with the most hits; the smallest end, then the smallest start, on ties."""
+    by_end = correct.triu().t().contiguous()
+    best = int(by_end.flatten().argmax()) if bool(by_end.any()) else 0
+    end, start = divmod(best, correct.shape[0])
+    return start, end
+
+
+def prune(net: LocalNet) -> LocalNet:
+    """A copy of `net` without the layers past the end of its range; its scores are the same."""
+    start, end = net.layer_range
+    layers = [copy.deepcopy(net.layer(i)) for i in range(end + 1)]
+    smaller = LocalNet(layers, net.wires[:end + 1], num_classes=net.num_classes,
+                       in_shape=net.in_shape, input_norm=net.input_norm,
+                       layer_range=(start, end))
+    smaller.train(net.training)
+    return smaller

@@ -1,0 +1,137 @@
+"""The command line: `ffengine COMMAND …`. What each command does lives in ffengine/commands.
+
+Exit status: 0, 2 for anything wrong (one line on standard error), 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import ffengine
+
+PRECISIONS = ("fp64", "fp32", "bf16", "fp16")
+BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but what is wrong is one line like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = Parser(prog="ffengine", description=(ffengine.__doc__ or "").partition("\n")[0])
+    top.add_argument("--version", action="version", version=ffengine.__version__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND",
+                                  parser_class=Parser)
+
+    def command(name: str, module: str, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text)
+        made.set_defaults(run=f"ffengine.commands.{module}:{name}")
+        made.add_argument("--json", action="store_true",
+                          help="print one JSON value as the last line of standard output")
+        made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return made
+
+    command("models", "show", "list the networks by name")
+    train = command("train", "train", "train a network on a data set")
+    _model_flags(train, optional=True)
+    _machine_flags(train)
+    _train_flags(train)
+    evaluate = command("eval", "runs", "accuracy of a trained run on its test set")
+    _run_flags(evaluate)
+    _machine_flags(evaluate)
+    plan = command("plan", "show", "memory plan of a training step, from shapes alone")
+    _model_flags(plan)
+    _machine_flags(plan)
+    command("env", "show", "which back-ends can run here, and what auto picks")
+    export = command("export", "runs", "write a trained network for use elsewhere")
+    _run_flags(export)
+    export.add_argument("--format", choices=("pt2", "safetensors"), default="pt2",
+                        help="pt2: a program of torch.export; safetensors: its state_dict")
+    export.add_argument("--out", help="file to write (default: beside the checkpoint)")
+    bench = command("bench", "show", "run a benchmark suite of a checkout")
+    bench.add_argument("suite", nargs="?", help="module under bench/ (default: list them)")
+    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="handed to the suite")
+    return top
+
+
+def _model_flags(made: argparse.ArgumentParser, optional: bool = False) -> None:
+    made.add_argument("model", nargs="?" if optional else None, metavar="MODEL",
+                      help="a name that `ffengine models` lists")
+    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="options",
+                      help="a constructor argument of the model, e.g. widths=(20,40,80,80)")
+    made.add_argument("--batch-size", type=int)
+    made.add_argument("--memory-budget", metavar="SIZE",
+                      help="bytes a training step may hold: 440MB (10^6) or 256MiB (2^20)")
+
+
+def _machine_flags(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    made.add_argument("--backend", metavar="NAME", help=f"{', '.join(BACKENDS)}; default: auto")
+    made.add_argument("--precision", choices=PRECISIONS, help="default: fp32")
+
+
+def _train_flags(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--data", help="data set")
+    made.add_argument("--data-root", help="folder that holds the data, or is to hold it")
+    made.add_argument("--data-set", action="append", default=[], metavar="KEY=VALUE",
+                      dest="data_options", help="an option of the data set, e.g. train=256")
+    made.add_argument("--epochs", type=int)
+    made.add_argument("--lr", type=float)
+    made.add_argument("--seed", type=int, help="default: 0")
+    made.add_argument("--out", help="run folder (default: a new one under runs/)")
+    made.add_argument("--resume", metavar="RUN", help="go on where this run stands")
+    made.add_argument("--baselines", action="store_true",
+                      help="also train by backpropagation and by the unfused PyTorch step")
+    made.add_argument("--quiet", action="store_true", help="no progress on standard error")
+
+
+def _run_flags(made: argparse.ArgumentParser) -> None:
+    made.add_argument("run_folder", metavar="RUN", help="run folder, or a checkpoint file")
+    made.add_argument("--checkpoint", choices=("latest", "best"), default="latest")
+    made.add_argument("--data-root", help="folder that holds the data")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        args = parser().parse_args(words)
+        module, _, name = args.run.partition(":")
+        handler = getattr(importlib.import_module(module), f"run_{name}")
+        emit(handler(args), args.json)
+    except KeyboardInterrupt as stop:
+        return fail(str(stop) or "interrupted", 130, debug)
+    except Exception as error:
+        return fail(describe(error), 2, debug)
+    return 0
+
+
+def emit(result: tuple[str, Any], as_json: bool) -> None:
+    """Print a command's (text for people, value for programs)."""
+    text, value = result
+    print(json.dumps(value) if as_json else text, flush=True)
+
+
+def describe(error: Exception) -> str:
+    """An error as one line; what we did not foresee is marked with its kind."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if isinstance(error, (ValueError, TypeError, OSError)) or text.startswith("["):
+        return text
+    return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def fail(text: str, status: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print("ffengine: " + " ".join(text.split()), file=sys.stderr, flush=True)
+    return status

@@ -1,0 +1,130 @@
+"""What several commands need: `--set`, data, a network that fits it, a run read back."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ffengine import data, models
+from ffengine.data.catalog import SOURCES
+from ffengine.engine import checkpoint
+from ffengine.nn import LocalNet
+
+#: Sides the bundled 8x8 digits are enlarged to, in turn, until a network's pools fit.
+DIGITS_SIDES = (8, 16, 32)
+
+
+def assignments(words: Sequence[str], flag: str) -> dict[str, Any]:
+    """KEY=VALUE words; a value is a Python literal, or else a string."""
+    found: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise ValueError(f"[cli] {flag} expected KEY=VALUE, got {word!r}")
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        found[key] = tuple(value) if isinstance(value, list) else value
+    return found
+
+
+def model_options(name: str, words: Sequence[str]) -> dict[str, Any]:
+    """`--set` for this model; ValueError with its options for one it does not have."""
+    known, found = models.entry(name).options(), assignments(words, "--set")
+    for key in found:
+        if key not in known:
+            raise ValueError(f"[cli] --set {key}: unknown option of {name}; known: "
+                             f"{', '.join(known)}")
+    return found
+
+
+def device_of(args: argparse.Namespace) -> torch.device:
+    """The device asked for, or the GPU where there is one."""
+    if args.device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(args.device)
+    except RuntimeError:
+        raise ValueError(f"[cli] --device expected cpu or cuda, got {args.device!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"[cli] --device expected cpu or cuda, got {args.device!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("[cli] --device cuda cannot run here: no CUDA device; usable: cpu")
+    return device
+
+
+def image_side(model: str, dataset: str, options: dict[str, Any]) -> int | None:
+    """Side to resize to: what --set says; digits as small as fits; files as the paper has it."""
+    if "image_size" in options:
+        return int(options["image_size"])
+    if dataset == "digits":
+        for side in DIGITS_SIDES[:-1]:
+            with contextlib.suppress(ValueError), torch.device("meta"):
+                models.create(model, **{**options, "in_channels": 1, "image_size": side})
+                return side
+        return DIGITS_SIDES[-1]
+    if dataset in SOURCES:
+        usual = models.entry(model).options().get("image_size")
+        return usual if isinstance(usual, int) else None
+    return None
+
+
+def load_data(model: str, dataset: str, options: dict[str, Any], data_options: dict[str, Any],
+              seed: int, root: str | None) -> data.Splits:
+    """The data set, at the size the network takes."""
+    side = image_side(model, dataset, options)
+    return data.load(dataset, root=root, image_size=side, seed=seed, **data_options)
+
+
+def fitted_options(model: str, splits: data.Splits, options: dict[str, Any]) -> dict[str, Any]:
+    """The model's options, with classes, channels and size read off the data."""
+    known = models.entry(model).options()
+    shape = {"num_classes": splits.num_classes, "in_channels": splits.shape[0],
+             "image_size": splits.shape[1]}
+    return {**{k: v for k, v in shape.items() if k in known}, **options}
+
+
+@dataclass
+class Run:
+    """A run read back from its folder."""
+
+    found: checkpoint.Checkpoint
+    net: LocalNet
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        notes: dict[str, Any] = self.found.meta["notes"]
+        return notes
+
+
+def open_run(args: argparse.Namespace) -> Run:
+    """The network of a run folder, weights loaded."""
+    name = checkpoint.BEST if args.checkpoint == "best" else checkpoint.LATEST
+    found = checkpoint.load(args.run_folder, name)
+    net = build_saved(found)
+    checkpoint.load_network(found, net)
+    return Run(found, net)
+
+
+def build_saved(found: checkpoint.Checkpoint) -> LocalNet:
+    """A new network as the checkpoint describes it."""
+    model = found.meta["model"]
+    if model is None:
+        raise ValueError(f"[checkpoint] expected a run of a named model, got one of a network "
+                         f"built by hand in {found.path}")
+    net = models.create(model["name"], **saved_options(found))
+    fp64 = found.meta["settings"]["precision"] == "fp64"
+    return net.to(torch.float64) if fp64 else net
+
+
+def saved_options(found: checkpoint.Checkpoint) -> dict[str, Any]:
+    """Constructor arguments of the run's model."""
+    return {k: tuple(v) if isinstance(v, list) else v
+            for k, v in found.meta["model"]["options"].items()}

@@ -1,0 +1,167 @@
+"""`ffengine train`: data, network, trainer, test accuracy; and the baselines beside it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ffengine import data, models
+from ffengine.commands.options import (
+    assignments,
+    device_of,
+    fitted_options,
+    load_data,
+    model_options,
+    saved_options,
+)
+from ffengine.engine import checkpoint
+from ffengine.engine.budget import megabytes
+from ffengine.engine.plan import Plan
+from ffengine.engine.recipe import Recipe
+from ffengine.engine.trainer import Trainer
+from ffengine.ops import backends
+
+
+def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    found = checkpoint.load(args.resume) if args.resume else None
+    if found is not None:
+        take_from_run(args, found)
+    if args.model is None or args.data is None:
+        raise ValueError("[cli] train expected MODEL and --data, or --resume; models: "
+                         f"{', '.join(models.names())}; data: {', '.join(data.NAMES)}")
+    seed = 0 if args.seed is None else args.seed
+    recipe, options = training_recipe(args), model_options(args.model, args.options)
+    if found is not None:
+        options = {**saved_options(found), **options}
+    splits = load_data(args.model, args.data, options,
+                       assignments(args.data_options, "--data-set"), seed, args.data_root)
+    options = fitted_options(args.model, splits, options)
+    trainer = make_trainer(args, recipe, options, seed)
+    if found is not None:
+        trainer.resume(found.path)
+    text, result = train_and_test(args, trainer, splits)
+    if args.baselines:
+        from ffengine.commands.baselines import compare
+
+        table, result["baselines"] = compare(args.model, options, splits, trainer, result,
+                                             progress=not args.quiet)
+        text += "\n\n" + table
+    checkpoint.write_atomically(Path(trainer.out or ".") / "report.json",
+                                json.dumps(result, indent=1).encode())
+    return text, result
+
+
+def take_from_run(args: argparse.Namespace, found: checkpoint.Checkpoint) -> None:
+    """What the command line leaves open comes from the run that goes on."""
+    meta = found.meta
+    if meta["model"] is None or "data" not in meta["notes"]:
+        raise ValueError(f"[checkpoint] expected a run of `ffengine train`, got {found.path}")
+    saved = meta["settings"]
+    args.model = args.model or meta["model"]["name"]
+    args.data = args.data or meta["notes"]["data"]
+    args.out = args.out or str(found.path.parent)
+    args.data_options = args.data_options or meta["notes"]["data_options"]
+    args.backend = args.backend or meta["backend"]
+    args.memory_budget = args.memory_budget or meta["memory_budget"]
+    for name in ("seed", "precision", "epochs", "batch_size", "lr"):
+        if getattr(args, name) is None:
+            setattr(args, name, saved[name])
+
+
+def training_recipe(args: argparse.Namespace) -> Recipe:
+    """The model's recipe for the data set, with --batch-size; the trainer takes the rest."""
+    recipe = models.entry(args.model).recipe_for(args.data)
+    if args.batch_size is not None and args.batch_size < 1:
+        raise ValueError(f"[cli] --batch-size expected 1 or more, got {args.batch_size}")
+    return replace(recipe, batch_size=args.batch_size or recipe.batch_size)
+
+
+def make_trainer(args: argparse.Namespace, recipe: Recipe, options: dict[str, Any],
+                 seed: int) -> Trainer:
+    """Network and trainer; a budget that cannot be met is refused here."""
+    torch.manual_seed(seed)
+    net = models.create(args.model, **options)
+    notes = {"data": args.data, "data_options": args.data_options}
+    trainer = Trainer(net, recipe=recipe, epochs=args.epochs, lr=args.lr,
+                      batch_size=recipe.batch_size, backend=args.backend or "auto",
+                      precision=args.precision or "fp32", memory_budget=args.memory_budget,
+                      seed=seed, device=device_of(args), out=run_folder(args),
+                      progress=not args.quiet, notes=notes)
+    if not args.quiet:
+        print(f"{args.model} on {args.data}: {sum(p.numel() for p in net.parameters()):,} "
+              f"parameters, plan {plan_text(trainer.plan)}, into {trainer.out}", file=sys.stderr)
+    return trainer
+
+
+def run_folder(args: argparse.Namespace) -> Path:
+    """--out, unless another run lives there; else a new folder under runs/."""
+    if args.out is not None:
+        out = Path(args.out)
+        if args.resume is None and (out / checkpoint.LATEST).exists():
+            raise ValueError(f"[cli] --out expected a folder without a run, got {out}; "
+                             f"--resume {out} goes on with it")
+        return out
+    name = f"{args.model.replace('/', '-')}-{args.data}"
+    number = 1
+    while True:
+        out = Path("runs") / f"{name}-{number}"
+        try:
+            os.makedirs(out)
+        except FileExistsError:
+            number += 1
+            continue
+        return out
+
+
+def train_and_test(args: argparse.Namespace, trainer: Trainer,
+                   splits: data.Splits) -> tuple[str, dict[str, Any]]:
+    """Fit, test, and say what came out."""
+    size, device = trainer.settings.batch_size, trainer.device
+    train = data.loader(splits.train, batch_size=size, shuffle=True, seed=trainer.settings.seed,
+                        device=device)
+    valid, test = (data.loader(part, batch_size=size, device=device)
+                   for part in (splits.valid, splits.test))
+    began = time.perf_counter()
+    history = trainer.fit(train, valid if len(splits.valid) else None)
+    seconds = time.perf_counter() - began
+    correct = trainer.evaluate(test)
+    plan, rows = trainer.plan_for(size), history.rows
+    peak = trainer.peak_bytes or (rows[-1].peak_bytes if rows else 0)
+    images = sum(r.images_per_second for r in rows) / len(rows) if rows else 0.0
+    result = {
+        "model": args.model, "data": args.data, "device": str(device),
+        "backend": backends.resolve("train", trainer.backend, device.type, trainer.dtype),
+        "precision": trainer.settings.precision, "epochs": trainer.epochs,
+        "batch_size": size, "lr": trainer.settings.lr, "seed": trainer.settings.seed,
+        "train_samples": len(splits.train), "test_accuracy": correct,
+        "valid_accuracy": rows[-1].valid_accuracy if rows else None,
+        "layer_range": list(trainer.net.layer_range), "seconds": seconds,
+        "seconds_per_epoch": sum(r.seconds for r in rows) / max(len(rows), 1),
+        "images_per_second": images, "peak_bytes": peak,
+        "floor_bytes": trainer.floor_bytes, "plan": plan_values(plan), "out": str(trainer.out)}
+    text = (f"test accuracy {100 * correct:.2f} % after {trainer.epochs} epochs in {seconds:.1f} s "
+            f"({images:.0f} images/s, {result['backend']}); peak {megabytes(peak)}, "
+            f"of it {megabytes(trainer.floor_bytes)} parameters and states; plan "
+            f"{plan_text(plan)}; run in {trainer.out}")
+    return text, result
+
+
+def plan_values(plan: Plan) -> dict[str, Any]:
+    return {"cuts": plan.cuts, "tile": plan.tile, "peak_bytes": plan.peak_bytes,
+            "floor_bytes": plan.floor_bytes, "working_bytes": plan.working_bytes}
+
+
+def plan_text(plan: Plan | None) -> str:
+    if plan is None:
+        return "none"
+    cuts = ", ".join(map(str, plan.cuts)) or "none"
+    return (f"{megabytes(plan.peak_bytes)} (cuts {cuts}; tiles "
+            f"{', '.join(map(str, plan.tile))})")

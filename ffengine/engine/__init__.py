@@ -1,0 +1,1 @@
+"""How a network is trained: steps, plans, meters, checkpoints, and the trainer over them."""

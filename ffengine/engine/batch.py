@@ -1,0 +1,96 @@
+"""A training batch: what callers may hand to Trainer.step, and the checks it has to pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from itertools import islice
+from typing import Any
+
+import torch
+
+from ffengine.nn.network import LocalNet
+from ffengine.ops.config import Loss
+
+
+@dataclass
+class Batch:
+    """Samples and labels, and what some variants need beside them (None: drawn from the seed)."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    negatives: torch.Tensor | None = None
+    hidden: Any = None
+
+
+def as_batch(batch: Any, y: torch.Tensor | None) -> Batch:
+    """A Batch from `step(x, y)`, `step((x, y))`, `step({"x": …, "y": …})` or `step(Batch(…))`."""
+    if y is not None:
+        if isinstance(batch, (Batch, Mapping)):
+            raise TypeError("[train] expected step(batch) or step(x, y), got a batch and y")
+        return Batch(batch, y)
+    if isinstance(batch, Batch):
+        return batch
+    if isinstance(batch, Mapping):
+        known = [f.name for f in fields(Batch)]
+        unknown = [str(k) for k in batch if k not in known]
+        missing = [k for k in ("x", "y") if k not in batch]
+        if unknown or missing:
+            came = ", ".join(map(str, batch)) or "nothing"
+            raise TypeError("[train] expected a batch with x, y and optionally "
+                            f"{', '.join(known[2:])}, got {came}")
+        return Batch(**batch)
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return Batch(*batch)
+    raise TypeError(f"[train] expected a batch of samples and labels, got {type(batch).__name__}")
+
+
+def checked(batch: Batch, net: LocalNet, device: torch.device) -> Batch:
+    """The batch on `device`, after every check that costs no sync with it.
+
+    Raises:
+        TypeError, ValueError: one line; no weight has changed.
+    """
+    x, y = batch.x, batch.y
+    for name in ("negatives", "hidden"):
+        if getattr(batch, name) is not None:
+            raise ValueError(f"[train] {name} expected by none of this network's layers: its loss "
+                             "needs samples and labels only")
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        came = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
+        raise TypeError(f"[train] samples must be a floating-point tensor, got {came}")
+    if not isinstance(y, torch.Tensor) or y.dtype is not torch.int64:
+        came = y.dtype if isinstance(y, torch.Tensor) else type(y).__name__
+        raise TypeError(f"[train] labels must be an int64 tensor, got {came}")
+    if tuple(x.shape[1:]) != net.in_shape or x.shape[0] < 1:
+        raise ValueError(f"[train] samples must be (N, {', '.join(map(str, net.in_shape))}) with "
+                         f"N >= 1, got {tuple(x.shape)}")
+    if tuple(y.shape) != (x.shape[0],):
+        raise ValueError(f"[train] labels must be ({x.shape[0]},), got {tuple(y.shape)}")
+    if y.device.type == "cpu":
+        check_range(y, label_count(net))
+    return replace(batch, x=x.to(device, non_blocking=True), y=y.to(device, non_blocking=True))
+
+
+def check_range(y: torch.Tensor, count: int) -> None:
+    """ValueError unless every label lies in [0, count)."""
+    low, high = (int(v) for v in torch.aminmax(y))
+    if low < 0 or high >= count:
+        raise ValueError(f"[train] labels must lie in [0, {count}), got {low if low < 0 else high}")
+
+
+def label_count(net: LocalNet) -> int:
+    """Labels a batch may hold: the classes, or positive and negative."""
+    loss = net.layer(0).config.loss
+    return 2 if isinstance(loss, Loss) and loss.binary else net.num_classes
+
+
+def batches_from(loader: Any, epoch: int, start: int) -> Iterator[Any]:
+    """An epoch's batches from number `start` on; our loader starts there, others are skipped."""
+    for part in (loader, getattr(loader, "sampler", None)):
+        set_epoch = getattr(part, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(epoch)
+    if start and hasattr(loader, "batches"):
+        return iter(loader.batches(start))
+    return islice(iter(loader), start, None)

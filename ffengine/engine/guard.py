@@ -1,0 +1,104 @@
+"""Stopping cleanly: at the first number that is not finite, and at Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple
+
+import torch
+
+
+class TrainingStopped(RuntimeError):
+    """Training met a number it cannot go on with; one line says where."""
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C: the step was finished and, with a run folder, a checkpoint written."""
+
+
+class _Record(NamedTuple):
+    """One step: flags[0] samples finite, flags[1] labels in range, then the layers' losses."""
+
+    epoch: int
+    step: int
+    layers: range
+    flags: torch.Tensor
+
+
+class Watch:
+    """Looks for losses that are not finite without slowing a GPU down.
+
+    On the CPU every step is looked at. Elsewhere each step leaves one small vector on the device
+    and they are read together every `every` steps, at an epoch's end, and for an epoch's first
+    batch: labels out of range and bad samples are then found up to `every` steps late.
+    """
+
+    def __init__(self, device: torch.device, every: int = 50) -> None:
+        self.host = device.type == "cpu"
+        self.every = 1 if self.host else every
+        self._records: list[_Record] = []
+
+    def before(self, x: torch.Tensor, epoch: int, step: int) -> None:
+        """On the CPU, bad samples are named before a weight has changed."""
+        if self.host and not bool(torch.isfinite(x).all()):
+            raise TrainingStopped(bad_samples(epoch, step))
+
+    def after(self, x: torch.Tensor, y: torch.Tensor, count: int, losses: list[torch.Tensor | None],
+              layers: range, epoch: int, step: int, now: bool) -> None:
+        """Note a step's losses; read what has gathered when it is time, or `now`."""
+        if self.host:
+            ok = [torch.ones((), device=x.device)] * 2
+        else:
+            ok = [torch.isfinite(x).all().float(), ((y >= 0) & (y < count)).all().float()]
+        values = [loss.float() for i in layers if (loss := losses[i]) is not None]
+        self._records.append(_Record(epoch, step, layers, torch.stack([*ok, *values])))
+        if now or len(self._records) >= self.every:
+            self.check()
+
+    def check(self) -> None:
+        """Raise TrainingStopped naming the first step and layer that went wrong."""
+        records, self._records = self._records, []
+        if not records:
+            return
+        for record, row in zip(records, [r.flags.tolist() for r in records], strict=True):
+            if not row[0]:
+                raise TrainingStopped(bad_samples(record.epoch, record.step))
+            if not row[1]:
+                raise TrainingStopped(f"[train] labels out of range in the batch of epoch "
+                                      f"{record.epoch}, step {record.step}")
+            for i, loss in zip(record.layers, row[2:], strict=True):
+                if not abs(loss) < float("inf"):
+                    raise TrainingStopped(
+                        f"[train] the loss of layer {i} became {loss} at step {record.step} of "
+                        f"epoch {record.epoch}: expected finite numbers; try a lower --lr or a "
+                        "wider --precision")
+
+
+def bad_samples(epoch: int, step: int) -> str:
+    return (f"[train] the input batch of epoch {epoch}, step {step} holds NaN or infinity: "
+            "expected finite samples")
+
+
+class Interrupts:
+    """`with Interrupts() as stop:` the first Ctrl-C only sets `stop.asked`; a second one raises."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True

@@ -1,0 +1,65 @@
+"""What a trainer writes into a checkpoint, and how it goes on from one."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import ffengine
+from ffengine.engine import checkpoint
+from ffengine.engine.history import EpochSums, History
+
+if TYPE_CHECKING:
+    from ffengine.engine.trainer import Trainer
+
+
+def tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Weights, layer range and optimizer states, by name."""
+    states, _ = trainer.optimizer.export_state()
+    return {**{f"net.{k}": t for k, t in trainer.net.state_dict().items()},
+            **{f"optimizer.{k}": t for k, t in states.items()}}
+
+
+def description(trainer: Trainer) -> dict[str, Any]:
+    """Everything else, as plain values."""
+    net, plan = trainer.net, trainer.plan
+    return {
+        "versions": {"ffengine": ffengine.__version__, "torch": torch.__version__,
+                     "python": platform.python_version()},
+        "model": None if net.origin is None else {
+            "name": net.origin[0], "options": net.origin[1]},
+        "architecture": checkpoint.architecture(net),
+        "settings": asdict(trainer.settings),
+        "backend": trainer.backend,
+        "memory_budget": trainer.budget,
+        "plan": None if plan is None else {
+            "batch": plan.batch, "cuts": plan.cuts, "tile": plan.tile},
+        "notes": trainer.notes,
+        "optimizer": trainer.optimizer.export_state()[1],
+        "lr": trainer.rate.now,
+        "layer_range": net.layer_range,
+        "best_accuracy": trainer.best_accuracy,
+        "position": {"epoch": trainer.epoch, "iteration": trainer.iteration,
+                     "steps": trainer.steps, "sums": trainer.sums.export()},
+    }
+
+
+def restore(trainer: Trainer, found: checkpoint.Checkpoint) -> None:
+    """Put the trainer where the checkpoint stands; everything is checked before anything moves."""
+    meta, where = found.meta, found.meta["position"]
+    checkpoint.check_architecture(found, trainer.net)
+    trainer.settings.check_same(meta["settings"], found.path)
+    checkpoint.check_tensors(found, tensors(trainer))
+    trainer.net.load_state_dict(found.part("net"))
+    trainer.optimizer.import_state(found.part("optimizer"), meta["optimizer"])
+    trainer.epoch, trainer.iteration = where["epoch"], where["iteration"]
+    trainer.steps, trainer.best_accuracy = where["steps"], meta["best_accuracy"]
+    trainer.sums = EpochSums(where["sums"])
+    trainer.history = History(trainer.out, before=trainer.epoch)
+    trainer.rate.rewind()
+    trainer.rate.move_to(trainer.epoch)
+    if meta["plan"] is not None:  # other tiles would add up in another order
+        trainer.keep_plan(**meta["plan"])

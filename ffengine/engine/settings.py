@@ -1,0 +1,125 @@
+"""What a training run was asked to do, as plain values that travel in its checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+
+from ffengine.engine.optim import LocalOptimizer
+from ffengine.engine.recipe import Recipe
+from ffengine.ops.weight_update import OptimConfig
+
+PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16,
+              "fp16": torch.float16}
+SchedulerFactory = Callable[[torch.optim.Optimizer], LRScheduler]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A recipe with the caller's changes, the seed and the precision."""
+
+    optimizer: str
+    lr: float
+    lr_min: float
+    weight_decay: float
+    epochs: int
+    lr_epochs: int
+    batch_size: int
+    seed: int
+    precision: str
+
+    @classmethod
+    def resolve(cls, recipe: Recipe, *, optimizer: str | None, lr: float | None,
+                lr_min: float | None, weight_decay: float | None, epochs: int | None,
+                batch_size: int | None, seed: int, precision: str) -> Settings:
+        """The recipe where the caller was silent; a changed lr keeps the recipe's lr_min : lr."""
+        top = recipe.lr if lr is None else lr
+        if lr_min is None:
+            floor = recipe.lr if recipe.lr_min is None else recipe.lr_min
+            lr_min = floor if top == recipe.lr else floor * (top / recipe.lr)
+        total = recipe.epochs if epochs is None else epochs
+        decay = recipe.weight_decay if weight_decay is None else weight_decay
+        made = cls(optimizer or recipe.optimizer, top, lr_min, decay, total,
+                   recipe.lr_epochs or total,
+                   recipe.batch_size if batch_size is None else batch_size, seed, precision)
+        made._check()
+        return made
+
+    def _check(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"[trainer] precision must be one of {', '.join(PRECISIONS)}, "
+                             f"got {self.precision!r}")
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"[trainer] {name} must be a whole number of at least 1, "
+                                 f"got {value!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or (
+                not 0 <= self.seed < 2**32):
+            raise ValueError(f"[trainer] seed must lie in 0..2^32 - 1, got {self.seed!r}")
+        for name in ("lr", "lr_min", "weight_decay"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+                raise ValueError(f"[trainer] {name} must be a finite number of 0 or more, "
+                                 f"got {value!r}")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What activations are computed in."""
+        return PRECISIONS[self.precision]
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        return torch.float64 if self.precision == "fp64" else torch.float32
+
+    def optim(self) -> OptimConfig:
+        return OptimConfig(kind=self.optimizer, lr=self.lr,  # type: ignore[arg-type]
+                           weight_decay=self.weight_decay)
+
+    def check_same(self, saved: dict[str, Any], where: Any) -> None:
+        """ValueError if a run saved with other settings cannot go on bit-exactly with these."""
+        for name in ("optimizer", "lr", "lr_min", "weight_decay", "seed", "precision"):
+            if saved[name] != getattr(self, name):
+                raise ValueError(f"[checkpoint] expected {name} {getattr(self, name)}, got "
+                                 f"{saved[name]} in {where}")
+
+
+class LearningRate:
+    """The learning rate as a function of the epoch, through a scheduler of torch.
+
+    A scheduler is replayed from the start when an earlier epoch is asked for, or when a run goes
+    on: the same epoch always has the same rate, bit for bit.
+    """
+
+    def __init__(self, optimizer: LocalOptimizer, settings: Settings,
+                 factory: SchedulerFactory | None) -> None:
+        self.optimizer, self.base = optimizer, settings.lr
+        self._factory = factory or (lambda o: CosineAnnealingLR(
+            o, T_max=settings.lr_epochs, eta_min=settings.lr_min))
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Back to epoch 0."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.base
+            group.pop("initial_lr", None)
+        self._scheduler, self._epoch = self._factory(self.optimizer), 0
+
+    def move_to(self, epoch: int) -> float:
+        """Set the optimizer to the rate of `epoch`, and give it."""
+        if epoch < self._epoch:
+            self.rewind()
+        self.optimizer.mark_stepped()
+        while self._epoch < epoch:
+            self._scheduler.step()
+            self._epoch += 1
+        return self.now
+
+    @property
+    def now(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])

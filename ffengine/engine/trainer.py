@@ -1,0 +1,294 @@
+"""The trainer: an ordinary loop over any DataLoader, around the engine's step.
+
+`step` trains on one batch; `fit` adds epochs, learning rate, validation with SIP, history,
+checkpoints, and clean stops.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ffengine.engine import checkpoint, saving
+from ffengine.engine.batch import Batch, as_batch, batches_from, check_range, checked, label_count
+from ffengine.engine.budget import parse_bytes
+from ffengine.engine.evaluation import Samples, accuracy, layer_accuracy, rows_within
+from ffengine.engine.guard import Interrupts, TrainingInterrupted, Watch
+from ffengine.engine.history import EpochSums, History, Row, mean
+from ffengine.engine.meter import MemoryMeter
+from ffengine.engine.optim import LocalOptimizer
+from ffengine.engine.plan import Plan, Planner
+from ffengine.engine.progress import Progress
+from ffengine.engine.recipe import Recipe
+from ffengine.engine.schedule import Schedule, Together
+from ffengine.engine.settings import LearningRate, SchedulerFactory, Settings
+from ffengine.engine.shapes import measure
+from ffengine.engine.step import BatchReport, StepContext
+from ffengine.nn.network import LocalNet
+from ffengine.ops import backends
+
+
+class Trainer:
+    """Trains a network by its local losses; see `step` and `fit`.
+
+    Args:
+        net: the network, moved to `device` and to the weights' dtype.
+        epochs, lr, lr_min, weight_decay, optimizer: where absent, the recipe's. The rate falls
+            from lr to lr_min on a cosine, per epoch; a changed lr alone keeps their ratio.
+        batch_size: lets the plan be made, and a budget refused, before the first batch.
+        backend: of the ops; "auto" picks what is fastest here.
+        precision: fp64 (reference only) | fp32 | bf16 | fp16; weights stay fp32 below fp64.
+        memory_budget: "440MB", "256MiB" or bytes that a training step may hold at once.
+        seed: of dropout.
+        device: default is where the net is.
+        out: run folder for history and checkpoints; None writes nothing.
+        recipe: default is the one that came with the net.
+        plan: use this plan instead of searching one.
+        scheduler: factory of a torch.optim.lr_scheduler in place of the cosine, stepped per epoch.
+        schedule: whose turn it is; default every layer on every batch.
+        progress: bar and one line an epoch on standard error.
+        sip: select the layer range on the validation loader after each epoch.
+        notes: plain values kept in checkpoints as they are, e.g. the data set.
+    """
+
+    def __init__(self, net: LocalNet, *, epochs: int | None = None, lr: float | None = None,
+                 lr_min: float | None = None, weight_decay: float | None = None,
+                 optimizer: str | None = None, batch_size: int | None = None,
+                 backend: str = "auto", precision: str = "fp32",
+                 memory_budget: str | int | None = None, seed: int = 0,
+                 device: torch.device | str | None = None,
+                 out: str | os.PathLike[str] | None = None, recipe: Recipe | None = None,
+                 plan: Plan | None = None, scheduler: SchedulerFactory | None = None,
+                 schedule: Schedule | None = None, progress: bool = True, sip: bool = True,
+                 notes: dict[str, Any] | None = None) -> None:
+        self.settings = Settings.resolve(
+            recipe or net.recipe or Recipe(), optimizer=optimizer, lr=lr, lr_min=lr_min,
+            weight_decay=weight_decay, epochs=epochs, batch_size=batch_size, seed=seed,
+            precision=precision)
+        self.budget = parse_bytes(memory_budget)
+        self.device = torch.device(device) if device else next(net.parameters()).device
+        self.dtype = self.settings.dtype
+        self.backend = backend
+        backends.resolve("trainer", backend, self.device.type, self.dtype)
+        self.net = net.to(device=self.device, dtype=self.settings.weight_dtype)
+        self._base, self._plans = plan, dict[int, Plan]()
+        if batch_size is not None:
+            self.plan_for(batch_size)
+        self.optimizer = LocalOptimizer(self.net.named_parameters(), self.settings.optim())
+        self.rate = LearningRate(self.optimizer, self.settings, scheduler)
+        self.schedule = schedule or Together()
+        self.out = None if out is None else Path(out)
+        self.progress, self.sip, self.notes = progress, sip, notes or {}
+        #: Where training stands: epoch, batches of it done, and steps in all.
+        self.epoch, self.iteration, self.steps = 0, 0, 0
+        self.best_accuracy: float | None = None
+        self.peak_bytes = 0
+        self.history = History(self.out)
+        self._meter_next = False
+        self.sums = EpochSums()
+        self._watch = Watch(self.device)
+
+    @property
+    def epochs(self) -> int:
+        return self.settings.epochs
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of the first batch size met."""
+        return self._base
+
+    @property
+    def floor_bytes(self) -> int:
+        """Parameters and optimizer states."""
+        tensors = [*self.net.parameters(), *self.optimizer.state_tensors()]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def plan_for(self, batch: int) -> Plan:
+        """The plan of a batch size; smaller batches keep the cuts of the first one met."""
+        if batch not in self._plans:
+            planner, base = self._planner(batch), self._base
+            if base is None or batch > base.batch:
+                self._plans[batch] = self._base = planner.best(self.budget)
+            else:
+                self._plans[batch] = planner.fixed(base.cuts, base.tile)
+        return self._plans[batch]
+
+    def _planner(self, batch: int) -> Planner:
+        return Planner(measure(self.net, batch, self.dtype, states=self.settings.optim().states,
+                               device=self.device.type, backend=self.backend))
+
+    def step(self, batch: Any, y: torch.Tensor | None = None, *, epoch: int | None = None,
+             iteration: int | None = None) -> BatchReport:
+        """Train on one batch the layers whose turn it is.
+
+        Args:
+            batch, y: samples and labels; or a `Batch`, or a mapping with its fields, alone.
+            epoch: whose learning rate and turn; default is the current one.
+            iteration: the batch's number in the epoch; default counts on.
+
+        Returns:
+            BatchReport: losses and goodness per layer, None if idle, on the device until read.
+
+        Raises:
+            TypeError, ValueError: a batch the network cannot take; no weight has changed. On a
+                GPU the range of labels is read at an epoch's first batch, else found late.
+            TrainingStopped: the loss, or the samples, are not finite.
+        """
+        item = checked(as_batch(batch, y), self.net, self.device)
+        if epoch is not None and epoch != self.epoch:
+            self.epoch, self.iteration = epoch, 0
+        self.iteration = self.iteration if iteration is None else iteration
+        first = self.iteration == 0
+        if first and self.device.type != "cpu":
+            check_range(item.y, label_count(self.net))
+        self._watch.before(item.x, self.epoch, self.steps)
+        plan = self.plan_for(item.x.shape[0])
+        self.rate.move_to(self.epoch)
+        report = self._train(item, plan)
+        layers = self.schedule.layers(len(self.net.layers), self.epoch, self.iteration)
+        self._watch.after(item.x, item.y, label_count(self.net), report.losses, layers,
+                          self.epoch, self.steps, first)
+        self.steps += 1
+        self.iteration += 1
+        return report
+
+    def _train(self, item: Batch, plan: Plan) -> BatchReport:
+        n = item.x.shape[0]
+        ctx = StepContext(self.net, self.optimizer, item.y, n, self.settings.seed, self.steps,
+                          self.backend)
+        if not self._meter_next:
+            return self.schedule.train(ctx, item.x, plan, self.dtype)
+        # The real step, executed once; the meter only slows it down.
+        self._meter_next = False
+        with MemoryMeter(parameter=self.net.parameters(), state=self.optimizer.state_tensors(),
+                         feature=[item.x, item.y]) as meter:
+            report = self.schedule.train(ctx, item.x, plan, self.dtype)
+        self.peak_bytes = meter.report.peak_bytes
+        return report
+
+    def fit(self, train_loader: Iterable[Any], valid_loader: Iterable[Any] | None = None, *,
+            until: int | None = None) -> History:
+        """Train from where the trainer stands up to epoch `until` (default: all of them).
+
+        Batches come from any iterable of (x, y); with `set_epoch` (ours, DistributedSampler) it is
+        told the epoch. With a validation loader the layer range is selected by SIP after each
+        epoch. Ctrl-C finishes the step, writes a checkpoint and raises TrainingInterrupted.
+
+        Raises:
+            TrainingStopped: naming layer, step and epoch; the last checkpoint stays as it was.
+        """
+        until = self.epochs if until is None else until
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self._meter_next = self.device.type == "cpu" and not self.peak_bytes
+        try:
+            with Interrupts() as stop:
+                while self.epoch < until:
+                    with Progress(train_loader, self, enabled=self.progress) as bar:
+                        self._epoch(train_loader, valid_loader, stop, bar)
+        finally:
+            self.history.close()
+        return self.history
+
+    def _epoch(self, train_loader: Iterable[Any], valid_loader: Iterable[Any] | None,
+               stop: Interrupts, bar: Progress) -> None:
+        began, lr = time.perf_counter(), self.rate.move_to(self.epoch)
+        seen, clock = 0, began
+        for item in batches_from(train_loader, self.epoch, self.iteration):
+            metered = self._meter_next
+            report = self.step(item, iteration=self.iteration)
+            y = as_batch(item, None).y.to(self.device)
+            self.sums.add(report, y, self.net.layer_range)
+            if metered:
+                clock = time.perf_counter()  # a metered step is not timed
+            else:
+                seen += y.shape[0]
+            bar.advance(self.sums, seen / max(time.perf_counter() - clock, 1e-9))
+            if stop.asked:
+                self._interrupted()
+        self._watch.check()
+        if self.sums.samples == 0:
+            raise ValueError("[train] expected a loader with at least one batch, got none")
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            self.peak_bytes = torch.cuda.max_memory_allocated(self.device)
+        speed = seen / max(time.perf_counter() - clock, 1e-9) if seen else (
+            self.sums.samples / (time.perf_counter() - began))
+        valid = None if valid_loader is None else self._validate(valid_loader)
+        self._finish_epoch(lr, valid, time.perf_counter() - began, speed, bar)
+        if stop.asked:
+            self._interrupted()
+
+    def _validate(self, loader: Iterable[Any]) -> float:
+        """Select the layer range by SIP (which sets it), or measure with the one there is."""
+        if not self.sip:
+            return self.evaluate(loader)
+        from ffengine.adapt import sip
+
+        chosen = sip.select(self.net, self._samples(loader), backend=self.backend,
+                            dtype=self.dtype)
+        return chosen.accuracy
+
+    def _finish_epoch(self, lr: float, valid: float | None, seconds: float, speed: float,
+                      bar: Progress) -> None:
+        losses, (start, end) = self.sums.losses(), self.net.layer_range
+        row = Row(self.epoch, lr, mean(losses), losses, self.sums.accuracy(), valid, seconds,
+                  speed, self.peak_bytes, start, end)
+        self.epoch, self.iteration, self.sums = self.epoch + 1, 0, EpochSums()
+        improved = valid is not None and (self.best_accuracy is None or valid > self.best_accuracy)
+        self.best_accuracy = valid if improved else self.best_accuracy
+        self.history.add(row)
+        if self.out is not None:
+            latest = self.save()
+            if improved:
+                checkpoint.copy(latest, self.out / checkpoint.BEST)
+        bar.finish(row)
+
+    def _interrupted(self) -> None:
+        where = f"epoch {self.epoch}, batch {self.iteration}"
+        self._watch.check()
+        kept = f"; checkpoint {self.save()}" if self.out is not None else ""
+        raise TrainingInterrupted(f"[train] interrupted at {where}{kept}")
+
+    def _samples(self, loader: Iterable[Any]) -> Samples:
+        """The loader in pieces that need no more memory than a training step."""
+        plan = self._base or self.plan_for(self.settings.batch_size)
+        sizes = measure(self.net, 1, self.dtype, states=0, device=self.device.type,
+                        backend=self.backend)
+        return Samples(loader, self.device, self.dtype, rows_within(sizes, plan.working_bytes))
+
+    def evaluate(self, loader: Iterable[Any]) -> float:
+        """Accuracy (0 to 1) of the class scores on a loader of (x, y)."""
+        return accuracy(self.net, self._samples(loader), self.backend)
+
+    def evaluate_layers(self, loader: Iterable[Any]) -> list[float]:
+        """Accuracy of each layer's goodness alone."""
+        return layer_accuracy(self.net, self._samples(loader), self.backend)
+
+    def save(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Write a checkpoint, atomically; default is latest.safetensors of the run folder."""
+        if path is None and self.out is None:
+            raise ValueError("[checkpoint] expected a path, or a trainer with a run folder (out=)")
+        target = Path(path) if path is not None else Path(self.out or "") / checkpoint.LATEST
+        checkpoint.save(target, saving.tensors(self), saving.description(self))
+        return target
+
+    def resume(self, run: str | os.PathLike[str]) -> None:
+        """Go on where a checkpoint stands, bit for bit; more `epochs` than it had are welcome.
+
+        Raises:
+            ValueError: damaged, another network, or other settings: what differs is named and
+                nothing in this trainer has changed.
+        """
+        saving.restore(self, checkpoint.load(run))
+
+    def keep_plan(self, batch: int, cuts: list[int], tile: list[int]) -> None:
+        """Use these cuts and tiles from now on, unless they break the budget."""
+        plan = self._planner(batch).fixed(cuts, tile)
+        if self.budget is None or plan.peak_bytes <= self.budget:
+            self._base, self._plans = plan, {batch: plan}

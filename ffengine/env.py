@@ -1,0 +1,81 @@
+"""What this machine can run: back-ends and why not, versions, instruction set, `auto`'s choice."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import torch
+
+import ffengine
+from ffengine.ops import backends
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
+          "fp64": torch.float64}
+PACKAGES = ("torch", "triton", "numpy", "safetensors", "scikit-learn")
+
+
+def env_report() -> dict[str, Any]:
+    """A plain dictionary; `ffengine env` prints it."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    reasons = {name: backends.why_not(name, device, torch.float32) for name in backends.BACKENDS}
+    if device == "cuda" and reasons["cpu"]:
+        reasons["cpu"] = backends.why_not("cpu", "cpu", torch.float32)
+    extension = backends.extension()
+    build: dict[str, Any] = dict(extension.build_info()) if extension is not None else {}
+    return {
+        "ffengine": ffengine.__version__,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "device": device,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "backends": {name: {"usable": reason is None, "why_not": reason}
+                     for name, reason in reasons.items()},
+        "auto": {name: backends.resolve("env", "auto", device, dtype)
+                 for name, dtype in DTYPES.items()},
+        "auto_order": list(backends.AUTO_ORDER.get(device, ("reference",))),
+        "extension": {
+            "built": extension is not None,
+            "compiler": build.get("compiler"),
+            "instruction_sets": str(build.get("isas", "")).split(),
+            "instruction_set_in_use": extension.isa() if extension is not None else None,
+            "amx_bf16": bool(extension.amx_bf16()) if extension is not None else False,
+            "cuda_architectures": str(build.get("cuda_architectures", "")).split(),
+        },
+        "threads": {"torch": torch.get_num_threads(),
+                    "kernels": extension.num_threads() if extension is not None else None,
+                    "cores": os.cpu_count()},
+    }
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def env_text(report: dict[str, Any]) -> str:
+    """The report for people."""
+    packages = ", ".join(f"{k} {v or 'absent'}" for k, v in report["packages"].items())
+    rows = [f"ffengine {report['ffengine']}, Python {report['python']}, {packages}",
+            f"device: {report['device']}" + "".join(f", {g}" for g in report["gpus"])]
+    for name, state in report["backends"].items():
+        rows.append(f"back-end {name:10s}" + ("usable" if state["usable"]
+                                              else f"not usable: {state['why_not']}"))
+    order = " > ".join(report["auto_order"])
+    rows.append("auto picks " + ", ".join(f"{v} for {k}" for k, v in report["auto"].items())
+                + f" (first usable of {order} on {report['device']})")
+    extension, threads = report["extension"], report["threads"]
+    if extension["built"]:
+        architectures = " ".join(extension["cuda_architectures"]) or "none"
+        rows.append(f"kernels: {extension['compiler']}, compiled for "
+                    f"{' '.join(extension['instruction_sets'])}, using "
+                    f"{extension['instruction_set_in_use']}"
+                    f"{' with AMX bf16' if extension['amx_bf16'] else ''}; CUDA architectures: "
+                    f"{architectures}")
+    rows.append(f"threads: torch {threads['torch']}, kernels {threads['kernels'] or '-'}, "
+                f"cores {threads['cores']}")
+    return "\n".join(rows)

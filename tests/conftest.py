@@ -1,0 +1,45 @@
+"""Suite-wide rules: allocations start as NaN, GPU tests skip without a GPU, few threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+# one OpenMP barrier on a busy machine can wait a scheduler quantum: 20 ms for a cross_entropy of
+# twelve numbers; tests that are about threads ask for them
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+def _poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def poison(*args: Any, **kwargs: Any) -> torch.Tensor:
+        t = allocate(*args, **kwargs)
+        if t.device.type == "meta" or type(t) is not torch.Tensor:
+            return t
+        with torch.no_grad():
+            if t.is_floating_point():
+                t.fill_(float("nan"))
+            elif not t.is_complex() and t.dtype is not torch.bool:
+                t.fill_(torch.iinfo(t.dtype).min)
+        return t
+
+    return poison
+
+
+@pytest.fixture(autouse=True)
+def nan_poisoned_allocations(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Memory that a kernel reads before writing it shows up as NaN."""
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
+    yield

@@ -1,0 +1,45 @@
+"""One training step: every plan is the same step, with dropout, biases and joined shortcuts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ffengine import models
+from ffengine.engine.optim import LocalOptimizer
+from ffengine.engine.plan import Planner
+from ffengine.engine.shapes import measure
+from ffengine.engine.step import BatchReport, StepContext, train_batch
+from ffengine.ops.weight_update import OptimConfig
+
+FP64 = torch.float64
+BATCH = 7
+
+
+def step(cuts: list[int], tile: int, **options: object) -> tuple[BatchReport, list[torch.Tensor]]:
+    torch.manual_seed(0)
+    net = models.create("deeperforward/resnet17", num_classes=5, planes=(5, 10, 20, 40),
+                        image_size=16, **options).double()
+    optimizer = LocalOptimizer(net.named_parameters(), OptimConfig("adamw", lr=0.01))
+    x, y = torch.randn(BATCH, 3, 16, 16, dtype=FP64), torch.randint(0, 5, (BATCH,))
+    before = x.clone()
+    plans = Planner(measure(net, BATCH, FP64, states=2, backend="reference"))
+    ctx = StepContext(net, optimizer, y, BATCH, seed=5, step=2, backend="reference")
+    report = train_batch(ctx, x, plans.fixed(cuts, tile), FP64)
+    assert torch.equal(x, before)
+    return report, [p.detach() for p in net.parameters()]
+
+
+@pytest.mark.parametrize("options", [{"dropout": 0.3}, {"dropout": 0.0, "bias": True},
+                                     {"dropout": 0.0, "shortcuts": False}],
+                         ids=["dropout", "bias", "plain"])
+@pytest.mark.parametrize("tile", [1, 3, 7])
+@pytest.mark.parametrize("cuts", [[], [4], [1, 2, 5, 11], list(range(16))],
+                         ids=["depth-first", "one-cut", "mixed", "breadth-first"])
+def test_every_plan_is_the_same_step(cuts: list[int], tile: int,
+                                     options: dict[str, object]) -> None:
+    report, weights = step(cuts, tile, **options)
+    expected, right = step(list(range(16)), BATCH, **options)
+    for got, want in ((report.losses, expected.losses), (report.goodness, expected.goodness),
+                      (weights, right)):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)

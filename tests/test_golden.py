@@ -1,0 +1,374 @@
+"""The engine against trajectories of the papers' published code.
+
+Every *.npz of the folder that FFENGINE_GOLDENS names (default: tests/golden) is put to it; network,
+hyper-parameters and batches come from each file alone.
+
+Step-wise teacher forcing starts each step from the fp64 reference's weights and optimizer state.
+Inside the step rounding travels through the layers, so layer i's reduction length is the sum of
+those up to i and the reference's error the largest up to i. Layer-wise teacher forcing gives
+each layer the reference's own input, rounded.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden_df import Golden, digest, parameter, sample
+from golden_run import (
+    FP64,
+    Step,
+    breadth_first,
+    case_layer,
+    features,
+    layer_inputs,
+    layer_turn,
+    planner,
+    run_cases,
+    trained,
+    trajectory,
+)
+from tolerances import EPS
+
+from ffengine.adapt import select
+from ffengine.engine.plan import Plan
+from ffengine.nn import LocalNet
+from ffengine.ops.weight_update import OptimConfig
+from ffengine.reference.weight_update import optimizer_step
+
+FOLDER = Path(os.environ.get("FFENGINE_GOLDENS", Path(__file__).parent / "golden"))
+FILES = sorted(FOLDER.glob("*.npz"))
+EXACT = 1e-9
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def is_single_layer(path: Path) -> bool:
+    return "cases" in Golden.open(path).config
+
+
+def tests_of(path: Path) -> list[str]:
+    if not path.name.startswith("df_"):
+        return ["family"]
+    if is_single_layer(path):
+        return ["layer-reference-fp64", "layer-cpu-fp32", "layer-cpu-bf16", "layer-triton-fp32"]
+    return ["reference-fp64", "plans-fp64", *(f"{forced}-cpu-{d}" for d in DTYPES
+                                              for forced in ("steps", "layers"))]
+
+
+CHECKS = [pytest.param(path, kind, id=f"{path.stem}-{kind}")
+          for path in FILES for kind in tests_of(path)]
+
+
+@pytest.mark.parametrize(("path", "kind"), CHECKS)
+def test_golden(path: Path, kind: str, tmp_path: Path) -> None:
+    what, *rest = kind.split("-")
+    if what == "family":
+        pytest.skip(f"the family {path.name.split('_')[0]}_ is not built yet")
+    if what == "reference":
+        check_training(path)
+        check_validation(path)
+    elif what == "plans":
+        check_plans(path)
+    elif what == "steps":
+        check_steps(path, rest[0], DTYPES[rest[1]])
+    elif what == "layers":
+        check_layers(path, rest[0], DTYPES[rest[1]])
+    elif rest[0] == "reference":
+        check_cases(path)
+    elif rest[0] == "triton":
+        close_cases(path, interpreted(path, "float32", tmp_path), torch.float32)
+    else:
+        close_cases(path, run_cases(path, DTYPES[rest[1]], rest[0]), DTYPES[rest[1]])
+
+
+class Errors:
+    """Collects |got - want| / (1 + scale) and fails with all that exceed the limit."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit, self.worst = limit, {}
+
+    def note(self, what: str, got, want, scale=None) -> None:
+        got, want = np.asarray(got, dtype=np.float64), np.asarray(want, dtype=np.float64)
+        assert got.shape == want.shape, f"{what}: shape {got.shape}, expected {want.shape}"
+        scale = np.abs(want) if scale is None else np.asarray(scale)
+        if got.size:
+            error = float((np.abs(got - want) / (1 + scale)).max())
+            self.worst[what] = max(self.worst.get(what, 0.0), error)
+
+    def check(self) -> None:
+        print(" ".join(f"{k}={v:.1e}" for k, v in self.worst.items()))
+        bad = {k: v for k, v in self.worst.items() if not v <= self.limit}
+        assert not bad, f"errors above {self.limit}: {bad}"
+
+
+def check_training(path: Path) -> None:
+    """Losses, goodness, learning rate, gradients and weights of every step."""
+    run = trajectory(path)
+    golden, arrays = run.golden, run.golden.arrays
+    names, errors = golden.config["param_names"], Errors(EXACT)
+    for t, step in enumerate(run.steps):
+        errors.note("lr", step.lr, arrays["lr"][t])
+        errors.note("loss", torch.stack(step.losses), arrays["loss"][t])
+        errors.note("goodness", torch.stack(step.goodness), arrays["goodness"][t])
+        for p, name in enumerate(names):
+            index, kind = parameter_key(run.net, name)
+            for prefix, tensor, row in (("", step.after[f"layers.{index}.{kind}"], t + 1),
+                                        ("g", step.grads[index, kind], t)):
+                expected = arrays[f"{prefix}digest"][row][p]
+                errors.note(f"{prefix}digest", digest(tensor), expected, abs(expected[1]))
+                errors.note(f"{prefix}sample", sample(tensor), arrays[f"{prefix}sample"][row][p])
+    for p, name in enumerate(names):
+        errors.note("initial digest", digest(golden.initial(p)), arrays["digest"][0][p],
+                    abs(arrays["digest"][0][p][1]))
+        if f"final.{name}" in arrays:
+            errors.note("final", parameter(run.net, name).detach(), arrays[f"final.{name}"])
+    if "lr_after" in golden.config:
+        errors.note("lr_after", run.optimizer.param_groups[0]["lr"], golden.config["lr_after"])
+    errors.check()
+
+
+def parameter_key(net, name: str) -> tuple[int, str]:
+    wanted = parameter(net, name)
+    return next((i, kind) for i in range(len(net.layers))
+                for kind, p in net.layer(i).named_parameters() if p is wanted)
+
+
+def check_validation(path: Path) -> None:
+    """Goodness, scores, SIP and features after training."""
+    run = trajectory(path)
+    golden, arrays, net = run.golden, run.golden.arrays, run.net
+    net.eval()
+    errors, batches = Errors(EXACT), golden.validation()
+    with torch.no_grad():
+        goodness = torch.cat([torch.stack(net.goodness(x, backend="reference"))
+                              for x, _ in batches], 1)
+        errors.note("val.goodness", goodness, arrays["val.goodness"])
+        start, end = golden.config["default_start_end"]
+        net.set_range(start, min(end, len(net.layers) - 1))
+        errors.note("val.logits_default", torch.cat([net(x) for x, _ in batches]),
+                    arrays["val.logits_default"])
+        sip = select(net, batches, backend="reference")
+        count = len(arrays["val.y"])
+        errors.note("val.corrects", (sip.table * count).round().triu(),
+                    np.triu(arrays["val.corrects"]))
+        errors.note("val.sip", [sip.start, sip.end], arrays["val.sip"])
+        last = len(net.layers) - 1
+        errors.note("val.acc", [100 * sip.accuracy, 100 * sip.table[min(1, last), last]],
+                    arrays["val.acc"])
+        errors.note("val.local_acc", 100 * sip.layer_accuracy, arrays["val.local_acc"])
+        errors.note("val.logits_sip", torch.cat([net(x) for x, _ in batches]),
+                    arrays["val.logits_sip"])
+        if "val.rep_digest" in arrays:
+            z = torch.cat([features(net, x, golden.config["rep"]) for x, _ in batches])
+            expected = arrays["val.rep_digest"]
+            errors.note("val.rep_digest", digest(z), expected, abs(expected[1]))
+            errors.note("val.rep_sample", sample(z), arrays["val.rep_sample"])
+    errors.check()
+
+
+def check_plans(path: Path) -> None:
+    """Every plan gives the gradients, and in fp64 the weights, of breadth-first training."""
+    run = trajectory(path)
+    for step in run.steps[:1]:
+        for name, plan in some_plans(run.net, len(step.x)).items():
+            other, errors = trained(run.golden), Errors(1e-12)
+            other.restore(step.before, step.lr)
+            other.step(step.x, step.y, plan, FP64, "reference")
+            for i, (goodness, loss) in enumerate(zip(other.report.goodness, other.report.losses,
+                                                     strict=True)):
+                errors.note(f"{name}: goodness", goodness, step.goodness[i])
+                errors.note(f"{name}: loss", loss, step.losses[i])
+            for key, grad in other.grads.items():
+                size = 1 / max(step.grads[key].abs().max().item(), 1e-300)
+                errors.note(f"{name}: gradient", grad * size, step.grads[key] * size)
+            for key, weight in other.net.named_parameters():
+                errors.note(f"{name}: weight", weight.detach(), step.after[key])
+            errors.check()
+
+
+def some_plans(net, batch: int) -> dict[str, Plan]:
+    """Depth-first in single samples, mixed runs and odd tiles, and the planner's leanest."""
+    plans = planner(net, batch, FP64, "reference")
+    cuts = list(range(1, plans.depth - 1, 3))
+    tiles = [(batch, 1, 3)[i % 3] for i in range(len(cuts) + 1)]
+    return {"depth-first 1": plans.fixed([], 1), "mixed": plans.fixed(cuts, tiles),
+            "leanest": plans.best(plans.smallest().peak_bytes)}
+
+
+def check_steps(path: Path, backend: str, dtype: torch.dtype) -> None:
+    """Each step from the reference's state: goodness, losses, gradients, steady weights."""
+    run = trajectory(path)
+    ours = trained(run.golden, dtype)
+    plans = [breadth_first(ours.net, len(run.steps[0].x), dtype, b) for b in ("reference", backend)]
+    worst: list[str] = []
+    for t, step in enumerate(run.steps):
+        results = []
+        for plan, name in zip(plans, ("reference", backend), strict=True):
+            ours.restore(step.before, step.lr)
+            ours.step(step.x, step.y, plan, dtype, name)
+            results.append(ours.outcome())
+        worst += [f"step {t}, {line}" for line in step_errors(
+            run.golden.optim(), step, ours.net, *results, dtype)]
+    assert not worst, "\n".join(worst)
+
+
+def outcome(step: Step) -> dict[str, torch.Tensor]:
+    """What a step leaves, in the words of Trained.outcome."""
+    out = {f"goodness {i}": g for i, g in enumerate(step.goodness)}
+    out |= {f"loss {i}": v for i, v in enumerate(step.losses)}
+    out |= {f"gradient {i}.{kind}": g for (i, kind), g in step.grads.items()}
+    return out | {f"weight {name.removeprefix('layers.')}": w for name, w in step.after.items()}
+
+
+class Envelope:
+    """The rule along the depth of a network.
+
+    Rounding is chaotic through a hundred normalised layers, and the reference's error at one layer
+    is a single draw of it; what depth does to rounding is the largest relative error so far.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype, self.relative = dtype, {}
+
+    def limit(self, kind: str, exact: torch.Tensor, same: torch.Tensor, reduction: int) -> float:
+        size = exact.abs().max().item()
+        error = (same.double() - exact).abs().max().item()
+        self.relative[kind] = max(self.relative.get(kind, 0.0), error / size if size else 0.0)
+        return size * (2 * self.relative[kind] + EPS[self.dtype] * reduction**0.5)
+
+
+def step_errors(optim: OptimConfig, step: Step, net: LocalNet, same: dict[str, torch.Tensor],
+                got: dict[str, torch.Tensor], dtype: torch.dtype) -> list[str]:
+    out, exact, depth, envelope = [], outcome(step), 0, Envelope(dtype)
+    for i in range(len(net.layers)):
+        layer = net.layer(i)
+        depth += layer.weight[0].numel()
+        reduction = depth + len(step.x) * int(np.prod(
+            layer.out_shape(net.input_of(i, net.shapes[i]))[1:]))
+        limits = {}
+        for kind in ("goodness", "loss", *(f"gradient {n}" for n, _ in layer.named_parameters())):
+            word, *part = kind.split()
+            key = ".".join([f"{word} {i}", *part])
+            limits[key] = envelope.limit(kind, exact[key], same[key], reduction)
+            error = (got[key].double() - exact[key]).abs().max().item()
+            if not error <= limits[key]:
+                out.append(f"{key}: error {error:.3e} > bound {limits[key]:.3e}")
+        for kind, _ in layer.named_parameters():
+            key, weight = f"gradient {i}.{kind}", f"weight {i}.{kind}"
+            allowed = rule(exact[weight], same[weight], dtype, reduction) + propagated(
+                optim, step, f"layers.{i}.{kind}", exact[key], limits[key])
+            over = (got[weight].double() - exact[weight]).abs() - allowed
+            sure = exact[key].abs() > limits[key]
+            if sure.any() and not over[sure].max() <= 0:
+                out.append(f"{weight}: {over[sure].max():.3e} above its bound")
+    return out
+
+
+def propagated(optim: OptimConfig, step: Step, name: str, grad: torch.Tensor,
+               limit: float) -> torch.Tensor:
+    """How far the optimizer moves a weight when its gradient is off by the rule's bound."""
+    moved = []
+    for shift in (0.0, limit, -limit):
+        weight, m, v = (step.before[k].clone() for k in (name, f"{name}.m", f"{name}.v"))
+        optimizer_step(weight, grad + shift, m, v, replace(optim, lr=step.lr),
+                       int(step.before[f"{name}.step"]) + 1)
+        moved.append(weight)
+    return torch.maximum((moved[1] - moved[0]).abs(), (moved[2] - moved[0]).abs())
+
+
+def rule(exact: torch.Tensor, same: torch.Tensor, dtype: torch.dtype, reduction: int) -> float:
+    """tests/tolerances.py's bound with the eps of the compute dtype.
+
+    Goodness, losses and gradients are stored in fp32 whatever the maps' dtype.
+    """
+    if exact.numel() == 0:
+        return 0.0
+    error = (same.double() - exact).abs().max().item()
+    return 2 * error + EPS[dtype] * exact.abs().max().item() * reduction**0.5
+
+
+def broken(what: str, got: torch.Tensor, exact: torch.Tensor, same: torch.Tensor,
+           dtype: torch.dtype, reduction: int) -> list[str]:
+    if exact.numel() == 0:
+        return []
+    error, limit = (got.double() - exact).abs().max().item(), rule(exact, same, dtype, reduction)
+    return [] if error <= limit else [f"{what}: error {error:.3e} > bound {limit:.3e}"]
+
+
+def check_layers(path: Path, backend: str, dtype: torch.dtype) -> None:
+    """Each layer from the reference's input and weights."""
+    run, out = trajectory(path), []
+    for step in run.steps:
+        exact, rough = trained(run.golden), trained(run.golden, dtype)
+        exact.restore(step.before, step.lr)
+        rough.restore(step.before, step.lr)
+        with torch.no_grad():
+            inputs = layer_inputs(exact.net, step.x)
+        for i, x in enumerate(inputs):
+            layer = rough.net.layer(i)
+            right = layer_turn(exact.net.layer(i), x, step.y, "reference")
+            ours, same = (layer_turn(layer, x.to(dtype), step.y, b) for b in (backend, "reference"))
+            out += turn_errors(f"layer {i} ", ours, right, same, dtype, layer)
+    assert not out, "\n".join(out)
+
+
+def turn_errors(where: str, ours: dict, exact: dict, same: dict, dtype: torch.dtype,
+                layer) -> list[str]:
+    pixels = exact["z"][:, 0].numel()
+    lengths = {"goodness": pixels, "loss": pixels, "z": pixels}
+    fan_in = layer.weight[0].numel()
+    return [line for k in ours
+            for line in broken(where + k, ours[k], exact[k], same[k], dtype,
+                               fan_in + lengths.get(k, pixels))]
+
+
+def check_cases(path: Path) -> None:
+    """Single layers, fp64, against the published layer; a dead group has no gradient at all."""
+    golden, errors = Golden.open(path), Errors(EXACT)
+    for i, result in enumerate(run_cases(path, FP64, "reference")):
+        for key, tensor in result.items():
+            errors.note(key, tensor.detach(), golden.arrays[f"c{i}.{key}"])
+        layer, x = case_layer(golden, i, FP64)
+        with torch.no_grad():
+            errors.note("h", layer.preactivation(x).relu(), golden.arrays[f"c{i}.h"])
+        assert_dead(golden, i, result)
+    errors.check()
+
+
+def assert_dead(golden: Golden, i: int, result: dict[str, torch.Tensor]) -> None:
+    case = golden.config["cases"][i]
+    if "dead" in case:
+        width = case["cout"] // case["G"]
+        rows = slice(case["dead"] * width, (case["dead"] + 1) * width)
+        assert not result["grad.weight"][rows].any()
+        assert not result["z"][:, rows].any()
+
+
+def close_cases(path: Path, results: list[dict[str, torch.Tensor]], dtype: torch.dtype) -> None:
+    golden, out = Golden.open(path), []
+    for i, same in enumerate(run_cases(path, dtype, "reference")):
+        exact = {k: torch.from_numpy(np.asarray(golden.arrays[f"c{i}.{k}"])).double() for k in same}
+        layer, _ = case_layer(golden, i, dtype)
+        out += turn_errors(f"c{i} ", results[i], exact, same, dtype, layer)
+        assert_dead(golden, i, results[i])
+    assert not out, "\n".join(out)
+
+
+def interpreted(path: Path, dtype: str, folder: Path) -> list[dict[str, torch.Tensor]]:
+    """The cases through Triton's interpreter, which cannot share a process with compiled code."""
+    script = Path(__file__).with_name("golden_run.py")
+    out = folder / "cases.npz"
+    done = subprocess.run([sys.executable, script, path, "triton", dtype, out],
+                          env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+    count = len(Golden.open(path).config["cases"])
+    with np.load(out) as data:
+        return [{k.split(".", 1)[1]: torch.from_numpy(data[k]) for k in data.files
+                 if k.startswith(f"c{i}.")} for i in range(count)]
