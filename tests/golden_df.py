@@ -100,7 +100,8 @@ class Golden:
 
     def scheduler(self, optimizer: LocalOptimizer) -> torch.optim.lr_scheduler.LRScheduler:
         """Steps once per entry of `config.epochs`; CNN-14 and NoResnet fix T_max at 150."""
-        fixed = self.config["arch"] in ("vgg", "noresnet") or "epochs_T" not in self.config
+        fixed = (self.config["arch"].lower().startswith(("vgg", "nores"))
+                 or "epochs_T" not in self.config)
         return torch.optim.lr_scheduler.CosineAnnealingLR(
             optimizer, 150 if fixed else self.config["epochs_T"], self.config["lr_min"])
 

@@ -52,7 +52,7 @@ def is_single_layer(path: Path) -> bool:
     return "cases" in Golden.open(path).config
 
 
-def tests_of(path: Path) -> list[str]:
+def kinds_of(path: Path) -> list[str]:
     if not path.name.startswith("df_"):
         return ["family"]
     if is_single_layer(path):
@@ -62,7 +62,7 @@ def tests_of(path: Path) -> list[str]:
 
 
 CHECKS = [pytest.param(path, kind, id=f"{path.stem}-{kind}")
-          for path in FILES for kind in tests_of(path)]
+          for path in FILES for kind in kinds_of(path)]
 
 
 @pytest.mark.parametrize(("path", "kind"), CHECKS)
