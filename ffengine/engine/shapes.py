@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ffengine.engine.meter import call_measured
+from ffengine.nn.convolution import choose, convolve, samples_at_once
 from ffengine.nn.layers import LocalLayer, as_channels_last
 from ffengine.nn.network import LocalNet, halved
 from ffengine.ops import backends
@@ -159,6 +160,9 @@ def _forward_scratch(x_shape: tuple[int, ...], w_shape: tuple[int, ...],
     if device != "cpu" or n == 0:
         return cast
     pixels = 1 if geometry is None else item_count(geometry.output_size(*x_shape[1:]))
+    if geometry is not None and choose(pixels, geometry.kernel, dtype, device) == "patches":
+        n = min(n, samples_at_once(pixels, item_count(w_shape[1:]), dtype.itemsize))
+        return cast + library_scratch(n, x_shape, w_shape, geometry, dtype)
     few = max(2, -(-SETTLED_PIXELS // pixels))
     if n <= 2 * few:
         return cast + library_scratch(n, x_shape, w_shape, geometry, dtype)
@@ -169,14 +173,13 @@ def _forward_scratch(x_shape: tuple[int, ...], w_shape: tuple[int, ...],
 @functools.cache
 def library_scratch(n: int, x_shape: tuple[int, ...], w_shape: tuple[int, ...],
                     geometry: ConvGeometry | None, dtype: torch.dtype) -> int:
-    """Bytes the library's forward of `n` samples holds beside its output; measured once."""
+    """Bytes the forward of `n` samples holds beside its output; measured once."""
     x, w = torch.zeros(n, *x_shape, dtype=dtype), torch.zeros(w_shape, dtype=dtype)
     args: tuple[object, ...] = (x, w)
     call: Callable[..., torch.Tensor] = torch.nn.functional.linear
     if geometry is not None:
         w = w.contiguous(memory_format=torch.channels_last)
-        args = (as_channels_last(x), w, None, geometry.stride, geometry.padding)
-        call = torch.nn.functional.conv2d
+        args, call = (as_channels_last(x), w, None, geometry), convolve
     with torch.no_grad():
         call(*args)
         out, inside = call_measured(call, args, {})

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ffengine.nn.convolution import convolve
 from ffengine.ops.config import Dropout, LocalPassConfig
 from ffengine.ops.weight_update import ConvGeometry
 
@@ -75,7 +76,7 @@ class LocalConv2d(LocalLayer):
         weight, bias = self.cast(x.dtype)
         geometry = self.geometry
         assert geometry is not None
-        return F.conv2d(x, weight, bias, geometry.stride, geometry.padding)
+        return convolve(x, weight, bias, geometry)
 
     def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         geometry = self.geometry
