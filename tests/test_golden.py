@@ -5,7 +5,9 @@ hyper-parameters and batches come from each file alone.
 
 Step-wise teacher forcing starts each step from the fp64 reference's weights and optimizer state.
 Inside the step rounding travels through the layers, so layer i's reduction length is the sum of
-those up to i and the reference's error the largest up to i. Layer-wise teacher forcing gives
+those up to i and the reference's error the largest up to i, over some draws of its rounding.
+Where a unit's pre-activation lies within rounding of zero, relu's gradient may be 0 or 1: the rule
+allows the jump, computed from the exact values. Layer-wise teacher forcing gives
 each layer the reference's own input, rounded.
 """
 
@@ -24,6 +26,7 @@ from golden_df import Golden, digest, parameter, sample
 from golden_run import (
     FP64,
     Step,
+    Trajectory,
     breadth_first,
     case_layer,
     features,
@@ -38,9 +41,10 @@ from tolerances import EPS
 
 from ffengine.adapt import select
 from ffengine.engine.plan import Plan
-from ffengine.nn import LocalNet
+from ffengine.nn import LocalConv2d, LocalNet
+from ffengine.ops.local_pass import local_pass
 from ffengine.ops.weight_update import OptimConfig
-from ffengine.reference.weight_update import optimizer_step
+from ffengine.reference.weight_update import optimizer_step, weight_gradient
 
 FOLDER = Path(os.environ.get("FFENGINE_GOLDENS", Path(__file__).parent / "golden"))
 FILES = sorted(FOLDER.glob("*.npz"))
@@ -207,15 +211,29 @@ def check_steps(path: Path, backend: str, dtype: torch.dtype) -> None:
     ours = trained(run.golden, dtype)
     plans = [breadth_first(ours.net, len(run.steps[0].x), dtype, b) for b in ("reference", backend)]
     worst: list[str] = []
+
+    def step_from(step: Step, x: torch.Tensor, plan: Plan, name: str) -> dict[str, torch.Tensor]:
+        ours.restore(step.before, step.lr)
+        ours.step(x, step.y, plan, dtype, name)
+        return ours.outcome()
+
     for t, step in enumerate(run.steps):
-        results = []
-        for plan, name in zip(plans, ("reference", backend), strict=True):
-            ours.restore(step.before, step.lr)
-            ours.step(step.x, step.y, plan, dtype, name)
-            results.append(ours.outcome())
+        same = [step_from(step, x, plans[0], "reference") for x in draws(step.x, dtype)]
+        got = step_from(step, step.x, plans[1], backend)
         worst += [f"step {t}, {line}" for line in step_errors(
-            run.golden.optim(), step, ours.net, *results, dtype)]
+            run.golden.optim(), step, exact_at(run, step), same, got, dtype)]
     assert not worst, "\n".join(worst)
+
+
+def draws(x: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
+    """The input, and the input moved at random by its dtype's rounding.
+
+    Through a hundred normalised layers one run of the same-dtype reference is a single draw of its
+    rounding error; the rule's "error of the reference" is the largest of these.
+    """
+    generator = torch.Generator().manual_seed(0)
+    nudges = [EPS[dtype] * torch.randint(-1, 2, x.shape, generator=generator) for _ in range(4)]
+    return [x, *(x * (1 + nudge) for nudge in nudges)]
 
 
 def outcome(step: Step) -> dict[str, torch.Tensor]:
@@ -236,16 +254,23 @@ class Envelope:
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype, self.relative = dtype, {}
 
-    def limit(self, kind: str, exact: torch.Tensor, same: torch.Tensor, reduction: int) -> float:
-        size = exact.abs().max().item()
-        error = (same.double() - exact).abs().max().item()
+    def limit(self, kind: str, exact: torch.Tensor, same: list[torch.Tensor],
+              reduction: int) -> float:
+        size, error = exact.abs().max().item(), largest_error(exact, same)
         self.relative[kind] = max(self.relative.get(kind, 0.0), error / size if size else 0.0)
         return size * (2 * self.relative[kind] + EPS[self.dtype] * reduction**0.5)
 
 
-def step_errors(optim: OptimConfig, step: Step, net: LocalNet, same: dict[str, torch.Tensor],
-                got: dict[str, torch.Tensor], dtype: torch.dtype) -> list[str]:
-    out, exact, depth, envelope = [], outcome(step), 0, Envelope(dtype)
+def largest_error(exact: torch.Tensor, same: list[torch.Tensor]) -> float:
+    return max((t.double() - exact).abs().max().item() for t in same)
+
+
+def step_errors(optim: OptimConfig, step: Step, exact_net: LocalNet,
+                same: list[dict[str, torch.Tensor]], got: dict[str, torch.Tensor],
+                dtype: torch.dtype) -> list[str]:
+    out, exact, depth, envelope, net = [], outcome(step), 0, Envelope(dtype), exact_net
+    with torch.no_grad():
+        inputs = layer_inputs(exact_net, step.x)
     for i in range(len(net.layers)):
         layer = net.layer(i)
         depth += layer.weight[0].numel()
@@ -255,19 +280,47 @@ def step_errors(optim: OptimConfig, step: Step, net: LocalNet, same: dict[str, t
         for kind in ("goodness", "loss", *(f"gradient {n}" for n, _ in layer.named_parameters())):
             word, *part = kind.split()
             key = ".".join([f"{word} {i}", *part])
-            limits[key] = envelope.limit(kind, exact[key], same[key], reduction)
+            limits[key] = envelope.limit(kind, exact[key], [d[key] for d in same], reduction)
+            if word == "gradient":
+                near = 2 * envelope.relative["goodness"] + EPS[dtype] * reduction**0.5
+                limits[key] += flipped(layer, inputs[i], step.y, near)[part[0]]
             error = (got[key].double() - exact[key]).abs().max().item()
             if not error <= limits[key]:
                 out.append(f"{key}: error {error:.3e} > bound {limits[key]:.3e}")
         for kind, _ in layer.named_parameters():
             key, weight = f"gradient {i}.{kind}", f"weight {i}.{kind}"
-            allowed = rule(exact[weight], same[weight], dtype, reduction) + propagated(
+            allowed = rule(exact[weight], [d[weight] for d in same], dtype, reduction) + propagated(
                 optim, step, f"layers.{i}.{kind}", exact[key], limits[key])
             over = (got[weight].double() - exact[weight]).abs() - allowed
             sure = exact[key].abs() > limits[key]
             if sure.any() and not over[sure].max() <= 0:
                 out.append(f"{weight}: {over[sure].max():.3e} above its bound")
     return out
+
+
+def exact_at(run: Trajectory, step: Step) -> LocalNet:
+    """The fp64 network in the state a step starts from."""
+    exact = trained(run.golden)
+    exact.restore(step.before, step.lr)
+    return exact.net
+
+
+def flipped(layer: LocalConv2d, x: torch.Tensor, y: torch.Tensor, near: float) -> dict[str, float]:
+    """How far a gradient jumps if units within rounding of zero cross it (relu: 0 or 1).
+
+    A unit counts as within rounding if |a| <= near * max|a|; `near` is the rule's bound, relative.
+    """
+    with torch.no_grad():
+        a = layer.preactivation(x)
+        at_zero = (a != 0) & (a.abs() <= near * a.abs().max())
+        if not at_zero.any():
+            return {"weight": 0.0, "bias": 0.0}
+        coef = local_pass(a, y, config=layer.config, backend="reference").coef.abs()
+        width = torch.tensor(layer.config.offsets(a.shape[1])).diff()
+        da = at_zero * coef.repeat_interleave(width, 1)[..., None, None]
+        g = layer.geometry
+        grad = weight_gradient(x.abs(), da, layer.weight, g.stride, g.padding)
+    return {"weight": grad.max().item(), "bias": da.sum((0, 2, 3)).max().item()}
 
 
 def propagated(optim: OptimConfig, step: Step, name: str, grad: torch.Tensor,
@@ -282,22 +335,23 @@ def propagated(optim: OptimConfig, step: Step, name: str, grad: torch.Tensor,
     return torch.maximum((moved[1] - moved[0]).abs(), (moved[2] - moved[0]).abs())
 
 
-def rule(exact: torch.Tensor, same: torch.Tensor, dtype: torch.dtype, reduction: int) -> float:
+def rule(exact: torch.Tensor, same: list[torch.Tensor], dtype: torch.dtype,
+         reduction: int) -> float:
     """tests/tolerances.py's bound with the eps of the compute dtype.
 
     Goodness, losses and gradients are stored in fp32 whatever the maps' dtype.
     """
     if exact.numel() == 0:
         return 0.0
-    error = (same.double() - exact).abs().max().item()
-    return 2 * error + EPS[dtype] * exact.abs().max().item() * reduction**0.5
+    return 2 * largest_error(exact, same) + EPS[dtype] * exact.abs().max().item() * reduction**0.5
 
 
 def broken(what: str, got: torch.Tensor, exact: torch.Tensor, same: torch.Tensor,
-           dtype: torch.dtype, reduction: int) -> list[str]:
+           dtype: torch.dtype, reduction: int, jump: float = 0.0) -> list[str]:
     if exact.numel() == 0:
         return []
-    error, limit = (got.double() - exact).abs().max().item(), rule(exact, same, dtype, reduction)
+    error = (got.double() - exact).abs().max().item()
+    limit = rule(exact, [same], dtype, reduction) + jump
     return [] if error <= limit else [f"{what}: error {error:.3e} > bound {limit:.3e}"]
 
 
@@ -314,18 +368,22 @@ def check_layers(path: Path, backend: str, dtype: torch.dtype) -> None:
             layer = rough.net.layer(i)
             right = layer_turn(exact.net.layer(i), x, step.y, "reference")
             ours, same = (layer_turn(layer, x.to(dtype), step.y, b) for b in (backend, "reference"))
-            out += turn_errors(f"layer {i} ", ours, right, same, dtype, layer)
+            near = EPS[dtype] * layer.weight[0].numel()**0.5
+            jumps = flipped(exact.net.layer(i), x, step.y, near)
+            out += turn_errors(f"layer {i} ", ours, right, same, dtype, layer, jumps)
     assert not out, "\n".join(out)
 
 
 def turn_errors(where: str, ours: dict, exact: dict, same: dict, dtype: torch.dtype,
-                layer) -> list[str]:
+                layer, jumps: dict[str, float] | None = None) -> list[str]:
     pixels = exact["z"][:, 0].numel()
     lengths = {"goodness": pixels, "loss": pixels, "z": pixels}
     fan_in = layer.weight[0].numel()
+    jumps = jumps or {}
     return [line for k in ours
             for line in broken(where + k, ours[k], exact[k], same[k], dtype,
-                               fan_in + lengths.get(k, pixels))]
+                               fan_in + lengths.get(k, pixels),
+                               jumps.get(k.removeprefix("grad."), 0.0))]
 
 
 def check_cases(path: Path) -> None:
