@@ -5,6 +5,7 @@
 # a test failed, or a benchmark row failed its check; 2 without a device.
 #
 #   OUT=results PYTHON=python3 bash bench/gpu.sh [build test sanitize local_pass step]
+#   PIP_OPTIONS=--break-system-packages where the system's Python asks for it
 set -u
 cd "$(dirname "$0")/.."
 OUT="$(mkdir -p "${OUT:-bench/results/gpu}" && cd "${OUT:-bench/results/gpu}" && pwd)"
@@ -41,7 +42,9 @@ fi
 if wanted build; then
   arch="$("$PYTHON" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')-real"
   export FFENGINE_EXTENSION=1 FFENGINE_CUDA=1 CMAKE_CUDA_ARCHITECTURES="${ARCH:-$arch}"
-  stage build 240 yes "$PYTHON" setup.py -q build_ext --inplace
+  # an editable install, since ffengine.kernels exists only through the package's own mapping
+  stage build 240 yes "$PYTHON" -m pip install -q --no-build-isolation --no-deps \
+    --disable-pip-version-check ${PIP_OPTIONS:-} -e .
 fi
 if wanted test; then
   stage test_gpu 150 yes "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider tests

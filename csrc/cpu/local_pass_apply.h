@@ -1,6 +1,7 @@
 // local_pass, last part: z = (h - mean) * rstd and da, in one sweep over the sample's tile in L2.
 #pragma once
 #include "convert.h"
+#include "lanes.h"
 #include "local_pass_kernel.h"
 #include "local_pass_prepare.h"
 #include "local_pass_stats.h"
@@ -16,24 +17,43 @@ struct Constant {
   FF_HD float mean(int64_t) const { return mean_; }
   FF_HD float rstd(int64_t) const { return rstd_; }
   FF_HD float slope(int64_t) const { return slope_; }
+  FF_HD Floats means(int64_t) const { return splat(mean_); }
+  FF_HD Floats rstds(int64_t) const { return splat(rstd_); }
+  FF_HD Floats slopes(int64_t) const { return splat(slope_); }
 };
 struct Table {
   const float *mean_, *rstd_, *slope_;
   FF_HD float mean(int64_t j) const { return mean_[j]; }
   FF_HD float rstd(int64_t j) const { return rstd_[j]; }
   FF_HD float slope(int64_t j) const { return slope_[j]; }
+  FF_HD Floats means(int64_t j) const { return load_lanes(mean_ + j); }
+  FF_HD Floats rstds(int64_t j) const { return load_lanes(rstd_ + j); }
+  FF_HD Floats slopes(int64_t j) const { return load_lanes(slope_ + j); }
 };
 
-// Elements [i, i + n) with coefficients 0 .. n - 1. `floor`: see local_pass_prepare.h.
+// Elements [i, i + n) with coefficients 0 .. n - 1; an element whose bits are below `least` passes
+// no gradient. Without squares the slopes are numbers of T already.
 template <Gradient kGradient, bool kZ, class Source, class Coefficients, class T>
-FF_HD void apply_run(const Source& f, const Coefficients& t, int64_t i, int64_t n, int32_t floor,
+FF_HD void apply_run(const Source f, const Coefficients t, int64_t i, int64_t n, int32_t least,
                      T* z, T* da) {
-#pragma omp simd
-  for (int64_t j = 0; j < n; ++j) {
+  int64_t j = 0;
+  for (; j + kWidth <= n; j += kWidth) {
+    const Floats h = f.lanes(i + j);
+    if (kZ && (pf & 2)) __builtin_prefetch((char*)(z + i + j)+pd, 1, 2);
+    if (kGradient != Gradient::none && (pf & 4)) __builtin_prefetch((char*)(da + i + j)+pd, 1, 2);
+    if (kGradient != Gradient::none) {
+      const bool squares = kGradient == Gradient::squares;
+      const Floats d = squares ? t.slopes(j) * (h + h) : t.slopes(j);
+      const Floats chosen = Ints(f.alive_lanes(i + j, h)) >= least ? d : Floats{};
+      squares ? store_lanes(da + i + j, chosen) : store_exact(da + i + j, chosen);
+    }
+    if (kZ) store_lanes(z + i + j, (h - t.means(j)) * t.rstds(j) + 0.f);
+  }
+  for (; j < n; ++j) {
     const float h = f.value(i + j);
     if (kGradient != Gradient::none) {
       const float d = kGradient == Gradient::squares ? t.slope(j) * (h + h) : t.slope(j);
-      store(da + i + j, int32_t(bits_of(f.alive(i + j, h))) > floor ? d : 0.f);
+      store(da + i + j, int32_t(bits_of(f.alive(i + j, h))) >= least ? d : 0.f);
     }
     if (kZ) store(z + i + j, (h - t.mean(j)) * t.rstd(j) + 0.f);
   }
@@ -49,11 +69,13 @@ FF_HD Constant constants_of(const LocalPassParams& p, int64_t row, int64_t k, fl
   return {p.stats[2 * at], p.stats[2 * at + 1], p.coef == nullptr ? 0.f : p.coef[at] * scale};
 }
 
+template <bool kRound, class T>
 static Table fill_table(const LocalPassParams& p, const LocalPassPlan& plan, int64_t row,
                         const LocalPassScratch& s) {
   const float scale = slope_scale(p);
   for (int64_t k = 0; k < p.K; ++k) {
-    const Constant t = constants_of(p, row, k, scale);
+    Constant t = constants_of(p, row, k, scale);
+    if (kRound) t.slope_ = rounded_to<T>(t.slope_);
     for (int64_t c = p.offsets[k]; c < p.offsets[k + 1]; ++c)
       s.table[0][c] = t.mean_, s.table[1][c] = t.rstd_, s.table[2][c] = t.slope_;
   }
@@ -65,19 +87,22 @@ static Table fill_table(const LocalPassParams& p, const LocalPassPlan& plan, int
 template <Gradient kGradient, bool kZ, class Source, class T>
 static void apply_sample(const LocalPassParams& p, const LocalPassPlan& plan, int64_t row,
                          const Source& f, T* z, T* da, const LocalPassScratch& s) {
-  const int32_t floor = p.straight_through ? -1 : 0;
+  const int32_t least = p.straight_through ? Source::kLeast : 1;
+  constexpr bool kRound = kGradient == Gradient::mean;
   if (!plan.channels_inner) {
     const float scale = slope_scale(p);
     for (int64_t k = 0; k < p.K; ++k) {
       const int64_t begin = p.offsets[k] * plan.pixels_z, end = p.offsets[k + 1] * plan.pixels_z;
-      apply_run<kGradient, kZ>(f, constants_of(p, row, k, scale), begin, end - begin, floor, z, da);
+      Constant t = constants_of(p, row, k, scale);
+      if (kRound) t.slope_ = rounded_to<T>(t.slope_);
+      apply_run<kGradient, kZ>(f, t, begin, end - begin, least, z, da);
     }
     return;
   }
-  const Table table = fill_table(p, plan, row, s);
+  const Table table = fill_table<kRound, T>(p, plan, row, s);
   const int64_t size = p.C * plan.pixels_z;
   for (int64_t i = 0; i < size; i += plan.period)
-    apply_run<kGradient, kZ>(f, table, i, size - i < plan.period ? size - i : plan.period, floor, z,
+    apply_run<kGradient, kZ>(f, table, i, size - i < plan.period ? size - i : plan.period, least, z,
                              da);
 }
 
@@ -113,7 +138,7 @@ static void pool_gradient(const LocalPassParams& p, const LocalPassPlan& plan, i
   const bool squares = p.goodness != Goodness::mean;
   const int32_t floor = p.straight_through ? -1 : 0;
   const float *full = s.full[slot], *features = s.features[slot];
-  const Table table = plan.channels_inner ? fill_table(p, plan, row, s) : Table{};
+  const Table table = plan.channels_inner ? fill_table<false, T>(p, plan, row, s) : Table{};
   int64_t k = 0;
   for (int64_t o = 0; o < w.outer; ++o) {
     while (o >= p.offsets[k + 1]) ++k;

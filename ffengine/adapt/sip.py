@@ -62,15 +62,12 @@ def select(net: LocalNet, loader: Iterable[tuple[torch.Tensor, torch.Tensor]], *
 def range_hits(goodness: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """(L, L) counts of samples that the range start..end gets right, of goodness (L, N, K).
 
-    The range of one layer is that layer's goodness itself and sums are taken in fp64, so rounding
-    of the differences decides no arg-max.
+    Every range adds up its own layers, in fp64, so that exact ties (dead layers) stay ties.
     """
     depth = goodness.shape[0]
-    sums = goodness.double().cumsum(0)
     hits = torch.zeros(depth, depth, dtype=torch.int64, device=goodness.device)
     for start in range(depth):
-        scores = sums[start:] if start == 0 else sums[start:] - sums[start - 1]
-        scores[0] = goodness[start]
+        scores = goodness[start:].double().cumsum(0)
         hits[start, start:] = (scores.argmax(2) == y).sum(1)
     return hits
 

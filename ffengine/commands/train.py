@@ -93,8 +93,8 @@ def make_trainer(args: argparse.Namespace, recipe: Recipe, options: dict[str, An
     trainer = Trainer(net, recipe=recipe, epochs=args.epochs, lr=args.lr,
                       batch_size=recipe.batch_size, backend=args.backend or "auto",
                       precision=args.precision or "fp32", memory_budget=args.memory_budget,
-                      seed=seed, device=device_of(args), out=run_folder(args),
-                      progress=not args.quiet, notes=notes)
+                      seed=seed, device=device_of(args), progress=not args.quiet, notes=notes)
+    trainer.write_into(run_folder(args))
     if not args.quiet:
         print(f"{args.model} on {args.data}: {sum(p.numel() for p in net.parameters()):,} "
               f"parameters, plan {plan_text(trainer.plan)}, into {trainer.out}", file=sys.stderr)

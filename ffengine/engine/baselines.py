@@ -104,7 +104,7 @@ class UnfusedStep(_Baseline):
 
     def step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """One batch; returns the mean over layers of the local losses."""
-        net, total = self.net, torch.zeros(())
+        net, total = self.net, torch.zeros((), device=x.device)
         x, shortcut = self.prepare(x), None
         for i, optimizer in enumerate(self._optimizers):
             optimizer.zero_grad()
@@ -115,7 +115,7 @@ class UnfusedStep(_Baseline):
                 loss, _ = local_loss(g, y, net, i)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            total = total + loss.detach().cpu()
+            total = total + loss.detach()
             with torch.no_grad():
                 x, shortcut = net.join(i, z.detach(), shortcut)
         return total / len(self._optimizers)
@@ -174,13 +174,13 @@ class BackpropStep(_Baseline):
         """One batch; returns its cross-entropy."""
         n = x.shape[0]
         size = self.micro_batch or n
-        total = torch.zeros(())
+        total = torch.zeros((), device=x.device)
         for start in range(0, n, size):
             piece, target = x[start:start + size], y[start:start + size]
             with self.autocast():
                 loss = F.cross_entropy(self.forward(piece), target) * (piece.shape[0] / n)
             loss.backward()  # type: ignore[no-untyped-call]
-            total = total + loss.detach().cpu()
+            total = total + loss.detach()
         if not self.in_backward:
             self._optimizers[0].step()
             self._optimizers[0].zero_grad()

@@ -69,7 +69,8 @@ def checked(batch: Batch, net: LocalNet, device: torch.device) -> Batch:
         raise ValueError(f"[train] labels must be ({x.shape[0]},), got {tuple(y.shape)}")
     if y.device.type == "cpu":
         check_range(y, label_count(net))
-    return replace(batch, x=x.to(device, non_blocking=True), y=y.to(device, non_blocking=True))
+    x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+    return replace(batch, x=x, y=y.contiguous())
 
 
 def check_range(y: torch.Tensor, count: int) -> None:

@@ -87,7 +87,7 @@ def save(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> 
                         "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(text)
     with replacing(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors.values():
@@ -133,9 +133,8 @@ def load(run: str | os.PathLike[str], name: str = LATEST) -> Checkpoint:
             header = file.metadata() or {}
             if "json" not in header or "sha256" not in header:
                 raise ValueError(f"[checkpoint] expected a checkpoint of ffengine, got {path}")
-            if tensors_digest(path) != header["sha256"]:
-                raise ValueError(f"[checkpoint] {path} is damaged: its tensors do not match their "
-                                 "digest")
+            if file_digest(path, header["sha256"]) != header["sha256"]:
+                raise ValueError(f"[checkpoint] {path} is damaged: it does not match its digest")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         meta = json.loads(header["json"])
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
@@ -146,11 +145,12 @@ def load(run: str | os.PathLike[str], name: str = LATEST) -> Checkpoint:
     return Checkpoint(path, meta, tensors)
 
 
-def tensors_digest(path: Path) -> str:
-    """sha256 of everything after the header."""
-    digest = hashlib.sha256()
+def file_digest(path: Path, claimed: str) -> str:
+    """sha256 of header and tensors, the digest's own place in the header as when it was taken."""
+    empty = hashlib.sha256().hexdigest()
     with path.open("rb") as file:
-        file.seek(8 + struct.unpack("<Q", file.read(8))[0])
+        text = file.read(struct.unpack("<Q", file.read(8))[0])
+        digest = hashlib.sha256(text.replace(claimed.encode(), empty.encode(), 1))
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -77,7 +77,7 @@ class Watch:
 
 
 def bad_samples(epoch: int, step: int) -> str:
-    return (f"[train] the input batch of epoch {epoch}, step {step} holds NaN or infinity: "
+    return (f"[train] the input of layer 0 holds NaN or infinity at step {step} of epoch {epoch}: "
             "expected finite samples")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ffengine.engine.shapes import LayerSizes, NetSizes
 
 #: Seconds a layer's turn costs beside its arithmetic, and what memory traffic and arithmetic cost;
-#: measured on 2 cores with AVX-512 (bench/plan_costs.py). They only rank plans.
+#: measured on 2 cores with AVX-512 (bench/fair.py). They only rank plans.
 TURN_SECONDS = 1.2e-4
 BYTES_PER_SECOND = 8e9
 FLOPS_PER_SECOND = {2: 1.2e12, 4: 2.2e11, 8: 5e10}
@@ -76,7 +76,9 @@ class Planner:
     def __init__(self, sizes: NetSizes) -> None:
         self.sizes = sizes
         n = max(sizes.batch, 1)
-        self.tiles = [2**k for k in range(int(math.log2(n)) + 1) if 2**k < n] + [n]
+        # a loss on pairs wants both halves of the batch in one tile
+        small = [] if sizes.paired else [2**k for k in range(int(math.log2(n)) + 1) if 2**k < n]
+        self.tiles = [*small, n]
         self.depth = len(sizes.layers)
         self._runs: dict[tuple[int, int], list[Run]] = {}
         for start in range(self.depth):
@@ -93,9 +95,12 @@ class Planner:
         if len(tiles) != len(stops) or min(tiles) < 1:
             raise ValueError(f"[plan] expected one tile >= 1 for each of {len(stops)} runs, "
                              f"got {tiles}")
-        runs, start = [], 0
+        runs, start, n = [], 0, max(self.sizes.batch, 1)
+        if self.sizes.paired and min(tiles) < n:
+            raise ValueError(f"[plan] a loss on pairs expected tiles of the whole batch, {n}, "
+                             f"got {tiles}")
         for stop, size in zip(stops, tiles, strict=True):
-            size = min(size, max(self.sizes.batch, 1))
+            size = min(size, n)
             runs.append(next(r for r in self._runs_from(start, size) if r.layers.stop == stop))
             start = stop
         return self._plan(runs)
@@ -172,8 +177,6 @@ class Planner:
         sizes, runs = self.sizes, []
         walk = _Walk(sizes, start, tile)
         for stop in range(start + 1, self.depth + 1):
-            if stop > start + 1 and sizes.layers[stop - 2].must_cut:
-                break
             walk.layer(sizes.layers[stop - 1])
             runs.append(walk.run(range(start, stop)))
         return runs
@@ -260,7 +263,9 @@ class _Walk:
         kept = last_layer.shortcut_live_after
         new_shortcut = kept and not last_layer.shortcut_out_is_x
         keep_alias = first.shortcut_in_is_x and new_shortcut and carried
-        over_x = not keep_alias and last_layer.out_shape == first.x_shape
+        # the first run may be looking at the caller's own batch
+        ours = layers.start > 0 or sizes.copies_input
+        over_x = ours and not keep_alias and last_layer.out_shape == first.x_shape
         over_s = new_shortcut and (keep_alias or (
             not first.shortcut_in_is_x
             and first.shortcut_in_shape == last_layer.shortcut_out_shape))

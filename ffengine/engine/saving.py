@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Weights, layer range and optimizer states, by name."""
+    """Weights, layer range, optimizer states and torch's generator, by name."""
     states, _ = trainer.optimizer.export_state()
     return {**{f"net.{k}": t for k, t in trainer.net.state_dict().items()},
-            **{f"optimizer.{k}": t for k, t in states.items()}}
+            **{f"optimizer.{k}": t for k, t in states.items()}, "shuffle": trainer.shuffle_state()}
 
 
 def description(trainer: Trainer) -> dict[str, Any]:
@@ -59,6 +59,7 @@ def restore(trainer: Trainer, found: checkpoint.Checkpoint) -> None:
     trainer.steps, trainer.best_accuracy = where["steps"], meta["best_accuracy"]
     trainer.sums = EpochSums(where["sums"])
     trainer.history = History(trainer.out, before=trainer.epoch)
+    torch.set_rng_state(found.tensors["shuffle"])
     trainer.rate.rewind()
     trainer.rate.move_to(trainer.epoch)
     if meta["plan"] is not None:  # other tiles would add up in another order

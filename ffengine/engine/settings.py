@@ -83,7 +83,8 @@ class Settings:
 
     def check_same(self, saved: dict[str, Any], where: Any) -> None:
         """ValueError if a run saved with other settings cannot go on bit-exactly with these."""
-        for name in ("optimizer", "lr", "lr_min", "weight_decay", "seed", "precision"):
+        for name in ("optimizer", "lr", "lr_min", "weight_decay", "batch_size", "seed",
+                     "precision"):
             if saved[name] != getattr(self, name):
                 raise ValueError(f"[checkpoint] expected {name} {getattr(self, name)}, got "
                                  f"{saved[name]} in {where}")

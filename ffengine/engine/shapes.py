@@ -14,6 +14,7 @@ from ffengine.nn.layers import LocalLayer, as_channels_last
 from ffengine.nn.network import LocalNet, halved
 from ffengine.ops import backends
 from ffengine.ops import weight_update as update_op
+from ffengine.ops.config import Loss
 from ffengine.ops.weight_update import ConvGeometry
 
 
@@ -45,7 +46,6 @@ class LayerSizes:
     update_scratch: Callable[[int, bool], int]  # of (tile, whole batch in one tile)
     pixels: int
     flops: int  # forward and weight gradient
-    must_cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class NetSizes:
     itemsize: int
     floor_bytes: int  # parameters and optimizer states
     input_bytes: int  # the caller's batch and targets
+    copies_input: bool  # the first map is not the caller's own batch
+    paired: bool  # a layer's loss couples two rows of the batch
 
 
 def measure(net: LocalNet, batch: int, dtype: torch.dtype, *, states: int, device: str = "cpu",
@@ -71,7 +73,13 @@ def measure(net: LocalNet, batch: int, dtype: torch.dtype, *, states: int, devic
     parameters = sum(p.numel() * p.element_size() for p in net.parameters())
     inputs = batch * (item_count(net.in_shape) * 4 + 8)
     return NetSizes(tuple(_with_shortcuts(net, rows, item)), batch, item,
-                    parameters * (1 + states), inputs)
+                    parameters * (1 + states), inputs, net.input_norm != "none",
+                    any(has_pairs(net.layer(i)) for i in range(len(net.layers))))
+
+
+def has_pairs(layer: LocalLayer) -> bool:
+    loss = layer.config.loss
+    return isinstance(loss, Loss) and loss.paired
 
 
 def _with_shortcuts(net: LocalNet, rows: list[dict[str, object]], item: int) -> list[LayerSizes]:

@@ -82,16 +82,21 @@ class Trainer:
         self.optimizer = LocalOptimizer(self.net.named_parameters(), self.settings.optim())
         self.rate = LearningRate(self.optimizer, self.settings, scheduler)
         self.schedule = schedule or Together()
-        self.out = None if out is None else Path(out)
         self.progress, self.sip, self.notes = progress, sip, notes or {}
         #: Where training stands: epoch, batches of it done, and steps in all.
         self.epoch, self.iteration, self.steps = 0, 0, 0
         self.best_accuracy: float | None = None
         self.peak_bytes = 0
-        self.history = History(self.out)
+        self.write_into(out)
         self._meter_next = False
+        self._shuffle = torch.get_rng_state()
         self.sums = EpochSums()
         self._watch = Watch(self.device)
+
+    def write_into(self, out: str | os.PathLike[str] | None) -> None:
+        """Keep history and checkpoints in this run folder; None writes nothing."""
+        self.out = None if out is None else Path(out)
+        self.history = History(self.out)
 
     @property
     def epochs(self) -> int:
@@ -195,9 +200,14 @@ class Trainer:
             self.history.close()
         return self.history
 
+    def shuffle_state(self) -> torch.Tensor:
+        """torch's generator as the current epoch found it: loaders that shuffle with it resume."""
+        return torch.get_rng_state() if self.iteration == 0 else self._shuffle
+
     def _epoch(self, train_loader: Iterable[Any], valid_loader: Iterable[Any] | None,
                stop: Interrupts, bar: Progress) -> None:
         began, lr = time.perf_counter(), self.rate.move_to(self.epoch)
+        self._shuffle = torch.get_rng_state()
         seen, clock = 0, began
         for item in batches_from(train_loader, self.epoch, self.iteration):
             metered = self._meter_next
@@ -271,9 +281,14 @@ class Trainer:
         return layer_accuracy(self.net, self._samples(loader), self.backend)
 
     def save(self, path: str | os.PathLike[str] | None = None) -> Path:
-        """Write a checkpoint, atomically; default is latest.safetensors of the run folder."""
+        """Write a checkpoint, atomically; default is latest.safetensors of the run folder.
+
+        Raises:
+            TrainingStopped: the last steps were not finite; the file stays as it was.
+        """
         if path is None and self.out is None:
             raise ValueError("[checkpoint] expected a path, or a trainer with a run folder (out=)")
+        self._watch.check()
         target = Path(path) if path is not None else Path(self.out or "") / checkpoint.LATEST
         checkpoint.save(target, saving.tensors(self), saving.description(self))
         return target

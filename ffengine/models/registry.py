@@ -48,7 +48,8 @@ def register(name: str, *, paper: str, recipe: Recipe,
              shared: Callable[..., LocalNet] | None = None) -> Callable[[Any], Any]:
     """Enter a builder under `name`; `digits` changes its recipe on the bundled images."""
     def enter(build: Callable[..., LocalNet]) -> Callable[..., LocalNet]:
-        small = replace(recipe, **{"epochs": 15, "batch_size": 64, **(digits or {})})
+        small = replace(recipe, **{"epochs": 15, "batch_size": 64, "lr_epochs": None,
+                                   **(digits or {})})
         _MODELS[name] = Entry(name, paper, build, recipe, {"digits": small}, shared)
         return build
     return enter

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from ffengine.ops import backends
 from ffengine.ops.optim import ConvGeometry
 
 #: Output pixels a sample up to which patches win; measured library / patches on 2 cores (AVX-512,
@@ -35,7 +36,8 @@ def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
     """a (N, O, P, Q), channels_last, of x (N, C, H, W) and weight (O, C, kH, kW) of one dtype."""
     height, width = geometry.output_size(x.shape[2], x.shape[3])
     if choose(height * width, geometry.kernel, x.dtype, x.device.type) == "library":
-        return F.conv2d(x, weight, bias, geometry.stride, geometry.padding)
+        with backends.exact(x.device.type):
+            return F.conv2d(x, weight, bias, geometry.stride, geometry.padding)
     return _by_patches(x, weight, bias, geometry, (height, width))
 
 
@@ -49,7 +51,7 @@ def _by_patches(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     n, pixels = x.shape[0], size[0] * size[1]
     out_channels, length = weight.shape[0], weight[0].numel()
     matrix = weight.permute(0, 2, 3, 1).reshape(out_channels, length).t()
-    out = x.new_empty(n * pixels, out_channels)
+    out = torch.empty(n * pixels, out_channels, dtype=x.dtype, device=x.device)
     step = samples_at_once(pixels, length, x.element_size())
     for start in range(0, n, step):
         rows = out[start * pixels:(start + step) * pixels]

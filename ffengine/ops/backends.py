@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -20,6 +21,14 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 AUTO_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
 
 log = logging.getLogger("ffengine")
+
+
+def exact(device: str) -> contextlib.AbstractContextManager[object]:
+    """Around a library convolution: full fp32 products and the same result every time on a GPU."""
+    if device != "cuda" or torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    return torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 @functools.cache

@@ -205,7 +205,7 @@ def _allocate(r: _Request, a: torch.Tensor, layout: torch.memory_format) -> Loca
     paired = isinstance(loss, Loss) and loss.paired
     return LocalPassTensors(
         a=a,
-        y=r.y if built_in else None,
+        y=r.y.contiguous() if built_in else None,
         g0=None if r.g0 is None else r.g0.float().contiguous(),
         h_prev=None if r.h_prev is None else r.h_prev.contiguous(memory_format=layout),
         offsets=offsets_tensor(offsets, str(a.device)),
@@ -222,13 +222,7 @@ def custom_loss(fn: LossFunction, g: torch.Tensor, y: Any, config: LocalPassConf
     """A researcher's loss between the two halves: (loss (N,), coef (N, K))."""
     with torch.enable_grad():
         leaf = g.detach().requires_grad_()
-        loss = fn(leaf, y)
-        if not isinstance(loss, torch.Tensor) or loss.shape != g.shape[:1]:
-            came = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
-            raise ValueError(
-                f"[local_pass] a loss function must return one loss a row, shape ({g.shape[0]},), "
-                f"got {came}"
-            )
+        loss = reference.own_loss(fn, leaf, y)
         (dg,) = torch.autograd.grad(loss.sum() / max(batch, 1), leaf)
     return loss.detach(), dg / group_sizes(config, shape_z, g)
 
@@ -280,9 +274,10 @@ def _check(a: torch.Tensor, y: Any, config: LocalPassConfig, g0: torch.Tensor | 
         raise ValueError("[local_pass] h_prev and a blend other than 1 go together, got blend="
                          f"{config.blend} and h_prev {'given' if h_prev is not None else 'absent'}")
     for name, t in (("h_prev", h_prev), ("out", out)):
-        if t is not None and (tuple(t.shape) != shape_z or t.dtype != a.dtype):
-            raise ValueError(f"[local_pass] {name} must be {shape_z} {a.dtype}, "
-                             f"got {tuple(t.shape)} {t.dtype}")
+        if t is not None and (tuple(t.shape) != shape_z or t.dtype != a.dtype
+                              or t.device != a.device):
+            raise ValueError(f"[local_pass] {name} must be {shape_z} {a.dtype} on {a.device}, "
+                             f"got {tuple(t.shape)} {t.dtype} on {t.device}")
     return shape_z
 
 
@@ -302,8 +297,10 @@ def check_targets(y: Any, n: int, k: int, loss: Loss, device: torch.device, tile
         raise ValueError(f"[local_pass] margin's group must lie in [0, {k}), got {int(loss.p[0])}")
     if loss.paired and n % 2:
         raise ValueError(f"[local_pass] symba needs pairs: an even number of rows, got {n}")
-    if tile.batch is not None and n > tile.batch:
-        raise ValueError(f"[local_pass] a tile of {n} rows does not fit a batch of {tile.batch}")
+    if tile.batch is not None and tile.start + (n // 2 if tile.paired else n) > (
+            tile.batch // 2 if tile.paired else tile.batch):
+        raise ValueError(f"[local_pass] a tile of {n} rows from row {tile.start} must fit the "
+                         f"batch, got a batch of {tile.batch}")
     if device.type == "cpu" and n and not torch.compiler.is_compiling():
         low, high = (int(v) for v in torch.aminmax(y))
         top = 2 if loss.binary else k

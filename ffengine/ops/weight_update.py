@@ -190,8 +190,12 @@ def _update_weight(p: Parameter, x: torch.Tensor, da: torch.Tensor, optim: Optim
                              or _channels_last(x) != _channels_last(da)):
         _run_cpu(p, x, da, shape, optim, finish, da_scale)
         return
-    weight = p.value if backend in ("reference", "cpu") else p.value.to(x.dtype)
-    grad = reference.weight_gradient(x, da, weight, geometry.stride, geometry.padding)
+    # The library's gradient on a GPU, in the compute dtype. In fp16 it would add up N·P products of
+    # a da that is already scaled to order one, past the dtype's range at large batches.
+    upcast = backend in ("reference", "cpu") or x.dtype is torch.float16
+    weight = p.value if upcast else p.value.to(x.dtype)
+    with backends.exact(x.device.type):
+        grad = reference.weight_gradient(x, da, weight, geometry.stride, geometry.padding)
     finish_gradient(p, _as_laid_out(grad, p.value), optim, finish, da_scale, backend)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ffengine.ops.config import Dropout, LocalPassConfig, Loss, Tile
+from ffengine.ops.config import Dropout, LocalPassConfig, Loss, LossFunction, Tile
 
 _MASK32 = 0xFFFFFFFF
 
@@ -99,9 +99,19 @@ def loss_and_gradient(g: torch.Tensor, y: Any, config: LocalPassConfig,
             loss = loss_value(config.loss, leaf, y)
             weight = config.loss.scale(batch)
         else:
-            loss, weight = config.loss(leaf, y), 1.0 / max(batch, 1)
+            loss, weight = own_loss(config.loss, leaf, y), 1.0 / max(batch, 1)
         (dg,) = torch.autograd.grad(loss.sum() * weight, leaf)
     return loss.detach(), dg
+
+
+def own_loss(fn: LossFunction, g: torch.Tensor, y: Any) -> torch.Tensor:
+    """A researcher's loss at g, or ValueError if it is not one value a row."""
+    loss = fn(g, y)
+    if not isinstance(loss, torch.Tensor) or loss.shape != g.shape[:1]:
+        came = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
+        raise ValueError(f"[local_pass] a loss function must return one loss a row, shape "
+                         f"({g.shape[0]},), got {came}")
+    return loss
 
 
 def loss_value(loss: Loss, g: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -172,6 +172,7 @@ def test_errors_are_one_line(capsys, tmp_path, monkeypatch, words, text):
     status, last, err = run(capsys, *words)
     assert status == 2 and text in err and last == ""
     assert err.startswith("ffengine: ") and err.count("\n") == 1
+    assert not list(tmp_path.iterdir()), "a refused command left something behind"
 
 
 def test_debug_shows_the_traceback(capsys):

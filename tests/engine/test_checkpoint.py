@@ -12,6 +12,7 @@ from engine.training import batch, loaders, network, same, trainer, weights
 from safetensors import safe_open
 
 from ffengine.engine import checkpoint
+from ffengine.engine.guard import TrainingStopped
 
 
 def states(t):
@@ -82,7 +83,29 @@ def test_flipped_bit_is_refused(saved):
     data = bytearray(path.read_bytes())
     data[-100] ^= 1
     path.write_bytes(data)
-    refused(saved, "do not match their digest")
+    refused(saved, "does not match its digest")
+
+
+def test_edited_header_is_refused(saved):
+    path = saved / "latest.safetensors"
+    data = path.read_bytes()
+    where = data.index(b'\\"epoch\\": ') + len(b'\\"epoch\\": ')
+    path.write_bytes(data[:where] + b"7" + data[where + 1:])
+    refused(saved, "does not match its digest")
+
+
+def test_weights_that_are_not_finite_never_replace_a_checkpoint(saved):
+    path = saved / "latest.safetensors"
+    kept = path.read_bytes()
+    t = trainer(out=saved)
+    t._watch.every = 50  # as on a GPU: what went wrong has not been looked at yet
+    with torch.no_grad():
+        t.net.layer(1).weight[0, 0, 0, 0] = float("nan")
+    t.iteration = 1
+    t.step(*batch())
+    with pytest.raises(TrainingStopped, match="loss of layer 1"):
+        t.save()
+    assert path.read_bytes() == kept
 
 
 def test_foreign_file_and_empty_folder_are_refused(saved):

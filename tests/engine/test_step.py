@@ -10,6 +10,8 @@ from ffengine.engine.optim import LocalOptimizer
 from ffengine.engine.plan import Planner
 from ffengine.engine.shapes import measure
 from ffengine.engine.step import BatchReport, StepContext, train_batch
+from ffengine.nn import LocalLinear, LocalNet
+from ffengine.ops.config import LocalPassConfig, Norm, symba
 from ffengine.ops.weight_update import OptimConfig
 
 FP64 = torch.float64
@@ -43,3 +45,24 @@ def test_every_plan_is_the_same_step(cuts: list[int], tile: int,
     for got, want in ((report.losses, expected.losses), (report.goodness, expected.goodness),
                       (weights, right)):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+def test_a_tiled_plan_leaves_the_callers_batch_alone():
+    config = LocalPassConfig(groups=2, norm=Norm("none"))
+    net = LocalNet([LocalLinear(8, 8, config=config) for _ in range(3)], num_classes=2,
+                   in_shape=(8,), input_norm="none")
+    optimizer = LocalOptimizer(net.named_parameters(), OptimConfig())
+    x, y = torch.randn(6, 8), torch.zeros(6, dtype=torch.int64)
+    before = x.clone()
+    plan = Planner(measure(net, 6, torch.float32, states=2)).fixed([0, 1], 2)
+    train_batch(StepContext(net, optimizer, y, 6), x, plan, torch.float32)
+    assert torch.equal(x, before)
+
+
+def test_a_loss_on_pairs_keeps_both_halves_in_one_tile():
+    config = LocalPassConfig(groups=1, goodness="mean_sq", loss=symba(), norm=Norm("length"))
+    net = LocalNet([LocalLinear(8, 8, config=config)] * 2, num_classes=2, in_shape=(8,))
+    planner = Planner(measure(net, 8, torch.float32, states=2))
+    assert planner.tiles == [8] and planner.best().tile[0] == 8
+    with pytest.raises(ValueError, match="tiles of the whole batch, 8, got"):
+        planner.fixed([], 4)

@@ -180,9 +180,32 @@ def test_nan_in_the_input_is_named_before_any_weight_moves():
     x[2, 0, 1, 1] = float("nan")
     t = trainer()
     before = weights(t.net)
-    with pytest.raises(ff.TrainingStopped, match="input batch of epoch 0, step 0 holds NaN"):
+    with pytest.raises(ff.TrainingStopped, match="input of layer 0 holds NaN or infinity at step 0"):
         t.step(x, y)
     assert same(before, weights(t.net))
+
+
+def test_strided_labels_are_the_labels():
+    x, y = batch()
+    plain, strided = trainer(), trainer()
+    for t, labels in ((plain, y), (strided, torch.stack([y, 9 - y], 1)[:, 0])):
+        t.step(x, labels)
+    assert same(weights(plain.net), weights(strided.net))
+
+
+def test_a_loader_that_shuffles_by_torch_resumes_bit_for_bit(tmp_path):
+    data = torch.utils.data.TensorDataset(*batch(40))
+
+    def run(folder, *stops):
+        for stop in stops:
+            torch.manual_seed(5 if stop == stops[0] else 99)
+            t = trainer(out=folder, epochs=3)
+            if stop != stops[0]:
+                t.resume(folder)
+            t.fit(torch.utils.data.DataLoader(data, batch_size=8, shuffle=True), until=stop)
+        return weights(t.net)
+
+    assert same(run(tmp_path / "a", 3), run(tmp_path / "b", 1, 3))
 
 
 def test_loss_that_is_not_finite_stops_naming_layer_step_and_epoch(tmp_path):
