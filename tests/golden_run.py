@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import sys
 from dataclasses import dataclass
@@ -151,6 +152,8 @@ def layer_inputs(net: LocalNet, x: torch.Tensor) -> list[torch.Tensor]:
 def layer_turn(layer: LocalConv2d, x: torch.Tensor, y: torch.Tensor,
                backend: str) -> dict[str, torch.Tensor]:
     """Goodness, loss, z and gradients of one layer on its input, in the input's dtype."""
+    if backend in ("triton", "cuda") and torch.cuda.is_available():
+        layer, x, y = copy.deepcopy(layer).cuda(), x.cuda(), y.cuda()
     optim = OptimConfig("sgd", lr=0.0)
     with torch.no_grad():
         x = x.contiguous(memory_format=torch.channels_last)
@@ -165,8 +168,8 @@ def layer_turn(layer: LocalConv2d, x: torch.Tensor, y: torch.Tensor,
         weight_update(layer.weight.detach(), x, da, optim=optim, geometry=layer.geometry,
                       state=OptimState.create(layer.weight.detach(), optim), da_scale=scale,
                       grad_out=grads["weight"], backend=backend, **extra)
-    out = {"goodness": g, "z": z, "loss": loss.mean()}
-    return out | {f"grad.{n}": t for n, t in grads.items()}
+    out = {"goodness": g, "z": z, "loss": loss.mean()} | {f"grad.{n}": t for n, t in grads.items()}
+    return {name: tensor.cpu() for name, tensor in out.items()}
 
 
 def case_layer(golden: Golden, index: int, dtype: torch.dtype) -> tuple[LocalConv2d, torch.Tensor]:

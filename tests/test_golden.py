@@ -13,9 +13,11 @@ each layer the reference's own input, rounded.
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,43 +54,57 @@ EXACT = 1e-9
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def is_single_layer(path: Path) -> bool:
-    return "cases" in Golden.open(path).config
+def test_the_folder_holds_golden_files() -> None:
+    assert FILES, f"no *.npz in {FOLDER}"
 
 
-def kinds_of(path: Path) -> list[str]:
+@pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
+def test_golden(path: Path, tmp_path: Path) -> None:
+    """Everything a file can tell, in fp64 on the reference and forced on the other back-ends."""
     if not path.name.startswith("df_"):
-        return ["family"]
-    if is_single_layer(path):
-        return ["layer-reference-fp64", "layer-cpu-fp32", "layer-cpu-bf16", "layer-triton-fp32"]
-    return ["reference-fp64", "plans-fp64", *(f"{forced}-cpu-{d}" for d in DTYPES
-                                              for forced in ("steps", "layers"))]
-
-
-CHECKS = [pytest.param(path, kind, id=f"{path.stem}-{kind}")
-          for path in FILES for kind in kinds_of(path)]
-
-
-@pytest.mark.parametrize(("path", "kind"), CHECKS)
-def test_golden(path: Path, kind: str, tmp_path: Path) -> None:
-    what, *rest = kind.split("-")
-    if what == "family":
         pytest.skip(f"the family {path.name.split('_')[0]}_ is not built yet")
-    if what == "reference":
-        check_training(path)
-        check_validation(path)
-    elif what == "plans":
-        check_plans(path)
-    elif what == "steps":
-        check_steps(path, rest[0], DTYPES[rest[1]])
-    elif what == "layers":
-        check_layers(path, rest[0], DTYPES[rest[1]])
-    elif rest[0] == "reference":
-        check_cases(path)
-    elif rest[0] == "triton":
-        close_cases(path, interpreted(path, "float32", tmp_path), torch.float32)
-    else:
-        close_cases(path, run_cases(path, DTYPES[rest[1]], rest[0]), DTYPES[rest[1]])
+    run_all(checks_of(path, tmp_path))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
+def test_golden_on_a_gpu(path: Path) -> None:
+    if not path.name.startswith("df_"):
+        pytest.skip(f"the family {path.name.split('_')[0]}_ is not built yet")
+    check = check_layers if "layers" in Golden.open(path).config else (
+        lambda p, b, d: close_cases(p, run_cases(p, d, b), d))
+    run_all({f"{backend} {name}": functools.partial(check, path, backend, dtype)
+             for backend in ("triton", "cuda") for name, dtype in DTYPES.items()})
+
+
+def checks_of(path: Path, folder: Path) -> dict[str, Callable[[], None]]:
+    """Name and check, in order: exact first."""
+    if "cases" in Golden.open(path).config:
+        return {
+            "fp64": lambda: check_cases(path),
+            **{f"cpu {name}": functools.partial(
+                lambda d: close_cases(path, run_cases(path, d, "cpu"), d), dtype)
+               for name, dtype in DTYPES.items()},
+            "triton fp32": lambda: close_cases(
+                path, interpreted(path, "float32", folder), torch.float32)}
+    checks: dict[str, Callable[[], None]] = {
+        "training": lambda: check_training(path), "validation": lambda: check_validation(path),
+        "plans": lambda: check_plans(path)}
+    for name, dtype in DTYPES.items():
+        checks[f"layers, cpu {name}"] = functools.partial(check_layers, path, "cpu", dtype)
+        checks[f"steps, cpu {name}"] = functools.partial(check_steps, path, "cpu", dtype)
+    return checks
+
+
+def run_all(checks: dict[str, Callable[[], None]]) -> None:
+    """Every check runs; the test fails with all that did."""
+    failed = []
+    for name, check in checks.items():
+        try:
+            check()
+        except AssertionError as error:
+            failed.append(f"{name}: {error}")
+    assert not failed, "\n".join(failed)
 
 
 class Errors:

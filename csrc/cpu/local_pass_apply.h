@@ -39,8 +39,6 @@ FF_HD void apply_run(const Source f, const Coefficients t, int64_t i, int64_t n,
   int64_t j = 0;
   for (; j + kWidth <= n; j += kWidth) {
     const Floats h = f.lanes(i + j);
-    if (kZ && (pf & 2)) __builtin_prefetch((char*)(z + i + j)+pd, 1, 2);
-    if (kGradient != Gradient::none && (pf & 4)) __builtin_prefetch((char*)(da + i + j)+pd, 1, 2);
     if (kGradient != Gradient::none) {
       const bool squares = kGradient == Gradient::squares;
       const Floats d = squares ? t.slopes(j) * (h + h) : t.slopes(j);

@@ -19,7 +19,6 @@ struct FromInput {
   const T* a;
   FF_HD float value(int64_t i) const { return relu(load(a + i)); }
   FF_HD Floats lanes(int64_t i) const { return relu_lanes(load_lanes(a + i)); }
-  FF_HD void ahead(int64_t i, int d) const { __builtin_prefetch((const char*)(a + i)+d, 0, 2);}
   FF_HD float alive(int64_t, float value) const { return value; }
   FF_HD Floats alive_lanes(int64_t, Floats lanes) const { return lanes; }
 };
@@ -30,13 +29,10 @@ struct FromScratch {
   const float* full;  // where the mask is read: the same, but for blended features
   FF_HD float value(int64_t i) const { return features[i]; }
   FF_HD Floats lanes(int64_t i) const { return load_lanes(features + i); }
-  FF_HD void ahead(int64_t , int ) const { }
   FF_HD float alive(int64_t i, float) const { return full[i]; }
   FF_HD Floats alive_lanes(int64_t i, Floats) const { return load_lanes(full + i); }
 };
 
-static const int pf = getenv("PF") ? atoi(getenv("PF")) : 0;
-static const int pd = getenv("PD") ? atoi(getenv("PD")) : 4096;
 struct Needs {
   bool sum, centred, squares;
 };
@@ -64,7 +60,7 @@ template <class Source>
 struct Plain {
   Source f;
   FF_HD float value(int64_t i) const { return f.value(i); }
-  FF_HD Floats lanes(int64_t i) const { if (pf & 1) f.ahead(i, pd); return f.lanes(i); }
+  FF_HD Floats lanes(int64_t i) const { return f.lanes(i); }
 };
 template <class Source>
 struct Squared {
@@ -138,7 +134,7 @@ FF_HD void run_centred(const Source f, float centre, int64_t begin, int64_t end,
 template <class Source>
 static void run_stats(const Source& f, int64_t begin, int64_t end, const Needs& needs,
                       double* group) {
-  constexpr int64_t kBlock = 4096;
+  static const int64_t kBlock = getenv("BK") ? atoi(getenv("BK")) : 4096;
   for (int64_t b = begin; b < end; b += kBlock) {
     const int64_t last = b + kBlock < end ? b + kBlock : end;
     const double n = double(last - b);
@@ -279,7 +275,7 @@ static void block_stats(const LocalPassParams& p, const Source& f, int64_t begin
 template <class Source>
 static void sample_stats(const LocalPassParams& p, const LocalPassPlan& plan, const Source& f,
                          const LocalPassScratch& s) {
-  constexpr int64_t kBlock = 8192;
+  static const int64_t kBlock = getenv("BN") ? atoi(getenv("BN")) : 8192;
   const Needs needs = needs_of(p);
   for (int64_t j = 0; j < 3 * p.K; ++j) s.groups[j] = 0.;
   if (plan.channels_inner) {

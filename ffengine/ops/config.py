@@ -6,7 +6,6 @@ boundary between Python and the kernels and are checked against the C++ side by 
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -204,11 +203,6 @@ class Tile:
         return self.start, n, 0
 
 
-@functools.cache
-def _equal_offsets(groups: int, channels: int) -> tuple[int, ...]:
-    return tuple(range(0, channels + 1, channels // groups))
-
-
 @dataclass(frozen=True)
 class LocalPassConfig:
     """Everything about `local_pass` that is not a tensor.
@@ -252,7 +246,7 @@ class LocalPassConfig:
                     f"[local_pass] channels must be a multiple of the {self.groups} groups, "
                     f"got {channels} channels"
                 )
-            return _equal_offsets(self.groups, channels)
+            return tuple(range(0, channels + 1, channels // self.groups))
         off = self.groups
         if len(off) < 2 or off[0] != 0 or off[-1] != channels or list(off) != sorted(set(off)):
             raise ValueError(

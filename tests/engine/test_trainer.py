@@ -180,7 +180,7 @@ def test_nan_in_the_input_is_named_before_any_weight_moves():
     x[2, 0, 1, 1] = float("nan")
     t = trainer()
     before = weights(t.net)
-    with pytest.raises(ff.TrainingStopped, match="input of layer 0 holds NaN or infinity at step 0"):
+    with pytest.raises(ff.TrainingStopped, match=r"input of layer 0 holds NaN.* step 0"):
         t.step(x, y)
     assert same(before, weights(t.net))
 
