@@ -124,6 +124,16 @@ def unfused_sides(problem: Problem) -> Iterator[Side]:
             problem.network(), problem.optim, problem.dtype, **options), "eager")
 
 
+def compiled_side(problem: Problem) -> Side:
+    """torch.compile of the expert's eager step, a layer's turn a graph."""
+    # each layer is its own graph; the default limit would send the ninth back to eager
+    torch._dynamo.config.recompile_limit = 256
+    side = UnfusedStep(problem.network(), problem.optim, problem.dtype, channels_last=True,
+                       fused=True)
+    side.turn = torch.compile(side.turn, dynamic=False)  # type: ignore[method-assign]
+    return _baseline(problem, "eager step, torch.compile", side, "eager")
+
+
 def backprop_sides(problem: Problem, only: str | None = None) -> Iterator[Side]:
     """Every backpropagation recipe, contiguous and channels_last."""
     for name, options in backprop_recipes(problem.batch):

@@ -109,10 +109,7 @@ class UnfusedStep(_Baseline):
         for i, optimizer in enumerate(self._optimizers):
             optimizer.zero_grad()
             with self.autocast():
-                h = self.hidden(i, x.detach())
-                g = self.goodness(i, h)
-                z = self.normalise(i, h)
-                loss, _ = local_loss(g, y, net, i)
+                z, loss = self.turn(i, x.detach(), y)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total = total + loss.detach()
@@ -120,22 +117,25 @@ class UnfusedStep(_Baseline):
                 x, shortcut = net.join(i, z.detach(), shortcut)
         return total / len(self._optimizers)
 
+    def turn(self, i: int, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(z, loss) of layer i, differentiable in its weight."""
+        h = self.hidden(i, x)
+        return self.normalise(i, h), local_loss(self.goodness(i, h), y, self.net, i)
+
     def scores(self, x: torch.Tensor) -> torch.Tensor:
         """Class scores (N, classes), as the network's own forward."""
         scores: torch.Tensor = self.net(x)
         return scores
 
 
-def local_loss(g: torch.Tensor, y: torch.Tensor, net: LocalNet,
-               i: int) -> tuple[torch.Tensor, float]:
+def local_loss(g: torch.Tensor, y: torch.Tensor, net: LocalNet, i: int) -> torch.Tensor:
     """The layer's loss on its goodness, differentiable, averaged as its config says."""
-    config = net.layer(i).config
-    if callable(config.loss):
-        return config.loss(g, y).mean(), 1.0
-    weight = config.loss.scale(g.shape[0])
-    if config.loss.name == "ce":
-        return F.cross_entropy(g, y), weight
-    return reference.loss_value(config.loss, g.float(), y).sum() * weight, weight
+    loss = net.layer(i).config.loss
+    if callable(loss):
+        return loss(g, y).mean()
+    if loss.name == "ce":
+        return F.cross_entropy(g, y)
+    return reference.loss_value(loss, g.float(), y).sum() * loss.scale(g.shape[0])
 
 
 class BackpropStep(_Baseline):
