@@ -2,7 +2,6 @@
 // sample. Blocks that fit L1 are centred about their own mean and merged by Chan's formula; the
 // second sweep of a block also sums h - mean, which takes the rounding of that mean back out.
 #pragma once
-#include <cstdlib>
 #include "convert.h"
 #include "lanes.h"
 #include "local_pass_kernel.h"
@@ -134,7 +133,7 @@ FF_HD void run_centred(const Source f, float centre, int64_t begin, int64_t end,
 template <class Source>
 static void run_stats(const Source& f, int64_t begin, int64_t end, const Needs& needs,
                       double* group) {
-  static const int64_t kBlock = getenv("BK") ? atoi(getenv("BK")) : 4096;
+  constexpr int64_t kBlock = 4096;
   for (int64_t b = begin; b < end; b += kBlock) {
     const int64_t last = b + kBlock < end ? b + kBlock : end;
     const double n = double(last - b);
@@ -275,7 +274,7 @@ static void block_stats(const LocalPassParams& p, const Source& f, int64_t begin
 template <class Source>
 static void sample_stats(const LocalPassParams& p, const LocalPassPlan& plan, const Source& f,
                          const LocalPassScratch& s) {
-  static const int64_t kBlock = getenv("BN") ? atoi(getenv("BN")) : 8192;
+  constexpr int64_t kBlock = 8192;
   const Needs needs = needs_of(p);
   for (int64_t j = 0; j < 3 * p.K; ++j) s.groups[j] = 0.;
   if (plan.channels_inner) {
