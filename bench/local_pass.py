@@ -2,7 +2,8 @@
 
     python -m bench.local_pass [--batch 32] [--precision fp32] [--dropout 0]
 
-Ours writes z over the pre-activation, as the engine calls it. Eager: relu, (dropout,) view and mean, cross-entropy, group norm, backward to the pre-activation.
+Ours writes z over the pre-activation, as the engine calls it. Eager: relu, (dropout,) view and
+mean, cross-entropy, group norm, backward to the pre-activation.
 A shape whose check is not green raises; no time is printed for it.
 """
 
