@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,7 @@ FORBIDDEN = ["/wo" + "rk/", "/tm" + "p/w", "../sha" + "red"]
 def files() -> list[Path]:
     skip = {"build", "dist", "runs"}
     return [p for p in sorted(ROOT.rglob("*"))
-            if p.suffix in SUFFIXES and p.is_file() and not any(
+            if (p.suffix in SUFFIXES or p.name in ("Makefile", "run")) and p.is_file() and not any(
                 (part in skip and ROOT / part in p.parents) or part.endswith(".egg-info")
                 or (part.startswith(".") and part != ".ci") for part in p.relative_to(ROOT).parts)]
 
@@ -94,6 +95,13 @@ def test_nothing_points_outside_the_repository() -> None:
     found = [f"{p.relative_to(ROOT)}: {word}" for p in files()
              for word in FORBIDDEN if word in p.read_text(errors="replace")]
     assert not found, "\n".join(found)
+
+
+def test_the_readme_names_what_is_there() -> None:
+    folders = "ffengine|bench|csrc|kernels|tests"
+    named = re.findall(rf"(?:{folders})/[\w/]+\.\w+", (ROOT / "README.md").read_text())
+    missing = [p for p in named if not (ROOT / p).exists() and not p.endswith("X.py")]
+    assert named and not missing
 
 
 @pytest.mark.parametrize("command", [["ruff", "check", "-q", "."], ["mypy"]], ids=["ruff", "mypy"])
