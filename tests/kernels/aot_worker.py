@@ -54,8 +54,9 @@ def sweep(shape: tuple[int, ...], config: c.LocalPassConfig, dtype: torch.dtype 
     a = torch.zeros(shape, dtype=dtype).contiguous(memory_format=layout)
     n, k = shape[0], len(config.offsets(shape[1])) - 1
     h_prev = torch.zeros_like(a) if config.blend != 1.0 else None
-    op._run_kernel(a, torch.zeros(n, dtype=torch.int64), config, torch.zeros(n, k), h_prev, None,
-                   True, True, tile, "triton", op._pooled_shape(shape, config), 1.0)
+    op._run_kernel(op._Request(
+        a, torch.zeros(n, dtype=torch.int64), config, torch.zeros(n, k), h_prev, None, True, True,
+        tile, op._pooled_shape(shape, config), 1.0), "triton")
 
 
 def step(kind: str, count: int = 2) -> None:
