@@ -1,6 +1,7 @@
 # make train   train TinyCNN on the bundled digits, beside backpropagation and the unfused step
 # make test    the whole test suite
 # make lint    ruff and mypy
+# make bench   the pytest-benchmark suites; fair tables: python -m bench.fair MODEL
 # Each sets up .venv first, and again only when what it was made from has changed.
 
 PYTHON ?= python3
@@ -14,13 +15,16 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 SOURCES := $(shell find csrc -type f) CMakeLists.txt
 
-.PHONY: train test lint setup clean
+.PHONY: train test bench lint setup clean
 
 train: setup
 	$(BIN)/ffengine train deeperforward/tinycnn --data digits --baselines
 
 test: setup
 	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python -m pytest bench --benchmark-only
 
 lint: setup
 	$(BIN)/ruff check .

@@ -10,7 +10,9 @@ A shape whose check is not green raises; no time is printed for it.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -98,8 +100,11 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.precision]
+    results: dict[str, Any] = {"batch": args.batch, "precision": args.precision,
+                               "dropout": args.dropout, "machine": machine.facts()}
     for layout in (torch.contiguous_format, torch.channels_last):
         table = rows(args.batch, dtype, args.dropout, args.rounds, layout)
         name = str(layout).removeprefix("torch.")
@@ -108,8 +113,11 @@ def main() -> None:
                   f"eager {row['eager']['median'] * 1e3:7.2f} ms  x{row['speedup']:5.1f}  "
                   f"{row['gb_per_s']:5.1f} GB/s")
         ours, theirs = total(table, "ours"), total(table, "eager")
+        results[name] = {"rows": table, "ours": ours, "eager": theirs, "speedup": theirs / ours}
         print(f"{name:18s} ResNet-17, batch {args.batch}: ours {ours * 1e3:.1f} ms, eager "
               f"{theirs * 1e3:.1f} ms, x{theirs / ours:.1f}")
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

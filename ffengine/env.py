@@ -67,7 +67,8 @@ def env_text(report: dict[str, Any]) -> str:
                                               else f"not usable: {state['why_not']}"))
     order = " > ".join(report["auto_order"])
     rows.append("auto picks " + ", ".join(f"{v} for {k}" for k, v in report["auto"].items())
-                + f" (first usable of {order} on {report['device']})")
+                + f" (first usable of {order} on {report['device']}; no measured row of "
+                "this device ranks them otherwise)")
     extension, threads = report["extension"], report["threads"]
     if extension["built"]:
         architectures = " ".join(extension["cuda_architectures"]) or "none"
