@@ -104,9 +104,9 @@ def train_run(ctx: StepContext, run: Run, maps: Maps) -> None:
         piece = maps.rows(start, stop)
         for i in run.layers:
             layer_step(ctx, i, piece, Tile(start, ctx.batch), buffers[i], finish=stop == ctx.batch)
-        for whole, part in ((out.x, piece.x), (out.shortcut, piece.shortcut)):
-            if whole is not None and part is not None:
-                whole[start:stop].copy_(part)
+        for kept, part in ((out.x, piece.x), (out.shortcut, piece.shortcut)):
+            if kept is not None and part is not None:
+                kept[start:stop].copy_(part)
     maps.x, maps.shortcut = out.x, out.shortcut
 
 

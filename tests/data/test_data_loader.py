@@ -129,7 +129,6 @@ def test_meta_device_stands_for_another_device():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("options", [{}, {"on_device": True}, {"prefetch": False}])
 def test_cuda_gives_the_same_batches(options):
     settings = {"batch_size": 5, "shuffle": True, "augment": augment.build(crop=1, flip=True)}
