@@ -223,7 +223,7 @@ class _Walk:
         a = n * s.a_bytes
         small = n * s.small_bytes
         self._note(held, x, a, s.forward_scratch(n))
-        self._note(held, x, a, a, small)
+        self._note(held, x, a, a, small, s.pass_scratch(n))
         self._note(held, x, a, a, small, s.update_scratch(n, self.whole))
         if self.aliased:  # the map lives on as the shortcut alone
             self.shortcut, self.aliased = held, False

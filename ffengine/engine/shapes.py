@@ -13,8 +13,9 @@ from ffengine.nn.convolution import choose, convolve, samples_at_once
 from ffengine.nn.layers import LocalLayer, as_channels_last
 from ffengine.nn.network import LocalNet, halved
 from ffengine.ops import backends
+from ffengine.ops import local_pass as pass_op
 from ffengine.ops import weight_update as update_op
-from ffengine.ops.config import Loss
+from ffengine.ops.config import LocalPassConfig, Loss
 from ffengine.ops.weight_update import ConvGeometry
 
 
@@ -43,6 +44,7 @@ class LayerSizes:
     shortcut_live_after: bool
     weight_bytes: int
     forward_scratch: Callable[[int], int]  # of the tile: what the library's forward holds
+    pass_scratch: Callable[[int], int]  # of the tile: what the sweep's kernel holds
     update_scratch: Callable[[int, bool], int]  # of (tile, whole batch in one tile)
     pixels: int
     flops: int  # forward and weight gradient
@@ -138,11 +140,25 @@ def _layer(net: LocalNet, i: int, dtype: torch.dtype, device: str,
         "weight_bytes": weight.numel() * weight.element_size(),
         "forward_scratch": functools.partial(
             _forward_scratch, seen, tuple(weight.shape), layer.geometry, dtype, device, cast),
+        "pass_scratch": functools.partial(
+            _pass_scratch, a_shape, dtype, layer.settings(), not last, resolved),
         "update_scratch": functools.partial(
             _update_scratch, seen, a_shape, tuple(weight.shape), layer, dtype, resolved),
         "pixels": pixels,
         "flops": 4 * pixels * weight.numel() if layer.geometry else 4 * weight.numel(),
     }
+
+
+@functools.cache
+def _pass_scratch(a_shape: tuple[int, ...], dtype: torch.dtype, config: LocalPassConfig,
+                  want_z: bool, backend: str, tile: int) -> int:
+    """Bytes the sweep's kernel holds beside its results and the statistics (small_bytes)."""
+    if backend == "reference" or tile == 0:
+        return 0
+    groups = len(config.offsets(a_shape[0])) - 1
+    return pass_op.extra_bytes(
+        (tile, *a_shape), dtype, config, backend=backend, channels_last=len(a_shape) == 3,
+        want_z=want_z) - 4 * 2 * tile * groups
 
 
 def _update_scratch(x_shape: tuple[int, ...], a_shape: tuple[int, ...], w_shape: tuple[int, ...],
