@@ -104,10 +104,16 @@ def train_run(ctx: StepContext, run: Run, maps: Maps) -> None:
         piece = maps.rows(start, stop)
         for i in run.layers:
             layer_step(ctx, i, piece, Tile(start, ctx.batch), buffers[i], finish=stop == ctx.batch)
-        for kept, part in ((out.x, piece.x), (out.shortcut, piece.shortcut)):
-            if kept is not None and part is not None:
-                kept[start:stop].copy_(part)
+        store(piece, out, start, stop)
+        del piece  # or its maps would live through the next tile
     maps.x, maps.shortcut = out.x, out.shortcut
+
+
+def store(piece: Maps, out: Maps, start: int, stop: int) -> None:
+    """A tile's last maps into their rows of the whole batch's."""
+    for kept, part in ((out.x, piece.x), (out.shortcut, piece.shortcut)):
+        if kept is not None and part is not None:
+            kept[start:stop].copy_(part)
 
 
 def destination(maps: Maps, run: Run, batch: int) -> Maps:

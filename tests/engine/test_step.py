@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ffengine import models
+from ffengine.engine.meter import MemoryMeter
 from ffengine.engine.optim import LocalOptimizer
 from ffengine.engine.plan import Planner
 from ffengine.engine.shapes import measure
@@ -66,3 +67,16 @@ def test_a_loss_on_pairs_keeps_both_halves_in_one_tile():
     assert planner.tiles == [8] and planner.best().tile[0] == 8
     with pytest.raises(ValueError, match="tiles of the whole batch, 8, got"):
         planner.fixed([], 4)
+
+
+def test_no_tile_outlives_its_turn() -> None:
+    """Nothing of a tile is kept into the next: the plan, which keeps nothing, is met exactly."""
+    net = models.create("deeperforward/resnet100", planes=(20, 20, 40, 40))
+    optimizer = LocalOptimizer(net.named_parameters(), OptimConfig())
+    x, y = torch.randn(8, 3, 32, 32), torch.zeros(8, dtype=torch.int64)
+    plan = Planner(measure(net, 8, torch.bfloat16, states=2)).best()
+    assert min(plan.tile) < 8
+    with MemoryMeter(parameter=net.parameters(), state=optimizer.state_tensors(),
+                     feature=[x, y]) as meter:
+        train_batch(StepContext(net, optimizer, y, 8), x, plan, torch.bfloat16)
+    assert abs(plan.peak_bytes - meter.report.peak_bytes) <= 0.001 * meter.report.peak_bytes
