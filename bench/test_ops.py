@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from bench import batch_pass as coupled
+from bench import linear_step as linear
 from bench import machine
 from bench.local_pass import GROUPS, RESNET17, check
 from ffengine.nn.convolution import convolve
+from ffengine.ops import linear_step
 from ffengine.ops.config import LocalPassConfig
 from ffengine.ops.local_pass import bytes_moved, local_pass
 from ffengine.ops.optim import ConvGeometry, OptimConfig, OptimState
@@ -72,3 +75,28 @@ def test_convolve(benchmark: Any, c: int, size: int, precision: str) -> None:
     exact = torch.nn.functional.conv2d(x, weight, None, 1, 1)
     assert (convolve(x, weight, None, geometry) - exact).norm() <= 1e-2 * exact.norm()
     timed(benchmark, lambda: convolve(x, weight, None, geometry))
+
+
+@pytest.mark.parametrize("side", ["ours", "eager"])
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("rows", [4096, 50_000])
+def test_linear_step(benchmark: Any, rows: int, precision: str, side: str) -> None:
+    layer = linear.Layer(rows, 784, 500, DTYPES[precision])
+    layer.check()
+    call = getattr(layer, side)
+    timed(benchmark, call, flops=4 * rows * 784 * 500, working_bytes=linear.metered(call, layer),
+          bytes=linear_step.bytes_moved(tuple(layer.x.shape), tuple(layer.weight.shape),
+                                        layer.x.dtype, linear.CONFIG, optim=linear.OPTIM))
+    benchmark.extra_info["gflop_per_s"] = (
+        benchmark.extra_info["flops"] / benchmark.stats.stats.median / 1e9)
+
+
+@pytest.mark.parametrize("side", ["ours", "eager"])
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize(("c", "size", "pools"), coupled.CWCOMP)
+def test_batch_pass(benchmark: Any, c: int, size: int, pools: bool, precision: str,
+                    side: str) -> None:
+    layer = coupled.Layer(BATCH, c, size, pools, DTYPES[precision])
+    layer.check()
+    timed(benchmark, getattr(layer, side), bytes=layer.moved)
+    benchmark.extra_info["gb_per_s"] = layer.moved / benchmark.stats.stats.median / 1e9

@@ -97,6 +97,30 @@ void local_pass(Address a, Address y, Address g0, Address h_prev, Address offset
   launch(p);
 }
 
+// Pointers in the order of ffengine.ops.batch_call.BatchPassTensors.
+BatchPassParams batch_pass_params(const std::array<Address, 9>& t, const Shape4& shape, int dtype,
+                                  const py::object& call) {
+  BatchPassParams p{};
+  p.a = at<const void>(t[0]);
+  p.y = at<const int64_t>(t[1]);
+  p.gamma = at<const float>(t[2]);
+  p.table = at<const float>(t[3]);
+  p.weight = at<const float>(t[4]);
+  p.moments = at<float>(t[5]);
+  p.extrema = at<float>(t[6]);
+  p.z = at<void>(t[7]);
+  p.da = at<void>(t[8]);
+  p.N = shape[0], p.C = shape[1], p.H = shape[2], p.W = shape[3];
+  p.dtype = dtype_of(dtype);
+  p.phase = BatchPhase(get<int>(call, "phase"));
+  p.channels_last = get<bool>(call, "channels_last");
+  p.pool = get<bool>(call, "pool");
+  p.norm_first = get<bool>(call, "norm_first");
+  p.squares = get<bool>(call, "squares");
+  p.straight_through = get<bool>(call, "straight_through");
+  return p;
+}
+
 OptimParams optim_params(const py::object& optim) {
   OptimParams o{};
   if (optim.is_none()) return o;
@@ -138,6 +162,41 @@ void weight_update(Address x, Address da, Address weight, Address m, Address v, 
   p.optim = optim_params(call.attr("optim"));
   NoGil released;
   weight_update_cpu(p);
+}
+
+using MatrixShape = std::array<int64_t, 2>;  // N, out
+
+LinearStepParams linear_params(Address a, Address scale, const MatrixShape& s, int dtype) {
+  LinearStepParams p{};
+  p.a = at<void>(a);
+  p.scale = at<float>(scale);
+  p.N = s[0], p.out = s[1];
+  p.dtype = dtype_of(dtype);
+  return p;
+}
+
+// `launch` takes the params of the pass before local_pass, or after it.
+template <class Launch>
+void linear_prepare(Address x, Address from, Address a, Address bias, Address scale,
+                    const std::array<int64_t, 3>& s, int dtype, bool rms, float eps,
+                    Launch launch) {
+  LinearStepParams p = linear_params(a, scale, {s[0], s[2]}, dtype);
+  p.x = at<const void>(x);
+  p.from = at<const void>(from);
+  p.bias = at<const float>(bias);
+  p.in = s[1];
+  p.rms = rms, p.eps = eps;
+  NoGil released;
+  launch(p);
+}
+
+void linear_finish(Address da, Address scale, Address sums, const MatrixShape& s, int dtype,
+                   float inv_scale) {
+  LinearStepParams p = linear_params(da, scale, s, dtype);
+  p.sums = at<float>(sums);
+  p.inv_scale = inv_scale;
+  NoGil released;
+  linear_finish_cpu(p);
 }
 
 // The enum values, for the test that holds them against ffengine/ops/config.py.
@@ -209,6 +268,15 @@ PYBIND11_MODULE(_C, module) {
     p.z = has_z ? &there : nullptr;
     return local_pass_scratch_cpu(p);
   });
+  module.def("batch_pass_cpu", [](const std::array<Address, 9>& tensors, const Shape4& shape,
+                                  int dtype, const py::object& call) {
+    const BatchPassParams p = batch_pass_params(tensors, shape, dtype, call);
+    NoGil released;
+    batch_pass_cpu(p);
+  });
+  module.def("batch_pass_scratch_cpu", [](const Shape4& shape, int dtype, const py::object& call) {
+    return batch_pass_scratch_cpu(batch_pass_params({}, shape, dtype, call));
+  });
   module.def("weight_update_cpu", &weight_update);
   module.def("weight_update_scratch_cpu",
              [](const ConvShape& s, int dtype, bool has_grad, int threads) {
@@ -218,6 +286,13 @@ PYBIND11_MODULE(_C, module) {
                read_conv_shape(p, s, dtype);
                return weight_update_scratch_cpu(p, threads);
              });
+  module.def("linear_prepare_cpu",
+             [](Address x, Address from, Address a, Address bias, Address scale,
+                const std::array<int64_t, 3>& s, int dtype, bool rms, float eps) {
+               linear_prepare(x, from, a, bias, scale, s, dtype, rms, eps,
+                              [](const LinearStepParams& p) { linear_prepare_cpu(p); });
+             });
+  module.def("linear_finish_cpu", &linear_finish);
   module.def("scratch_peak_cpu", &scratch_peak_cpu, py::arg("reset"));
   module.def("optimizer_step_cpu",
              [](Address weight, Address m, Address v, Address grad, int64_t n, float inv_scale,
@@ -237,6 +312,12 @@ PYBIND11_MODULE(_C, module) {
                             local_pass_cuda(p, at<void>(stream));
                           });
              });
+  module.def("batch_pass_cuda", [](const std::array<Address, 9>& tensors, const Shape4& shape,
+                                   int dtype, const py::object& call, Address stream) {
+    const BatchPassParams p = batch_pass_params(tensors, shape, dtype, call);
+    NoGil released;
+    batch_pass_cuda(p, at<void>(stream));
+  });
   module.def("optimizer_step_cuda",
              [](Address weight, Address m, Address v, Address grad, int64_t n, float inv_scale,
                 const py::object& optim, Address stream) {
@@ -244,6 +325,23 @@ PYBIND11_MODULE(_C, module) {
                NoGil released;
                optimizer_step_cuda(at<float>(weight), at<float>(m), at<float>(v),
                                    at<const float>(grad), n, inv_scale, o, at<void>(stream));
+             });
+  module.def("linear_prepare_cuda",
+             [](Address x, Address from, Address a, Address bias, Address scale,
+                const std::array<int64_t, 3>& s, int dtype, bool rms, float eps, Address stream) {
+               linear_prepare(x, from, a, bias, scale, s, dtype, rms, eps,
+                              [stream](const LinearStepParams& p) {
+                                linear_prepare_cuda(p, at<void>(stream));
+                              });
+             });
+  module.def("linear_finish_cuda",
+             [](Address da, Address scale, Address sums, const MatrixShape& s, int dtype,
+                int64_t chunk, Address stream) {
+               LinearStepParams p = linear_params(da, scale, s, dtype);
+               p.sums = at<float>(sums);
+               p.chunk = chunk;
+               NoGil released;
+               linear_finish_cuda(p, at<void>(stream));
              });
 #endif
 }

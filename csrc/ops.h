@@ -10,6 +10,8 @@ namespace ff {
 void local_pass_cpu(const LocalPassParams& p);
 // Scratch bytes that call would hold; its pointers are only tested for null.
 int64_t local_pass_scratch_cpu(const LocalPassParams& p);
+void batch_pass_cpu(const BatchPassParams& p);
+int64_t batch_pass_scratch_cpu(const BatchPassParams& p);
 void weight_update_cpu(const WeightUpdateParams& p);
 // Scratch bytes that call would hold (its pointers are only tested for null), and the most that was
 // held since the last reset.
@@ -19,10 +21,16 @@ int64_t scratch_peak_cpu(bool reset);
 // optimizer has none.
 void optimizer_step_cpu(float* weight, float* m, float* v, const float* grad, int64_t n,
                         float inv_scale, const OptimParams& optim);
+// Before and after a tile's local_pass.
+void linear_prepare_cpu(const LinearStepParams& p);
+void linear_finish_cpu(const LinearStepParams& p);
 
 // `stream` is a cudaStream_t; the calls return once the kernels are queued.
 void local_pass_cuda(const LocalPassParams& p, void* stream);
+void batch_pass_cuda(const BatchPassParams& p, void* stream);
 void optimizer_step_cuda(float* weight, float* m, float* v, const float* grad, int64_t n,
                          float inv_scale, const OptimParams& optim, void* stream);
+void linear_prepare_cuda(const LinearStepParams& p, void* stream);
+void linear_finish_cuda(const LinearStepParams& p, void* stream);
 
 }  // namespace ff

@@ -65,6 +65,38 @@ struct LocalPassParams {
   int64_t start, half, half_start;
 };
 
+// stats, apply: the two sweeps of BatchNorm; what lies between them is ffengine/ops/batch_stats.py.
+// peer_stats, peer_apply: the mean of h over positive rows, and the addition of its gradient.
+enum class BatchPhase : int32_t { stats = 0, apply = 1, peer_stats = 2, peer_apply = 3 };
+
+struct BatchPassParams {
+  const void* a;        // (N, C, H, W) pre-activation; NCHW or NHWC by channels_last
+  const int64_t* y;     // (N,) peer: 1 = positive row
+  const float* gamma;   // (C,) its sign says which extremum of h wins a window under norm_first;
+                        // null: the maximum
+  const float* table;   // stats: (C,) a number amid each channel's, from which means are counted, so
+                        // that rounding them costs little whatever the data's shift.
+                        // apply: (5, C) mean, scale, shift, constant, slope. With p = h, pooled or
+                        // not: z = (p - mean) scale + shift and
+                        // dL/dp = weight (squares ? z : 1) - constant - slope (p - mean).
+                        // peer_apply: (C,) dL/dh of every positive row, beside da's own
+  const float* weight;  // (N, C); null without da
+  float* moments;       // stats: (2, N, C) mean (from table) and centred M2 of what BatchNorm
+                        // normalises.
+                        // peer_stats: (C,) mean of h over the positive rows, NaN without any
+  float* extrema;       // stats: (2, N, C) the same of the windows' winners; norm_first and pool
+  void* z;              // shape of the pooled map; may alias a when nothing pools
+  void* da;             // shape and layout of a; peer_apply adds to it
+  int64_t N, C, H, W;
+  DType dtype;          // of a, z, da
+  BatchPhase phase;
+  bool channels_last;
+  bool pool;              // 2x2 max, floor mode
+  bool norm_first;        // BatchNorm before the pool
+  bool squares;           // goodness is of squares
+  bool straight_through;  // relu's gradient is 1 everywhere
+};
+
 enum class Optim : int32_t { sgd = 0, adam = 1, adamw = 2 };
 
 struct OptimParams {
@@ -99,6 +131,25 @@ struct WeightUpdateParams {
   bool finish;      // step the optimizer
   float inv_scale;  // 1 / da_scale
   OptimParams optim;
+};
+
+// The passes of linear_step over a tile of samples that surround its local_pass. prepare:
+// scale = 1 / (||x|| + eps) row by row, a = scale * from + bias: in fp32 from = a = x W^T, the
+// input's normalisation folded in; in 16 bits from = x, a = the normalised input itself. finish: the
+// column sums of da for the bias, then da *= scale, so that da^T x is the weight gradient.
+struct LinearStepParams {
+  const void* x;      // (N, in); prepare only
+  const void* from;   // (N, out); prepare only
+  void* a;            // (N, out): a of prepare (may be from), da of finish (in place)
+  const float* bias;  // (out,), or null; prepare only
+  float* scale;       // (N,), written by prepare unless null; finish: null = 1
+  float* sums;        // cpu: (out,), added to; cuda: (chunks, out) sums of `chunk` rows each; or null
+  int64_t N, in, out;
+  int64_t chunk;      // cuda
+  DType dtype;        // of x and a
+  bool rms;           // root mean square rather than l2
+  float eps;
+  float inv_scale;    // cpu: factor of the sums, 1 / da_scale
 };
 
 }  // namespace ff

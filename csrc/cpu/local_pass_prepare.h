@@ -6,12 +6,10 @@
 #include "convert.h"
 #include "local_pass_kernel.h"
 #include "philox_lanes.h"
+#include "sums.h"
 
 namespace ff {
 namespace FF_ISA {
-
-// max(0, x) that lets a NaN through and never returns -0.
-FF_HD float relu(float x) { return (x < 0.f ? 0.f : x) + 0.f; }
 
 FF_HD float dropped_or(float h, uint32_t word, const DropoutParams& d) {
   const float kept = h * d.keep_scale;

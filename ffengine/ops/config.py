@@ -182,6 +182,39 @@ class Dropout:
 
 
 @dataclass(frozen=True)
+class BatchNorm:
+    """BatchNorm after the activation, for `batch_pass`.
+
+    order: "pool_norm": relu, max-pool (where the config pools), BatchNorm (CwComp); "norm_pool":
+    relu, BatchNorm, max-pool (support neurons).
+    use_running: normalise by the running statistics in training too, as they stood before the
+    call: constants, through which no gradient flows (Trifecta, single samples).
+    """
+
+    eps: float = 1e-5
+    momentum: float = 0.1
+    order: Literal["norm_pool", "pool_norm"] = "pool_norm"
+    use_running: bool = False
+
+    def __post_init__(self) -> None:
+        if self.order not in ("norm_pool", "pool_norm"):
+            raise ValueError(
+                f"[batch_norm] order must be norm_pool or pool_norm, got {self.order!r}")
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Peer normalisation, for `batch_pass` (Hinton; Löwe et al.'s code).
+
+    r' = momentum r + (1 - momentum) mean of h over the positive rows; the penalty
+    weight mean_c (mean(r') - r'_c)^2 joins the batch objective.
+    """
+
+    weight: float = 0.03
+    momentum: float = 0.9
+
+
+@dataclass(frozen=True)
 class Tile:
     """Which rows of the whole batch a call sees.
 

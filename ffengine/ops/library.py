@@ -43,8 +43,7 @@ def _weight_update(
         optim=OptimConfig(kind, lr, (beta1, beta2), eps,  # type: ignore[arg-type]
                           weight_decay, momentum, nesterov),
         state=OptimState(m, v, step),
-        geometry=ConvGeometry((geometry[0], geometry[1]), geometry[2], geometry[3])
-        if geometry else None,
+        geometry=ConvGeometry((geometry[0], geometry[1]), *geometry[2:]) if geometry else None,
         accumulate=accumulate, finish=finish, grad_out=grad_out, bias=bias,
         bias_state=OptimState(bias_m, bias_v, step), bias_accumulate=bias_accumulate,
         bias_grad_out=bias_grad_out, da_scale=da_scale, backend=backend)
@@ -71,8 +70,8 @@ def weight_update(
         weight, x, da, s.m, s.v, accumulate, grad_out, bias, b.m, b.v, bias_accumulate,
         bias_grad_out, optim.kind,
         [optim.lr, *optim.betas, optim.eps, optim.weight_decay, optim.momentum], optim.nesterov,
-        s.step, [*geometry.kernel, geometry.stride, geometry.padding] if geometry else [], finish,
-        da_scale, backend)
+        s.step, [*geometry.kernel, geometry.stride, geometry.padding, geometry.groups]
+        if geometry else [], finish, da_scale, backend)
     if finish:
         for counted in (state, bias_state):
             if counted is not None:

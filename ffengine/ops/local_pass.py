@@ -110,6 +110,7 @@ def local_pass(
     out: torch.Tensor | None = None,
     want_z: bool = True,
     want_da: bool = False,
+    da_out: torch.Tensor | None = None,
     tile: Tile = WHOLE,
     backend: str = "auto",
 ) -> LocalPassOutput:
@@ -124,6 +125,7 @@ def local_pass(
         h_prev: shape of z; blended in when `config.blend` is not 1.
         out: `out=a` writes z over a (no pool); otherwise a tensor of z's shape and dtype.
         want_z, want_da: which of the large results to compute.
+        da_out: `da_out=a` writes da over a (no pool, no z); otherwise a tensor like a.
         tile: which rows of the whole batch these are; losses scale by the whole batch.
 
     Returns:
@@ -135,14 +137,16 @@ def local_pass(
         TypeError, ValueError: one line with what was expected and what came.
     """
     shape_z = _check(a, y, config, g0, h_prev, out, tile)
+    if da_out is not None:
+        _check_da_out(a, da_out, y, config, want_z, want_da)
     name = backends.resolve("local_pass", backend, a.device.type, a.dtype)
     m = numel(shape_z) // max(a.shape[0], 1) // (len(config.offsets(a.shape[1])) - 1)
     scale = da_scale(a.dtype, config.goodness, tile.rows(a.shape[0]), max(m, 1))
     record = torch.is_grad_enabled() and a.requires_grad
     request = _Request(a.detach() if record else a, y, config, g0, h_prev, out, want_z, want_da,
-                       tile, shape_z, scale)
+                       tile, shape_z, scale, da_out)
     result = _run_reference(request) if name == "reference" else _run_kernel(request, name)
-    return _forbid_backward(a, result) if record else result
+    return forbid_backward(a, result) if record else result
 
 
 class _Request(NamedTuple):
@@ -159,6 +163,7 @@ class _Request(NamedTuple):
     tile: Tile
     shape_z: tuple[int, ...]
     scale: float
+    da_out: torch.Tensor | None = None
 
 
 def _run_reference(r: _Request) -> LocalPassOutput:
@@ -167,6 +172,8 @@ def _run_reference(r: _Request) -> LocalPassOutput:
         tile=r.tile, da_scale=r.scale)
     if r.out is not None and z is not None:
         z = r.out.copy_(z)
+    if r.da_out is not None and da is not None:
+        da = r.da_out.copy_(da)
     return LocalPassOutput(z, g, loss, coef, da, r.scale)
 
 
@@ -213,8 +220,12 @@ def _allocate(r: _Request, a: torch.Tensor, layout: torch.memory_format) -> Loca
         g=empty(n, k),
         loss=empty(n // 2 if paired else n) if built_in else None,
         coef=empty(n, k) if r.y is not None else None,
-        da=torch.empty_like(a, memory_format=layout) if r.want_da and r.y is not None else None,
+        da=_da_of(r, a, layout) if r.want_da and r.y is not None else None,
         stats=empty(n, k, 2))
+
+
+def _da_of(r: _Request, a: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:
+    return torch.empty_like(a, memory_format=layout) if r.da_out is None else r.da_out
 
 
 def custom_loss(fn: LossFunction, g: torch.Tensor, y: Any, config: LocalPassConfig,
@@ -281,6 +292,21 @@ def _check(a: torch.Tensor, y: Any, config: LocalPassConfig, g0: torch.Tensor | 
     return shape_z
 
 
+def _check_da_out(a: torch.Tensor, da_out: torch.Tensor, y: Any, config: LocalPassConfig,
+                  want_z: bool, want_da: bool) -> None:
+    if not want_da or y is None:
+        raise ValueError("[local_pass] da_out expected want_da=True and targets, got "
+                         f"want_da={want_da} and targets {'absent' if y is None else 'given'}")
+    if (da_out.shape != a.shape or da_out.dtype != a.dtype or da_out.device != a.device
+            or da_out.stride() != a.stride() or memory_layout(a) is None):
+        raise ValueError(f"[local_pass] da_out must be {tuple(a.shape)} {a.dtype} on {a.device} in "
+                         f"a's dense layout, got {tuple(da_out.shape)} {da_out.dtype} on "
+                         f"{da_out.device} with strides {da_out.stride()}")
+    if da_out.data_ptr() == a.data_ptr() and (want_z or config.pool != "none"):
+        raise ValueError("[local_pass] da_out=a expected want_z=False and no pool, got "
+                         f"want_z={want_z}, pool={config.pool!r}")
+
+
 def check_targets(y: Any, n: int, k: int, loss: Loss, device: torch.device, tile: Tile) -> None:
     """Shape, dtype and, on the CPU where it costs no sync, range of the targets."""
     if not isinstance(y, torch.Tensor) or y.dtype is not torch.int64:
@@ -324,7 +350,8 @@ class _LocalOnly(torch.autograd.Function):
         )
 
 
-def _forbid_backward(a: torch.Tensor, r: LocalPassOutput) -> LocalPassOutput:
-    kept = {name: t for name in ("z", "g", "loss") if (t := getattr(r, name)) is not None}
+def forbid_backward(a: torch.Tensor, r: Any) -> Any:
+    """An op's results z, g and loss, explaining themselves to whoever calls backward on them."""
+    kept = {name: t for name in ("z", "g", "loss") if (t := getattr(r, name, None)) is not None}
     marked = _LocalOnly.apply(a, *kept.values())  # type: ignore[no-untyped-call]
     return r._replace(**dict(zip(kept, marked, strict=True)))

@@ -47,16 +47,18 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ConvGeometry:
-    """A convolution's kernel, stride and zero padding."""
+    """A convolution's kernel, stride, zero padding and channel groups."""
 
     kernel: tuple[int, int]
     stride: int = 1
     padding: int = 0
+    groups: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.kernel) < 1 or self.stride < 1 or self.padding < 0:
-            raise ValueError("[conv] expected kernel >= 1, stride >= 1, padding >= 0, got "
-                             f"kernel={self.kernel} stride={self.stride} padding={self.padding}")
+        if min(self.kernel) < 1 or self.stride < 1 or self.padding < 0 or self.groups < 1:
+            raise ValueError("[conv] expected kernel >= 1, stride >= 1, padding >= 0, groups >= 1, "
+                             f"got kernel={self.kernel} stride={self.stride} "
+                             f"padding={self.padding} groups={self.groups}")
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """(P, Q) of an input of this size."""

@@ -29,7 +29,7 @@ from ffengine.ops.optim import (
 from ffengine.reference import weight_update as reference
 
 __all__ = ["ConvGeometry", "OptimConfig", "OptimState", "bytes_moved", "choose", "extra_bytes",
-           "weight_update"]
+           "gradient_update", "weight_update"]
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -105,7 +105,7 @@ def extra_bytes(x_shape: tuple[int, ...], da_shape: tuple[int, ...],
     wide, item = (8 if dtype is torch.float64 else 4), dtype.itemsize
     n_w, n_x, n_da = math.prod(weight_shape), math.prod(x_shape), math.prod(da_shape)
     bias_bytes = 4 * wide * da_shape[1] + wide * min(n_da, BIAS_CHUNK) if bias else 0
-    if backend == "cpu" and choose(shape, dtype) == "im2col":
+    if backend == "cpu" and shape[1] == weight_shape[1] and choose(shape, dtype) == "im2col":
         return max(_kernel_scratch(shape, dtype, accumulate), bias_bytes)
     if backend in ("triton", "cuda"):
         # the weight's and dW's 16-bit forms; the C++ step takes an fp32 gradient
@@ -186,8 +186,8 @@ def weight_update(
 def _update_weight(p: Parameter, x: torch.Tensor, da: torch.Tensor, optim: OptimConfig,
                    geometry: ConvGeometry, finish: bool, da_scale: float, backend: str) -> None:
     shape = conv_shape(tuple(p.value.shape), tuple(x.shape), geometry)
-    if backend == "cpu" and (choose(shape, x.dtype) == "im2col"
-                             or _channels_last(x) != _channels_last(da)):
+    if backend == "cpu" and geometry.groups == 1 and (
+            choose(shape, x.dtype) == "im2col" or _channels_last(x) != _channels_last(da)):
         _run_cpu(p, x, da, shape, optim, finish, da_scale)
         return
     # The library's gradient on a GPU, in the compute dtype. In fp16 it would add up N·P products of
@@ -195,7 +195,8 @@ def _update_weight(p: Parameter, x: torch.Tensor, da: torch.Tensor, optim: Optim
     upcast = backend in ("reference", "cpu") or x.dtype is torch.float16
     weight = p.value if upcast else p.value.to(x.dtype)
     with backends.exact(x.device.type):
-        grad = reference.weight_gradient(x, da, weight, geometry.stride, geometry.padding)
+        grad = reference.weight_gradient(x, da, weight, geometry.stride, geometry.padding,
+                                         geometry.groups)
     finish_gradient(p, _as_laid_out(grad, p.value), optim, finish, da_scale, backend)
 
 
@@ -240,6 +241,24 @@ def finish_gradient(p: Parameter, grad: torch.Tensor, optim: OptimConfig, finish
         torch.mul(grad, inv_scale, out=p.grad_out)
     if p.state is not None:
         optimizer_step(p.value, grad, p.state, optim, inv_scale, backend)
+
+
+def gradient_update(weight: torch.Tensor, grad: torch.Tensor, *, optim: OptimConfig,
+                    state: OptimState, grad_out: torch.Tensor | None = None, scale: float = 1.0,
+                    backend: str = "auto") -> None:
+    """Step the optimizer with a gradient that exists: affine maps, embeddings, folded weights.
+
+    Args:
+        weight: updated in place, fp32 (fp64: reference only), dense.
+        grad: of weight's shape, times `scale`.
+        state: its step rises by one.
+        grad_out: receives the gradient.
+    """
+    name = backends.resolve("weight_update", backend, weight.device.type, weight.dtype)
+    with torch.no_grad():
+        finish_gradient(Parameter(weight, state, None, grad_out), _as_laid_out(grad, weight),
+                        optim, True, scale, name)
+    state.step += 1
 
 
 def optimizer_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
@@ -328,8 +347,9 @@ def _check_shapes(weight: torch.Tensor, x: torch.Tensor, da: torch.Tensor,
     if geometry is not None and tuple(weight.shape[2:]) != tuple(geometry.kernel):
         raise ValueError(f"[weight_update] weight must have the geometry's kernel "
                          f"{tuple(geometry.kernel)}, got shape {tuple(weight.shape)}")
-    if x.shape[1] != weight.shape[1]:
-        raise ValueError(f"[weight_update] x must have {weight.shape[1]} channels as the weight, "
+    channels = weight.shape[1] * (1 if geometry is None else geometry.groups)
+    if x.shape[1] != channels:
+        raise ValueError(f"[weight_update] x must have {channels} channels as the weight, "
                          f"got shape {tuple(x.shape)}")
     out = () if geometry is None else geometry.output_size(x.shape[2], x.shape[3])
     if min(out, default=1) < 1:

@@ -143,19 +143,30 @@ def _pvn(g: torch.Tensor, y: torch.Tensor, theta: float, half: float) -> torch.T
     return half * (_softplus(theta - own) + _softplus(others - theta))
 
 
+def _sparsemax_tau(v: torch.Tensor) -> torch.Tensor:
+    """tau (N, 1) with sum_j max(v_j - tau, 0) = 1, of rows whose largest value is 0."""
+    ordered = v.sort(1, descending=True).values
+    total = ordered.cumsum(1) - 1
+    rank = torch.arange(1, v.shape[1] + 1, dtype=v.dtype, device=v.device)
+    size = (rank * ordered > total).sum(1, keepdim=True).clamp_min(1)  # 0: a NaN row
+    return total.gather(1, size - 1) / size
+
+
+def sparsemax(g: torch.Tensor) -> torch.Tensor:
+    """Euclidean projection of rows (N, K) onto the simplex (Martins & Astudillo 2016, alg. 1)."""
+    v = g - g.max(1, keepdim=True).values
+    return (v - _sparsemax_tau(v)).clamp_min(0)
+
+
 def sparsemax_loss(g: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """1/2 sum_{j in S} (g_j^2 - tau^2) + 1/2 - g_y (Martins & Astudillo 2016, eq. 16)."""
-    v = g - g.max(1, keepdim=True).values
-    ordered = v.detach().sort(1, descending=True).values
-    total = ordered.cumsum(1) - 1
-    rank = torch.arange(1, g.shape[1] + 1, dtype=g.dtype, device=g.device)
-    size = (rank * ordered > total).sum(1, keepdim=True).clamp_min(1)  # 0: a NaN row
-    tau = total.gather(1, size - 1) / size
+    v = (g - g.max(1, keepdim=True).values).detach()
     # tau is held fixed: d loss / d tau = 0 at its optimum, so the gradient is p - onehot
-    p = (v.detach() - tau).clamp_min(0)
-    value = 0.5 * torch.where(p > 0, v.detach() ** 2 - tau**2, torch.zeros_like(v)).sum(1) + 0.5
-    value = value - _at(v, y).detach()
-    direct = (p.detach() * g).sum(1) - _at(g, y)
+    tau = _sparsemax_tau(v)
+    p = (v - tau).clamp_min(0)
+    value = 0.5 * torch.where(p > 0, v**2 - tau**2, torch.zeros_like(v)).sum(1) + 0.5
+    value = value - _at(v, y)
+    direct = (p * g).sum(1) - _at(g, y)
     return value + direct - direct.detach()
 
 

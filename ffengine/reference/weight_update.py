@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def weight_gradient(x: torch.Tensor, da: torch.Tensor, weight: torch.Tensor, stride: int,
-                    padding: int) -> torch.Tensor:
+                    padding: int, groups: int = 1) -> torch.Tensor:
     """dW = sum_n,p,q da[n, o, p, q] x[n, c, p s + i - pad, q s + j - pad], in weight's dtype."""
     if x.shape[0] == 0 or da.numel() == 0:
         return torch.zeros_like(weight)
@@ -23,8 +23,8 @@ def weight_gradient(x: torch.Tensor, da: torch.Tensor, weight: torch.Tensor, str
     if weight.dim() == 2:
         return da.t() @ x
     gradient: torch.Tensor = torch.ops.aten.convolution_backward(
-        da, x, weight, None, [stride, stride], [padding, padding], [1, 1], False, [0, 0], 1,
-        [False, True, False])[1]
+        da, x, weight, None, [stride, stride], [padding, padding], [1, 1], False, [0, 0],
+        groups, [False, True, False])[1]
     return gradient
 
 

@@ -1,4 +1,4 @@
-"""Runs the CUDA kernels of local_pass on the CPU: their own source, compiled by g++ against the
+"""Runs the CUDA kernels on the CPU: their own source, compiled by g++ against the
 headers in emulator/, with launches and shared memory rewritten into calls of them."""
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ffengine.ops.batch_call import BatchPassCall, BatchPassTensors
+from ffengine.ops.call import nchw
 from ffengine.ops.local_pass import LocalPassCall, LocalPassTensors
 
 HERE = Path(__file__).parent
@@ -30,13 +32,14 @@ def translate(source: str) -> str:
     return text.replace('#include "../', f'#include "{CSRC}/')
 
 
-def build(folder: Path) -> ctypes.CDLL:
-    for name in ("local_pass.cu", "local_pass_cluster.cu"):
+def build(folder: Path, names: tuple[str, ...] = ("local_pass.cu", "local_pass_cluster.cu"),
+          entry: str = "entry.cpp") -> ctypes.CDLL:
+    for name in names:
         (folder / f"{name}.cpp").write_text(translate((CSRC / "cuda" / name).read_text()))
     library = folder / "emulated.so"
     subprocess.run(
         ["g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-Wno-unknown-pragmas",
-         f"-I{HERE / 'emulator'}", f"-I{folder}", str(HERE / "emulator" / "entry.cpp"),
+         f"-I{HERE / 'emulator'}", f"-I{folder}", str(HERE / "emulator" / entry),
          "-o", str(library)], check=True, capture_output=True)
     return ctypes.CDLL(str(library))
 
@@ -66,3 +69,12 @@ def run(library: ctypes.CDLL, t: LocalPassTensors, call: LocalPassCall, major: i
     return int(library.emulate((ctypes.c_void_p * 11)(*pointers),
                                (ctypes.c_int64 * len(ints))(*ints),
                                (ctypes.c_double * len(reals))(*reals), major, shared, dry))
+
+
+def run_batch(library: ctypes.CDLL, t: BatchPassTensors, call: BatchPassCall) -> None:
+    """One phase of batch_pass."""
+    dtype = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}[t.a.dtype]
+    ints = [*nchw(t.a), dtype, call.phase, call.channels_last, call.pool, call.norm_first,
+            call.squares, call.straight_through]
+    pointers: list[Any] = [None if x is None else x.data_ptr() for x in t]
+    library.emulate_batch((ctypes.c_void_p * 9)(*pointers), (ctypes.c_int64 * len(ints))(*ints))

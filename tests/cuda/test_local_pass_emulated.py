@@ -60,6 +60,21 @@ def test_nan_reaches_every_result(library: ctypes.CDLL, monkeypatch: pytest.Monk
     assert not out.g[0].isnan().any() and not out.loss[2].isnan()
 
 
+@pytest.mark.parametrize("major", [8, 9])
+@pytest.mark.parametrize("shape", [(3, 8), (3, 2048)], ids=["short", "long"])
+def test_da_over_a(shape: tuple[int, ...], major: int, library: ctypes.CDLL,
+                   monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, library, major, 227 << 10)
+    a, y = torch.randn(shape), torch.tensor([0, 1, 0])
+    settings: dict[str, Any] = {"config": LocalPassConfig(groups=2, goodness="mean_sq"),
+                                "want_z": False, "want_da": True}
+    beside = op.local_pass(a, y, **settings)
+    over = op.local_pass(a, y, da_out=a, **settings)
+    assert beside.da is not None and over.da is a
+    for one, other in zip(over[1:5], beside[1:5], strict=True):
+        assert torch.equal(one, other)
+
+
 def plan(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...],
          config: LocalPassConfig, major: int = 9, **settings: Any) -> int:
     """Blocks of the cluster that a call would get on a device with 227 KB of shared memory."""

@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 import triton
-from ffengine.kernels import weight_update
+from ffengine.kernels import linear_step, weight_update
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
 from ffengine.ops import config as c
 from ffengine.ops import local_pass as op
+from tests.kernels import aot_batch_pass
 
 COMPILED: list[Any] = []
 TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -66,6 +67,17 @@ def step(kind: str, count: int = 2) -> None:
     weight_update.optimizer_step(*torch.zeros(4, 4096), optim=optim, step=count, inv_scale=1.0)
 
 
+def surround(dtype: torch.dtype, n: int = 64, scaled: bool = True) -> None:
+    """linear_step's two passes around a tile's local_pass, 784 -> 512."""
+    x, a = torch.zeros(n, 784, dtype=dtype), torch.zeros(n, 512, dtype=dtype)
+    bias, scale, norm = torch.zeros(512), torch.zeros(n), c.Norm("length")
+    if scaled:
+        linear_step.prepare(x, a, a, bias, scale, norm)
+    else:
+        linear_step.prepare(x, x, torch.zeros_like(x), None, None, norm)
+    linear_step.finish(a, scale if scaled else None, torch.zeros(-(-n // 64), 512), 64)
+
+
 DROP = c.Dropout(0.2, 1, 2, 3)
 CONV, LINEAR = (2, 128, 16, 16), (2, 2048)
 VARIANTS = {
@@ -90,9 +102,14 @@ VARIANTS = {
     "unequal-k1000-fp32": lambda: sweep(
         (2, 1024, 4, 4), c.LocalPassConfig(groups=(*range(1000), 1024), norm=c.Norm("layer"),
                                            loss=c.pvn())),
+    "linear-step-fp32": lambda: surround(torch.float32),
+    "linear-step-bf16": lambda: surround(torch.bfloat16, scaled=False),
     "adamw": lambda: step("adamw"),
     "sgd": lambda: step("sgd"),
 }
+
+VARIANTS |= aot_batch_pass.VARIANTS
+
 
 
 def describe(variant: str, kernel: Any, folder: Path) -> dict[str, Any]:
@@ -117,6 +134,7 @@ def specialisations() -> dict[str, int]:
         drop = c.Dropout(0.2 + 0.01 * n, value << 16, value, value)
         sweep((n, 128, 8, 8), c.LocalPassConfig(groups=8, dropout=drop), tile=c.Tile(n, 4 * n))
         step("adamw", n)
+        surround(torch.float32, 64 * n)
     forms: dict[str, set[str]] = {}
     for kernel in COMPILED:
         forms.setdefault(kernel.metadata.name, set()).add(kernel.metadata.hash)

@@ -19,8 +19,11 @@ warnings.filterwarnings("ignore", category=RuntimeWarning)  # numpy: inf and NaN
 
 import torch  # noqa: E402
 
+from tests.batch_pass_cases import cases as batch_cases  # noqa: E402
 from tests.conftest import _poisoned  # noqa: E402
 from tests.kernels import cases, check, optimizer_cases  # noqa: E402
+from tests.linear_step_cases import INTERPRETED as LINEAR_STEPS  # noqa: E402
+from tests.linear_step_cases import check as check_linear  # noqa: E402
 
 
 def outcome(run: Callable[[], None]) -> str:
@@ -40,6 +43,11 @@ def main() -> None:
         jobs[case.id] = lambda case=case: check.check(case, "cpu")
     for name in optimizer_cases.CASES:
         jobs[name] = lambda name=name: optimizer_cases.check(name, "cpu")
+    for name, batch_case in batch_cases().items():
+        jobs[name] = lambda case=batch_case: case.check("triton", "cpu")
+    for name, (case, dtype, rows) in LINEAR_STEPS.items():
+        jobs[name] = lambda case=case, dtype=dtype, rows=rows: check_linear(
+            case, dtype, rows, "triton")
     results = {}
     for name in list(jobs)[part::parts]:
         start = time.perf_counter()

@@ -13,7 +13,8 @@ import pytest
 from tests.kernels.worker import Worker
 
 #: Tiles and layouts with the most registers; everything on the two most common architectures.
-CORE = ("group-bf16", "dropout-fp32", "dropout-nhwc-bf16", "pool-sum-fp32", "adamw")
+CORE = ("group-bf16", "dropout-fp32", "dropout-nhwc-bf16", "pool-sum-fp32", "adamw",
+        "linear-step-fp32", "linear-step-bf16")
 ALL = (*CORE, "group-fp32", "group-nhwc-fp32", "dropout-pool-nhwc-fp32", "length-linear-fp16",
        "blend-linear-fp32", "unequal-k1000-fp32", "sgd")
 COMPILED = {80: ALL, 87: CORE, 90: ALL, 100: CORE}
@@ -21,8 +22,10 @@ COMPILED = {80: ALL, 87: CORE, 90: ALL, 100: CORE}
 MOST_REGISTERS = 128
 #: Neighbouring NCHW windows are two elements apart; every other variant moves 16 bytes at once.
 NARROW = ("pool-sum-fp32",)
-#: Scalars of a (sample, group): its statistics, coefficient and offsets; g, sums and moments.
-SMALL_LOADS, SMALL_STORES = {"stats_kernel": 2, "apply_kernel": 5}, {"stats_kernel": 3}
+#: Scalars of a (sample, group): its statistics, coefficient and offsets; g, sums and moments. Of a
+#: row of linear_step: its scale.
+SMALL_LOADS = {"stats_kernel": 2, "apply_kernel": 5, "linear_finish_kernel": 4}
+SMALL_STORES = {"stats_kernel": 3, "linear_prepare_kernel": 1}
 
 Rows = list[dict[str, Any]]
 Compiled = dict[int, Rows]
@@ -51,7 +54,8 @@ def is_wide(instruction: str) -> bool:
 def test_no_spills(arch: int, compiled: Compiled) -> None:
     rows = compiled[arch]
     assert {r["kernel"] for r in rows} == {"stats_kernel", "finish_kernel", "apply_kernel",
-                                           "optimizer_kernel"}
+                                           "optimizer_kernel", "linear_prepare_kernel",
+                                           "linear_finish_kernel"}
     spilled = [(r["variant"], r["kernel"], r["spills"]) for r in rows if r["spills"]]
     assert not spilled
     table = "\n".join(f"{r['variant']} {r['kernel']} {r['registers']}" for r in rows)
@@ -76,4 +80,5 @@ def test_widest_loads_and_stores(arch: int, variant: str, compiled: Compiled) ->
 def test_batch_seed_and_step_compile_nothing_anew(tmp_path: Path) -> None:
     forms = Worker("aot_worker", "90", "--batches", TRITON_CACHE_DIR=str(tmp_path)).result()
     assert forms == {"stats_kernel": 1, "finish_kernel": 1, "apply_kernel": 1,
-                     "optimizer_kernel": 1}
+                     "optimizer_kernel": 1, "linear_prepare_kernel": 1,
+                     "linear_finish_kernel": 1}

@@ -1,0 +1,73 @@
+"""A `batch_pass` kernel call: tensors, flat numbers, the way to a back-end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from ffengine.ops import backends, library_batch_pass, scratch
+from ffengine.ops.call import _dtype_code, nchw
+
+PHASE_STATS, PHASE_APPLY, PHASE_PEER_STATS, PHASE_PEER_APPLY = 0, 1, 2, 3
+
+
+class BatchPassTensors(NamedTuple):
+    """Destination-passing arguments of a back-end (csrc/params.h: BatchPassParams)."""
+
+    a: torch.Tensor
+    y: torch.Tensor | None = None
+    gamma: torch.Tensor | None = None
+    table: torch.Tensor | None = None  # (5, C) fp32; stats, peer: (C,)
+    weight: torch.Tensor | None = None  # (N, C) fp32
+    moments: torch.Tensor | None = None  # (2, N, C) fp32; peer: (C,)
+    extrema: torch.Tensor | None = None  # (2, N, C) fp32
+    z: torch.Tensor | None = None
+    da: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPassCall:
+    """A call's numbers, flat, as the kernels read them."""
+
+    phase: int
+    channels_last: bool
+    pool: bool
+    norm_first: bool
+    squares: bool
+    straight_through: bool
+
+
+def run(backend: str, tensors: BatchPassTensors, call: BatchPassCall) -> None:
+    """Hand a call to a kernel back-end; the one place that knows where they live."""
+    if torch.compiler.is_compiling():
+        library_batch_pass.batch_pass(backend, tensors, call)
+        return
+    if tensors.a.shape[0] == 0:
+        return
+    a = tensors.a
+    if backend == "triton":
+        from ffengine.kernels import batch_pass as kernels
+
+        kernels.batch_pass(tensors, call)
+        return
+    ext = backends.extension()
+    assert ext is not None  # resolve() checked
+    pointers = [0 if t is None else t.data_ptr() for t in tensors]
+    if backend == "cpu":
+        if scratch.active():
+            scratch.declare(cpu_scratch(a, call))
+        ext.batch_pass_cpu(pointers, nchw(a), _dtype_code(a), call)
+    else:
+        stream = torch.cuda.current_stream(a.device).cuda_stream
+        ext.batch_pass_cuda(pointers, nchw(a), _dtype_code(a), call, stream)
+
+
+def cpu_scratch(a: torch.Tensor, call: BatchPassCall) -> int:
+    """Bytes the C++ kernel's threads hold beside the tensors, for a of this shape and dtype."""
+    ext = backends.extension()
+    if ext is None:
+        return 0
+    held: int = ext.batch_pass_scratch_cpu(nchw(a), _dtype_code(a), call)
+    return held

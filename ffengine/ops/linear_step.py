@@ -1,0 +1,359 @@
+"""`linear_step`: a dense Forward-Forward layer trained whole.
+
+Forward, goodness, local loss, weight gradient and optimizer, tile by tile over the samples: the
+activations of one tile exist, those of the batch never do (50,000 samples, 784 -> 500: 10 MB
+beside inputs, weight, states and results).
+
+reference: ffengine/reference/linear_step.py   cpu: csrc/cpu/linear_step.cpp
+triton: kernels/linear_step.py                 cuda: csrc/cuda/linear_step.cu
+(the library multiplies, local_pass turns a tile of a into da where it lies; the kernels fold the
+input's normalisation in as a row scale and sum the bias gradient: ffengine/ops/linear_tile.py)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+import torch
+
+from ffengine.ops import backends, linear_tile, scratch
+from ffengine.ops import local_pass as sweep
+from ffengine.ops import weight_update as update
+from ffengine.ops.config import LocalPassConfig, Loss, Norm, Tile
+from ffengine.ops.optim import OptimConfig, OptimState
+from ffengine.reference import linear_step as reference
+
+__all__ = ["LinearStepOutput", "bytes_moved", "extra_bytes", "linear_step"]
+
+NO_NORM = Norm("none")
+
+
+class LinearStepOutput(NamedTuple):
+    """What a step leaves beside the new weights: see `linear_step`."""
+
+    g: torch.Tensor
+    loss: torch.Tensor
+    coef: torch.Tensor
+
+
+def bytes_moved(x_shape: tuple[int, int], weight_shape: tuple[int, int], dtype: torch.dtype,
+                config: LocalPassConfig, *, optim: OptimConfig, finish: bool = True) -> int:
+    """Bytes a step must move: x read once, weight and states read and written, (N, K) results."""
+    wide = 8 if dtype is torch.float64 else 4
+    k = len(config.offsets(weight_shape[0])) - 1
+    weights = 2 * (1 + optim.states) if finish else 2
+    return (dtype.itemsize * math.prod(x_shape) + wide * weights * math.prod(weight_shape)
+            + wide * x_shape[0] * (2 * k + 1))
+
+
+def extra_bytes(x_shape: tuple[int, int], weight_shape: tuple[int, int], dtype: torch.dtype,
+                config: LocalPassConfig, *, input_norm: Norm = NO_NORM, bias: bool = False,
+                g0: bool = False, tile_rows: int | None = None, grad_out: bool = False,
+                backend: str = "cpu") -> int:
+    """Most bytes a step holds beside its arguments and results: a tile's, and the gradient.
+
+    For dense x, and without what a loss that is a function allocates; `grad_out`: buffers for the
+    gradients are given.
+    """
+    (n, features), out = x_shape, weight_shape[0]
+    wide, item = (8 if dtype is torch.float64 else 4), dtype.itemsize
+    k, numel = len(config.offsets(out)) - 1, math.prod(weight_shape)
+    gradients = 0 if grad_out else wide * (numel + out * bias)
+    if backend == "reference":  # plain PyTorch keeps whole maps
+        rows = min(n, tile_rows or n)
+        return gradients + 4 * wide * numel + max(item, 4) * rows * (4 * features + 8 * out)
+    paired = _paired(config)
+    device = "cpu" if backend == "cpu" else "cuda"
+    rows = min(n, tile_rows or linear_tile.choose_rows(n, features, out, dtype, input_norm, device))
+    low = item * (numel + out * bias) if item < 4 else 0
+    tile = rows * linear_tile.row_bytes(features, out, dtype, input_norm, device)
+    gathered = rows * (8 + 4 * k * g0) * paired
+    results = 4 * (2 * rows * k + rows // (1 + paired)) + sweep.extra_bytes(
+        (rows, out), dtype, config, backend=backend, want_z=False)
+    product = _product_bytes(rows // (1 + paired), weight_shape, dtype, backend)
+    return gradients + low + tile + max(gathered + results, product)
+
+
+def _product_bytes(rows: int, weight_shape: tuple[int, int], dtype: torch.dtype,
+                   backend: str) -> int:
+    """What the products of a tile hold inside: nothing in fp32."""
+    if dtype is torch.float32:
+        return 0
+    out, features = weight_shape
+    inside = linear_tile.library_bytes(features, out) if backend == "cpu" else 0
+    rows = min(rows, linear_tile.PRODUCT_ROWS[dtype] if backend == "cpu" else rows)
+    return max(inside, update.extra_bytes((rows, features), (rows, out), weight_shape, dtype,
+                                          accumulate=True, backend=backend))
+
+
+def linear_step(
+    weight: torch.Tensor,
+    x: torch.Tensor,
+    y: Any,
+    *,
+    config: LocalPassConfig,
+    optim: OptimConfig,
+    state: OptimState | None,
+    bias: torch.Tensor | None = None,
+    bias_state: OptimState | None = None,
+    input_norm: Norm = NO_NORM,
+    g0: torch.Tensor | None = None,
+    tile_rows: int | None = None,
+    grad_out: torch.Tensor | None = None,
+    bias_grad_out: torch.Tensor | None = None,
+    finish: bool = True,
+    backend: str = "auto",
+) -> LinearStepOutput:
+    """One training step of a dense layer on its own loss: a = x W^T + bias, local_pass, optimizer.
+
+    Equal to F.linear(normalised x), local_pass(want_da=True) and weight_update in a row, whatever
+    the tile, but for the order of sums.
+
+    Args:
+        weight: (O, in) fp32 (fp64: reference only), contiguous; updated in place, as is bias.
+        x: layer input (N, in), fp32 | bf16 | fp16 (fp64: reference only); products take its dtype.
+        y: targets int64 (N,) as for local_pass, or, if `config.loss` is a function, a tensor of N
+            rows; the function sees a tile of rows at a time.
+        config: groups, goodness, loss, relu_gradient, dropout. Its norm counts for nothing (no z is
+            formed); pool and blend must be off.
+        state, bias_state: of weight and bias; their step rises by one. None without `finish`.
+        bias: (O,), dtype of weight.
+        input_norm: none, or length of scope sample: x / (||x|| + eps), folded in as a row scale.
+        g0: (N, K) fp32 term added to the goodness (collaborative FF).
+        tile_rows: most samples at a time, None: by shape and dtype. A loss of pairs takes row n and
+            row n + N/2 together.
+        grad_out, bias_grad_out: receive the gradients, before weight decay.
+        finish: False leaves weight, bias and states alone: only the gradients are wanted.
+
+    Returns:
+        LinearStepOutput: g (N, K), loss (N,) unscaled per row (N/2 for pair losses), coef (N, K),
+        fp32 (fp64 for fp64 input), of the weights before the step.
+
+    Raises:
+        TypeError, ValueError: one line with what was expected and what came.
+    """
+    call = Call(weight, x, y, config, optim, state, bias, bias_state, input_norm, g0, tile_rows,
+                grad_out, bias_grad_out, finish)
+    _check(call)
+    name = backends.resolve("linear_step", backend, x.device.type, x.dtype)
+    recorded = torch.is_grad_enabled() and x.requires_grad
+    call = call._replace(x=x.detach(), config=replace(config, norm=NO_NORM))
+    result = _results(call)
+    if not torch.compiler.is_compiling():
+        run(call, name, result)
+    elif isinstance(config.loss, Loss):
+        from ffengine.ops import library_linear_step as library
+
+        with torch.no_grad():
+            library.linear_step(call, name, result)
+    else:  # no schema holds a function
+        torch.compiler.disable(run)(call, name, result)  # type: ignore[no-untyped-call]
+    for counted in (state, bias_state if bias is not None else None):
+        if finish and counted is not None:
+            counted.step += 1
+    return cast(LinearStepOutput, sweep.forbid_backward(x, result)) if recorded else result
+
+
+class Call(NamedTuple):
+    """The arguments of a step, as `linear_step` names them."""
+
+    weight: torch.Tensor
+    x: torch.Tensor
+    y: Any
+    config: LocalPassConfig
+    optim: OptimConfig
+    state: OptimState | None
+    bias: torch.Tensor | None
+    bias_state: OptimState | None
+    input_norm: Norm
+    g0: torch.Tensor | None
+    tile_rows: int | None
+    grad_out: torch.Tensor | None
+    bias_grad_out: torch.Tensor | None
+    finish: bool
+
+
+def _paired(config: LocalPassConfig) -> bool:
+    return isinstance(config.loss, Loss) and config.loss.paired
+
+
+def _results(c: Call) -> LinearStepOutput:
+    n, k = c.x.shape[0], len(c.config.offsets(c.weight.shape[0])) - 1
+    loss = n // 2 if _paired(c.config) else n
+    return LinearStepOutput(*(torch.empty(size, dtype=c.weight.dtype, device=c.x.device)
+                              for size in ((n, k), (loss,), (n, k))))
+
+
+@torch.no_grad()
+def run(c: Call, backend: str, result: LinearStepOutput) -> None:
+    """A checked call: fills `result`, then steps; the states' counts are the caller's to raise."""
+    if backend == "reference":
+        found = reference.linear_step(
+            c.weight, c.x, c.y, config=c.config, bias=c.bias, input_norm=c.input_norm, g0=c.g0,
+            tile_rows=c.tile_rows)
+        for mine, value in zip(result, found, strict=False):
+            mine.copy_(value)
+        dw, db = found.weight, None if c.bias is None else found.bias
+    else:
+        with scratch.allocating("gradient"):
+            dw = torch.zeros_like(c.weight) if c.grad_out is None else c.grad_out.zero_()
+            db = c.bias_grad_out.zero_() if c.bias_grad_out is not None else (
+                None if c.bias is None else torch.zeros_like(c.bias))
+        _run_tiles(c, backend, result, dw, db)
+    for p, grad, state, out in ((c.weight, dw, c.state, c.grad_out),
+                                (c.bias, db, c.bias_state, c.bias_grad_out)):
+        if p is None or grad is None:
+            continue
+        if out is not None and out is not grad:
+            out.copy_(grad)
+        if c.finish and state is not None:
+            update.optimizer_step(p, grad, state, c.optim, 1.0, backend)
+
+
+def _run_tiles(c: Call, backend: str, result: LinearStepOutput, dw: torch.Tensor,
+               db: torch.Tensor | None) -> None:
+    (n, features), out, paired = c.x.shape, c.weight.shape[0], _paired(c.config)
+    rows = _rows(n, features, out, c.x.dtype, c)
+    weight = c.weight.to(c.x.dtype)  # itself in fp32
+    buffer = torch.empty(rows, out, dtype=c.x.dtype, device=c.x.device)
+    scale = room = None
+    if linear_tile.folds(c.x.dtype, c.input_norm):
+        scale = torch.empty(rows, dtype=torch.float32, device=c.x.device)
+    if linear_tile.copies(c.x.dtype, c.input_norm):
+        room = torch.empty(rows, features, dtype=c.x.dtype, device=c.x.device)
+    for tile, parts in reference.tiles(n, rows, paired):
+        _run_tile(c, backend, result, dw, db, weight, Buffers(buffer, scale, room), tile, parts)
+
+
+class Buffers(NamedTuple):
+    """What every tile uses again: a, which becomes da; row scales; normalised inputs."""
+
+    a: torch.Tensor
+    scale: torch.Tensor | None
+    room: torch.Tensor | None
+
+    def rows(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor | None,
+                                                   torch.Tensor | None]:
+        return (self.a[start:stop], None if self.scale is None else self.scale[start:stop],
+                None if self.room is None else self.room[start:stop])
+
+
+def _run_tile(c: Call, backend: str, result: LinearStepOutput, dw: torch.Tensor,
+              db: torch.Tensor | None, weight: torch.Tensor, buffers: Buffers, tile: Tile,
+              parts: tuple[slice, ...]) -> None:
+    """One tile; its rows lie together or, in pairs, in two runs, which are never gathered."""
+    runs, at = [], 0
+    for p in parts:
+        part, scale, room = buffers.rows(at, at + p.stop - p.start)
+        x = linear_tile.inputs(backend, c.x[p], c.input_norm, room)
+        linear_tile.forward(backend, x, weight, c.bias, c.input_norm, part, scale)
+        runs.append((x, part))
+        at += p.stop - p.start
+    a, scales, _ = buffers.rows(0, at)
+    da_scale = _sweep(c, backend, result, a, tile, parts)
+    linear_tile.finish(backend, a, scales, db, 1.0 / da_scale)
+    for x, part in runs:
+        _add_product(c, backend, dw, part, x, da_scale)
+
+
+def _rows(n: int, features: int, out: int, dtype: torch.dtype, c: Call) -> int:
+    """Rows of a tile's buffers: at least a pair where the loss takes pairs."""
+    wanted = c.tile_rows or linear_tile.choose_rows(n, features, out, dtype, c.input_norm,
+                                                    c.x.device.type)
+    return max(1, min(n, max(wanted, 2 if _paired(c.config) else 1)))
+
+
+def _sweep(c: Call, backend: str, result: LinearStepOutput, a: torch.Tensor, tile: Tile,
+           parts: tuple[slice, ...]) -> float:
+    """a becomes da where it lies; g, loss and coef go to their rows. Returns da's scale."""
+    found = sweep.local_pass(
+        a, reference.gather(c.y, parts), config=c.config, want_z=False, want_da=True, da_out=a,
+        g0=None if c.g0 is None else reference.gather(c.g0, parts), tile=tile, backend=backend)
+    for whole, part in zip(result, (found.g, found.loss, found.coef), strict=True):
+        reference.scatter(whole, cast(torch.Tensor, part), parts)
+    return found.da_scale
+
+
+def _add_product(c: Call, backend: str, dw: torch.Tensor, da: torch.Tensor, x: torch.Tensor,
+                 da_scale: float) -> None:
+    """dw += da^T x / da_scale. 50,000 x 784 -> 500, two threads, s: fp32 by the library, which adds
+    as it goes, 0.13, by weight_update 0.17; bf16 0.04 and 0.07, but the library rounds every tile's
+    sum to 16 bits, weight_update (on a CPU) none.
+    """
+    if x.dtype is torch.float32:
+        dw.addmm_(da.t(), x)
+        return
+    rows = linear_tile.PRODUCT_ROWS[x.dtype] if backend == "cpu" else len(x)
+    for i in range(0, len(x), rows):
+        update.weight_update(c.weight, x[i:i + rows], da[i:i + rows], optim=c.optim, state=None,
+                             accumulate=dw, finish=False, da_scale=da_scale, backend=backend)
+
+
+def _check(c: Call) -> None:
+    """Validate without a host sync."""
+    for name, t in (("weight", c.weight), ("x", c.x)):
+        if not isinstance(t, torch.Tensor) or t.dim() != 2:
+            came = tuple(t.shape) if isinstance(t, torch.Tensor) else type(t).__name__
+            raise ValueError(f"[linear_step] {name} must be a matrix, got {came}")
+    wide = torch.float64 if c.x.dtype is torch.float64 else torch.float32
+    if c.x.dtype not in (*update.DTYPE_CODES, torch.float64) or c.weight.dtype is not wide:
+        raise TypeError("[linear_step] expected a weight of float32 with x of float32, bfloat16 or "
+                        f"float16, or both of float64, got {c.weight.dtype} with {c.x.dtype}")
+    if c.x.shape[1] != c.weight.shape[1] or c.x.device != c.weight.device:
+        raise ValueError(f"[linear_step] x must be (N, {c.weight.shape[1]}) on {c.weight.device} "
+                         f"as the weight, got {tuple(c.x.shape)} on {c.x.device}")
+    _check_settings(c)
+    _check_rows(c)
+    for role, p, state, out in (("weight", c.weight, c.state, c.grad_out),
+                                ("bias", c.bias, c.bias_state, c.bias_grad_out)):
+        _check_parameter(c, role, p, state, out)
+
+
+def _check_settings(c: Call) -> None:
+    if c.config.pool != "none" or c.config.blend != 1.0:
+        raise ValueError("[linear_step] expected a config without pool and blend, got "
+                         f"pool={c.config.pool!r} blend={c.config.blend}")
+    norm = c.input_norm
+    if norm.kind not in ("none", "length") or (norm.kind == "length" and norm.scope != "sample"):
+        raise ValueError("[linear_step] input_norm must be none, or length of scope sample, got "
+                         f"{norm.kind} of scope {norm.scope}")
+    if c.tile_rows is not None and c.tile_rows < 1:
+        raise ValueError(f"[linear_step] tile_rows must be 1 or more, got {c.tile_rows}")
+
+
+def _check_rows(c: Call) -> None:
+    """Targets and g0: a row for every sample."""
+    n, k = c.x.shape[0], len(c.config.offsets(c.weight.shape[0])) - 1
+    if isinstance(c.config.loss, Loss):
+        sweep.check_targets(c.y, n, k, c.config.loss, c.x.device, sweep.WHOLE)
+    elif not isinstance(c.y, torch.Tensor) or c.y.shape[:1] != (n,):
+        came = tuple(c.y.shape) if isinstance(c.y, torch.Tensor) else type(c.y).__name__
+        raise ValueError(f"[linear_step] targets must be a tensor of {n} rows, got {came}")
+    if c.g0 is not None and (tuple(c.g0.shape) != (n, k) or c.g0.device != c.x.device):
+        raise ValueError(f"[linear_step] g0 must be ({n}, {k}) on {c.x.device}, got "
+                         f"{tuple(c.g0.shape)} on {c.g0.device}")
+
+
+def _check_parameter(c: Call, role: str, p: torch.Tensor | None, state: OptimState | None,
+                     out: torch.Tensor | None) -> None:
+    if p is None:
+        if out is not None:
+            raise ValueError(f"[linear_step] a gradient of the {role} expected a {role}, got None")
+        return
+    size = tuple(c.weight.shape) if role == "weight" else (c.weight.shape[0],)
+    if not c.finish and out is None:
+        raise ValueError(f"[linear_step] finish=False expected a tensor for the gradient of the "
+                         f"{role}, got None")
+    held = [state.m, state.v] if state is not None and c.finish else []
+    if c.finish and [t is not None for t in held] != [c.optim.states > 0, c.optim.states > 1]:
+        raise ValueError(f"[linear_step] {c.optim.kind} expected a state of {c.optim.states} "
+                         f"tensors for the {role}: make it with OptimState.create(weight, optim)")
+    for name, t in ((role, p), (f"a state of the {role}", held[0] if held else None),
+                    (f"a state of the {role}", held[1] if held else None),
+                    (f"the gradient of the {role}", out)):
+        if t is not None and (tuple(t.shape) != size or t.dtype != c.weight.dtype
+                              or t.device != c.weight.device or not t.is_contiguous()):
+            raise ValueError(f"[linear_step] {name} must be contiguous {size} {c.weight.dtype} on "
+                             f"{c.weight.device}, got {tuple(t.shape)} {t.dtype} on {t.device}")

@@ -1,0 +1,135 @@
+"""One tile of `linear_step` on a kernel back-end: its size, its bytes, its two passes.
+
+    a = scale (x W^T) + bias     scale = 1 / (||x|| + eps) row by row: the normalised input, folded
+    dW += (scale da)^T x         bias gradient += the column sums of da
+
+The library multiplies; the kernels compute the scale and apply it, in place but for 16-bit inputs
+(csrc/params.h: LinearStepParams).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ffengine.ops import backends
+from ffengine.ops.config import Norm
+from ffengine.ops.weight_update import DTYPE_CODES
+
+#: Bytes of a tile, at most: a full batch then works in well under 32 MB. On two idle CPU cores the
+#: size counts little (50,000 x 784 -> 500 fp32, s of both products: tiles of 256 rows 0.297, 1024
+#: 0.270, 4096 0.262), on shared ones every parallel region of a tile may wait for its thread: few,
+#: large tiles. A GPU's launches cost more than its cache misses; not timed on one yet.
+TILE_BYTES = {"cpu": 8 << 20, "cuda": 20 << 20}
+#: Rows whose 16-bit weight gradient a CPU forms at a time: it slows down threefold or more where
+#: they outgrow one chunk of the plan in csrc/cpu/gemm_plan.h (784 -> 500: fp16 from 640 rows on,
+#: bf16 from 1280).
+PRODUCT_ROWS = {torch.bfloat16: 1024, torch.float16: 512}
+#: Rows whose bias gradient one program of a GPU kernel sums.
+CHUNK = 64
+
+
+def folds(dtype: torch.dtype, norm: Norm) -> bool:
+    """The norm becomes a row scale. In 16 bits a tile's input is normalised instead: x W^T rounded
+    before its scale strayed past the tolerance rule in 5 % of random layers, and fp16 has not the
+    range for inputs of any length."""
+    return norm.kind != "none" and dtype is torch.float32
+
+
+def copies(dtype: torch.dtype, norm: Norm) -> bool:
+    """A tile's normalised input exists in memory."""
+    return norm.kind != "none" and not folds(dtype, norm)
+
+
+def row_bytes(features: int, out: int, dtype: torch.dtype, norm: Norm, device: str) -> int:
+    """Bytes that a row of a tile holds, results of (N, K) aside."""
+    held = dtype.itemsize * (out + features * copies(dtype, norm)) + 4 * folds(dtype, norm)
+    if device == "cpu":
+        return held
+    if dtype is torch.float16:  # a GPU forms the fp16 weight gradient from fp32 forms
+        held += 4 * (features + out)
+    return held + 4 * -(-out // CHUNK)
+
+
+def library_bytes(features: int, out: int) -> int:
+    """Most the CPU library packs in a 16-bit product: 0.9 MB (bf16) and 1.2 MB (fp16) a thread at
+    784 -> 500, 1.3 and 2.4 MB at 2000 -> 2000, 0.2 MB at 100 -> 50, as its allocations show."""
+    return torch.get_num_threads() * min(2_400_000, 200_000 + 4 * features * out)
+
+
+def choose_rows(n: int, features: int, out: int, dtype: torch.dtype, norm: Norm,
+                device: str) -> int:
+    """Rows of a tile of a batch of n. Pure: unit-tested without a GPU."""
+    fit = TILE_BYTES["cpu" if device == "cpu" else "cuda"] // max(
+        1, row_bytes(features, out, dtype, norm, device))
+    return max(1, min(n, max(fit // CHUNK * CHUNK, CHUNK)))
+
+
+def inputs(backend: str, x: torch.Tensor, norm: Norm, room: torch.Tensor | None) -> torch.Tensor:
+    """x as the products take it: dense, and normalised in `room` where the norm is no row scale."""
+    x = x.contiguous()
+    if room is None:
+        return x
+    _prepare(backend, x, x, room, None, None, norm)
+    return room
+
+
+def forward(backend: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
+            norm: Norm, a: torch.Tensor, scale: torch.Tensor | None) -> None:
+    """a (n, O) = x weight^T + bias, x times its row scale where one (n,) is to be written."""
+    if scale is not None:
+        torch.mm(x, weight.t(), out=a)
+        _prepare(backend, x, a, a, bias, scale, norm)
+    elif bias is None:
+        torch.mm(x, weight.t(), out=a)
+    else:
+        torch.addmm(bias.to(x.dtype), x, weight.t(), out=a)
+
+
+def _prepare(backend: str, x: torch.Tensor, source: torch.Tensor, a: torch.Tensor,
+             bias: torch.Tensor | None, scale: torch.Tensor | None, norm: Norm) -> None:
+    """scale = 1 / (||x|| + eps), a = scale source + bias."""
+    if backend == "triton":
+        from ffengine.kernels import linear_step as kernels
+
+        kernels.prepare(x, source, a, bias, scale, norm)
+        return
+    ext = backends.extension()
+    assert ext is not None  # resolve() checked
+    arguments = (x.data_ptr(), source.data_ptr(), a.data_ptr(), _address(bias), _address(scale),
+                 (*x.shape, a.shape[1]), DTYPE_CODES[x.dtype], norm.length == "rms", norm.eps)
+    if backend == "cpu":
+        ext.linear_prepare_cpu(*arguments)
+    else:
+        ext.linear_prepare_cuda(*arguments, torch.cuda.current_stream(x.device).cuda_stream)
+
+
+def finish(backend: str, da: torch.Tensor, scale: torch.Tensor | None,
+           sums: torch.Tensor | None, inv_scale: float) -> None:
+    """sums (O,) += inv_scale * the column sums of da (n, O), then da *= scale, row by row."""
+    if scale is None and sums is None:
+        return
+    if backend == "cpu":
+        ext = backends.extension()
+        assert ext is not None
+        ext.linear_finish_cpu(da.data_ptr(), _address(scale), _address(sums), tuple(da.shape),
+                              DTYPE_CODES[da.dtype], inv_scale)
+        return
+    chunks = -(-da.shape[0] // CHUNK)
+    partial = None if sums is None else torch.empty(
+        chunks, da.shape[1], dtype=torch.float32, device=da.device)
+    if backend == "triton":
+        from ffengine.kernels import linear_step as kernels
+
+        kernels.finish(da, scale, partial, CHUNK)
+    else:
+        ext = backends.extension()
+        assert ext is not None
+        ext.linear_finish_cuda(
+            da.data_ptr(), _address(scale), _address(partial), tuple(da.shape),
+            DTYPE_CODES[da.dtype], CHUNK, torch.cuda.current_stream(da.device).cuda_stream)
+    if sums is not None and partial is not None:
+        sums.add_(partial.sum(0), alpha=inv_scale)
+
+
+def _address(t: torch.Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()

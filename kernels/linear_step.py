@@ -1,0 +1,99 @@
+"""`linear_step`: what surrounds a tile's local_pass on a GPU; the library multiplies.
+
+prepare   one program a few rows: scale = 1 / (||x|| + eps), a = scale source + bias
+finish    one program (columns, chunk of rows): column sums of da, then da = scale da in place
+
+No atomics: chunks are summed in order afterwards.
+
+reference: ffengine/reference/linear_step.py   op: ffengine/ops/linear_step.py
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+
+if TYPE_CHECKING:
+    from ffengine.ops.config import Norm
+
+#: Elements of a tile: 128 threads with 16 each, as local_pass (kernels/launch.py).
+TILE = 2048
+#: Columns a program of `finish` walks down: a 128-thread row of 16-byte loads in fp32.
+COLUMNS = 512
+
+
+@triton.jit(do_not_specialize=["N"])
+def linear_prepare_kernel(p_x, p_from, p_a, p_bias, p_scale, N, features, out, eps,
+                          rms: tl.constexpr, rows: tl.constexpr, block: tl.constexpr):
+    """scale (N,) of x (N, in), and a (N, out) = scale from + bias; `rows` rows a program."""
+    i_n = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)[:, None]
+    b_n = i_n < N
+    square = tl.zeros([rows, block], tl.float32)
+    for i0 in range(0, features, block):
+        i_i = i0 + tl.arange(0, block)[None, :]
+        x = tl.load(p_x + i_n * features + i_i, mask=b_n & (i_i < features), other=0.0)
+        x = x.to(tl.float32)
+        square += x * x
+    total = tl.sum(square, axis=1)[:, None]
+    if rms:
+        total = total / features
+    scale = 1.0 / (tl.sqrt(total) + eps)
+    if p_scale is not None:
+        tl.store(p_scale + i_n, scale, mask=b_n)
+    for i0 in range(0, out, block):
+        i_o = i0 + tl.arange(0, block)[None, :]
+        m = b_n & (i_o < out)
+        a = tl.load(p_from + i_n * out + i_o, mask=m, other=0.0).to(tl.float32) * scale
+        if p_bias is not None:
+            a += tl.load(p_bias + i_o, mask=i_o < out, other=0.0)
+        tl.store(p_a + i_n * out + i_o, a, mask=m)
+
+
+@triton.jit(do_not_specialize=["N"])
+def linear_finish_kernel(p_da, p_scale, p_sums, N, out, chunk: tl.constexpr,
+                         rows: tl.constexpr, block: tl.constexpr):
+    """sums (chunks, out) of da (N, out) over runs of `chunk` rows, then da = scale da."""
+    i_o = tl.program_id(0) * block + tl.arange(0, block)[None, :]
+    i_chunk = tl.program_id(1).to(tl.int64)
+    sums = tl.zeros([rows, block], tl.float32)
+    for n0 in range(0, chunk, rows):
+        i_n = i_chunk * chunk + n0 + tl.arange(0, rows)[:, None]
+        m = (i_n < N) & (i_o < out)
+        da = tl.load(p_da + i_n * out + i_o, mask=m, other=0.0).to(tl.float32)
+        sums += da
+        if p_scale is not None:
+            scale = tl.load(p_scale + i_n, mask=i_n < N, other=0.0)
+            tl.store(p_da + i_n * out + i_o, da * scale, mask=m)
+    if p_sums is not None:
+        total = tl.sum(sums, axis=0)[None, :]
+        tl.store(p_sums + i_chunk * out + i_o, total, mask=i_o < out)
+
+
+def prepare(x: torch.Tensor, source: torch.Tensor, a: torch.Tensor, bias: torch.Tensor | None,
+            scale: torch.Tensor | None, norm: Norm) -> None:
+    """scale (n,) of x (n, in), and a (n, out) = scale source + bias; bias and scale fp32.
+
+    source may be a or x; see LinearStepParams in csrc/params.h.
+    """
+    n, features = x.shape
+    block = min(triton.next_power_of_2(max(features, a.shape[1])), TILE)
+    rows = TILE // block
+    with torch.cuda.device_of(a):
+        linear_prepare_kernel[(triton.cdiv(n, rows),)](
+            x, source, a, bias, scale, n, features, a.shape[1], float(norm.eps),
+            rms=norm.length == "rms", rows=rows, block=block, num_warps=4, enable_fp_fusion=True)
+
+
+def finish(da: torch.Tensor, scale: torch.Tensor | None, sums: torch.Tensor | None,
+           chunk: int) -> None:
+    """sums (chunks, out) fp32 of da (n, out) over `chunk` rows each, then da *= scale (n,)."""
+    n, out = da.shape
+    block = min(triton.next_power_of_2(out), COLUMNS)
+    rows = min(TILE // block, chunk)
+    with torch.cuda.device_of(da):
+        linear_finish_kernel[(triton.cdiv(out, block), triton.cdiv(n, chunk))](
+            da, scale, sums, n, out, chunk=chunk, rows=rows, block=block, num_warps=4,
+            enable_fp_fusion=True)
