@@ -2,13 +2,14 @@
 
 ``load(name)`` gives `Splits` of three `ImageSet`s; ``loader(image_set, batch_size=...)`` gives
 normalised ``(x float32 (B, C, H, W), y int64 (B,))`` batches; `augment` holds what may be put
-between the two.
+between the two; `negatives` says what a wrong sample is, `superclasses` what coarser labels are.
 """
 
-from . import augment
+from . import augment, negatives, superclasses
 from .batches import Loader, loader
 from .catalog import NAMES
 from .image_set import ImageSet, Splits
 from .loading import load
 
-__all__ = ["NAMES", "ImageSet", "Loader", "Splits", "augment", "load", "loader"]
+__all__ = ["NAMES", "ImageSet", "Loader", "Splits", "augment", "load", "loader",
+           "negatives", "superclasses"]

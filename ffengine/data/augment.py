@@ -9,6 +9,7 @@ device, so a CPU generator gives the same batch on every device.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -183,6 +184,55 @@ def build(
     if brightness or contrast or saturation or hue:
         ops.append(ColourJitter(brightness, contrast, saturation, hue))
     return Compose(tuple(ops)) if ops else None
+
+
+#: Word of `by_name` -> the numbers it stands for alone; None: how strong has to be said.
+_WORDS: dict[str, tuple[float, ...] | None] = {
+    "crop": (4.0,), "flip": (), "rotate": (15.0,), "scale": (0.9, 1.1),
+    "brightness": None, "contrast": None, "saturation": None, "hue": None,
+}
+
+
+def by_name(text: str) -> Compose | None:
+    """A `Compose` from words joined by "+", such as "crop4+flip+rotate15"; "none" gives None.
+
+    crop4: pixels of padding (alone: 4). flip: left to right, half of the time. rotate15: degrees
+    either way at most (alone: 15). scale0.9-1.1: lowest and highest factor (alone: these).
+    brightness0.4, contrast0.4, saturation0.4, hue0.1: strengths of `ColourJitter`. Whatever the
+    order of the words, the operations run in that of `build`.
+
+    Raises ValueError in one line for an unknown or repeated word and for bad numbers.
+    """
+    if text.strip() == "none":
+        return None
+    asked: dict[str, tuple[float, ...]] = {}
+    for part in text.split("+"):
+        word, numbers = _word(part.strip())
+        _require(word not in asked, "expected each word once", repr(text))
+        asked[word] = numbers
+    crop, rotation = asked.pop("crop", (0.0,))[0], asked.pop("rotate", (0.0,))[0]
+    _require(crop.is_integer(), "expected a whole number of pixels to crop", crop)
+    flip, scale = asked.pop("flip", None) is not None, asked.pop("scale", None)
+    colours = {word: numbers[0] for word, numbers in asked.items()}
+    return build(crop=int(crop), flip=flip, rotation=rotation,
+                 scale=None if scale is None else (scale[0], scale[1]), **colours)
+
+
+def _word(part: str) -> tuple[str, tuple[float, ...]]:
+    """("scale", (0.9, 1.1)) from "scale0.9-1.1"."""
+    number = r"\d+(?:\.\d+)?"
+    found = re.fullmatch(rf"([a-z]+)((?:{number}(?:-{number})*)?)", part)
+    if found is None or found[1] not in _WORDS:
+        raise ValueError(
+            f"[augment] expected words out of {', '.join(_WORDS)}, joined by +, got {part!r}"
+        )
+    usual = _WORDS[found[1]]
+    if not found[2] and usual is not None:
+        return found[1], usual
+    numbers = tuple(float(n) for n in found[2].split("-") if n)
+    expected = 1 if usual is None else len(usual)
+    _require(len(numbers) == expected, f"numbers after {found[1]} must be {expected}", repr(part))
+    return found[1], numbers
 
 
 def affine(x: Tensor, degrees: Tensor, scale: Tensor) -> Tensor:

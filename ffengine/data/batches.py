@@ -106,11 +106,29 @@ class Loader:
 
     def order(self, epoch: int) -> Tensor | None:
         """(N,) int64 on the set's device: the samples' order; None when it is that of the set."""
+        drawn = self._drawn(epoch)
+        return None if drawn is None else drawn.to(self.image_set.device)
+
+    def _drawn(self, epoch: int) -> Tensor | None:
+        """`order`, on the CPU: drawn there whatever the device, so that all see the same one."""
         if not self.shuffle:
             return None
-        # Drawn on the CPU whatever the device, so that every device sees the same order.
-        order = torch.randperm(len(self.image_set), generator=generator("order", self.seed, epoch))
-        return order.to(self.image_set.device)
+        return torch.randperm(len(self.image_set), generator=generator("order", self.seed, epoch))
+
+    def indices(self, start: int = 0) -> Iterator[Tensor]:
+        """The rows of the set that `batches(start)` reads: (B,) int64 on the CPU, batch by batch.
+
+        For reading something else of the same samples in the same order, such as stored features;
+        an augmentation has no part in it.
+        """
+        return self._indices(start, self.epoch)
+
+    def _indices(self, start: int, epoch: int) -> Iterator[Tensor]:
+        order = self._drawn(epoch)
+        if order is None:
+            order = torch.arange(len(self.image_set))
+        for index in range(start, len(self)):
+            yield order[index * self.batch_size : (index + 1) * self.batch_size]
 
     def _rows(self, order: Tensor | None, index: int) -> Tensor | slice:
         span = slice(index * self.batch_size, (index + 1) * self.batch_size)

@@ -17,3 +17,8 @@ def generator(purpose: str, *key: int) -> torch.Generator:
     digest = hashlib.blake2b(text, digest_size=8).digest()
     # 63 bits: manual_seed takes a signed number.
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def negatives_generator(seed: int, step: int) -> torch.Generator:
+    """The CPU generator of a training step's negatives: a function of (seed, step) alone."""
+    return generator("negatives", seed, step)

@@ -171,3 +171,42 @@ def test_bad_settings_are_one_line(make):
     with pytest.raises(ValueError, match=r"^\[augment\] .*, got ") as error:
         make()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text, options", [
+    ("crop4+rotate15+flip", {"crop": 4, "rotation": 15, "flip": True}),
+    ("flip + rotate + crop", {"crop": 4, "rotation": 15, "flip": True}),
+    ("scale0.8-1.25", {"scale": (0.8, 1.25)}),
+    ("scale", {"scale": (0.9, 1.1)}),
+    ("brightness0.4+contrast0.3+saturation0.2+hue0.1",
+     {"brightness": 0.4, "contrast": 0.3, "saturation": 0.2, "hue": 0.1}),
+])
+def test_by_name(text, options):
+    made = augment.by_name(text)
+    assert made is not None and made == augment.build(**options)
+    x = images()
+    assert torch.equal(made(x, seeded(1)), augment.build(**options)(x, seeded(1)))
+
+
+def test_by_name_none():
+    assert augment.by_name("none") is None and augment.by_name("crop0") is None
+
+
+@pytest.mark.parametrize("text, message", [
+    ("crp4", "expected words out of crop, flip, rotate, .*, joined by \\+, got 'crp4'"),
+    ("", "joined by \\+, got ''"),
+    ("crop4++flip", "got ''"),
+    ("crop-4", "got 'crop-4'"),
+    ("crop4.5", "whole number of pixels to crop, got 4.5"),
+    ("crop4+crop2", "each word once, got 'crop4\\+crop2'"),
+    ("flip0.3", "numbers after flip must be 0, got 'flip0.3'"),
+    ("hue", "numbers after hue must be 1, got 'hue'"),
+    ("scale0.9", "numbers after scale must be 2, got 'scale0.9'"),
+    ("scale1.2-0.8", "need 0 < low <= high"),
+    ("hue0.7", "hue must be in 0..0.5, got 0.7"),
+    ("rotate" + "1" * 60 + "!", "joined by"),
+])
+def test_by_name_errors(text, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        augment.by_name(text)
+    assert str(caught.value).startswith("[augment] ") and "\n" not in str(caught.value)

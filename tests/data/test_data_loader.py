@@ -137,3 +137,33 @@ def test_cuda_gives_the_same_batches(options):
     for (x, y), (x2, y2) in zip(here, there, strict=True):
         assert x2.is_cuda and torch.equal(y, y2.cpu())
         torch.testing.assert_close(x, x2.cpu())
+
+
+@pytest.mark.parametrize("drop", [False, True])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_indices_are_the_rows_that_batches_read(shuffle, drop):
+    data = numbered()
+    batches = loader(data, batch_size=5, shuffle=shuffle, seed=3, epoch=2, drop_last=drop)
+    for start in (0, 2, len(batches)):
+        rows = list(batches.indices(start))
+        assert len(rows) == len(batches) - start
+        for index, (x, y) in zip(rows, batches.batches(start), strict=True):
+            assert index.dtype is torch.int64 and index.device.type == "cpu"
+            assert torch.equal(index, y) and torch.equal(data.batch(index)[0], x)
+
+
+def test_indices_take_the_epoch_when_they_start():
+    batches = loader(numbered(), batch_size=4, shuffle=True)
+    expected = torch.cat(list(batches.indices()))
+    running = batches.indices()
+    batches.set_epoch(1)
+    assert torch.equal(torch.cat(list(running)), expected)
+    assert not torch.equal(torch.cat(list(batches.indices())), expected)
+
+
+def test_indices_read_features_in_the_order_of_the_batches():
+    data = numbered()
+    features = torch.arange(23.0) * 2
+    batches = loader(data, batch_size=4, shuffle=True, augment=augment.RandomHorizontalFlip())
+    for index, (_, y) in zip(batches.indices(), batches, strict=True):
+        assert torch.equal(features[index], y * 2.0)
