@@ -57,6 +57,16 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--format", choices=("pt2", "safetensors"), default="pt2",
                         help="pt2: a program of torch.export; safetensors: its state_dict")
     export.add_argument("--out", help="file to write (default: beside the checkpoint)")
+    reproduce = command("reproduce", "reproduce",
+                        "train the recipes of a paper and print its numbers beside ours")
+    reproduce.add_argument("recipe", nargs="?", metavar="RECIPE|PAPER",
+                           help="a recipe, a .toml file of one, or a paper (default: list them)")
+    _size_flags(reproduce)
+    _machine_flags(reproduce)
+    _data_flags(reproduce)
+    reproduce.add_argument("--seeds", metavar="N|A,B,...",
+                           help="how many seeds, or which (default: the recipe's)")
+    reproduce.add_argument("--out", help="folder of the CSV (default: runs)")
     bench = command("bench", "show", "run a benchmark suite of a checkout")
     bench.add_argument("suite", nargs="?", help="module under bench/ (default: list them)")
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="handed to the suite")
@@ -66,6 +76,10 @@ def parser() -> argparse.ArgumentParser:
 def _model_flags(made: argparse.ArgumentParser, optional: bool = False) -> None:
     made.add_argument("model", nargs="?" if optional else None, metavar="MODEL",
                       help="a name that `ffengine models` lists")
+    _size_flags(made)
+
+
+def _size_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="options",
                       help="a constructor argument of the model, e.g. widths=(20,40,80,80)")
     made.add_argument("--batch-size", type=int)
@@ -79,19 +93,25 @@ def _machine_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--precision", choices=PRECISIONS, help="default: fp32")
 
 
-def _train_flags(made: argparse.ArgumentParser) -> None:
+def _data_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--data", help="data set")
     made.add_argument("--data-root", help="folder that holds the data, or is to hold it")
     made.add_argument("--data-set", action="append", default=[], metavar="KEY=VALUE",
                       dest="data_options", help="an option of the data set, e.g. train=256")
     made.add_argument("--epochs", type=int)
     made.add_argument("--lr", type=float)
+    made.add_argument("--quiet", action="store_true", help="no progress on standard error")
+
+
+def _train_flags(made: argparse.ArgumentParser) -> None:
+    _data_flags(made)
     made.add_argument("--seed", type=int, help="default: 0")
+    made.add_argument("--augment", metavar="WORDS",
+                      help="augmentations joined by +, e.g. crop4+flip (default: none)")
     made.add_argument("--out", help="run folder (default: a new one under runs/)")
     made.add_argument("--resume", metavar="RUN", help="go on where this run stands")
     made.add_argument("--baselines", action="store_true",
                       help="also train by backpropagation and by the unfused PyTorch step")
-    made.add_argument("--quiet", action="store_true", help="no progress on standard error")
 
 
 def _run_flags(made: argparse.ArgumentParser) -> None:

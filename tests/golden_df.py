@@ -2,43 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
+from golden_common import Archive
 
 from ffengine.engine.optim import LocalOptimizer
 from ffengine.models.deeperforward import chain
 from ffengine.nn import LocalNet, Wire
 from ffengine.ops.weight_update import OptimConfig
-
-
-def hash_tensor(seed: int, shape: list[int], m: int, e: int) -> np.ndarray:
-    """Initial weights by formula (goldens' README): exact in float32."""
-    with np.errstate(over="ignore"):
-        i = np.arange(1, int(np.prod(shape)) + 1, dtype=np.uint64)
-        z = np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64) + i * np.uint64(0xD1B54A32D192ED03)
-        z ^= z >> np.uint64(30)
-        z *= np.uint64(0xBF58476D1CE4E5B9)
-        z ^= z >> np.uint64(27)
-        z *= np.uint64(0x94D049BB133111EB)
-        z ^= z >> np.uint64(31)
-    return (((z >> np.uint64(48)).astype(np.int64) - 32768) * m * 2.0**-e).reshape(shape)
-
-
-def digest(t: torch.Tensor) -> np.ndarray:
-    a = t.detach().double().contiguous().numpy().ravel()
-    wave = np.cos(0.7 * (np.arange(a.size) + 1))
-    return np.array([a.sum(), np.abs(a).sum(), np.sqrt((a * a).sum()), (a * wave).sum()])
-
-
-def sample(t: torch.Tensor) -> np.ndarray:
-    a = t.detach().double().contiguous().numpy().ravel()
-    return a[[(j * (a.size - 1)) // 15 for j in range(16)]]
 
 
 def parameter(net: LocalNet, name: str) -> torch.nn.Parameter:
@@ -47,36 +19,8 @@ def parameter(net: LocalNet, name: str) -> torch.nn.Parameter:
     return getattr(net.layer(int(index)), kind)
 
 
-@dataclass
-class Golden:
+class Golden(Archive):
     """One trajectory file and what its config says."""
-
-    path: Path
-    config: dict[str, Any]
-    arrays: dict[str, np.ndarray]
-
-    @classmethod
-    def open(cls, path: Path) -> Golden:
-        with np.load(path) as data:
-            arrays = {k: data[k] for k in data.files if k != "config"}
-            return cls(path, json.loads(str(data["config"])), arrays)
-
-    def tensor(self, key: str, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-        return torch.from_numpy(self.arrays[key].astype(np.float64)).to(dtype)
-
-    def labels(self, key: str) -> torch.Tensor:
-        return torch.from_numpy(self.arrays[key].astype(np.int64))
-
-    @property
-    def steps(self) -> int:
-        return len(self.arrays["x"])
-
-    def initial(self, index: int) -> torch.Tensor:
-        name = self.config["param_names"][index]
-        if f"init.{name}" in self.arrays:
-            return self.tensor(f"init.{name}")
-        seed, m, e = self.config["init_hash"][name]
-        return torch.from_numpy(hash_tensor(seed, self.config["param_shapes"][index], m, e))
 
     def network(self, dtype: torch.dtype = torch.float64) -> LocalNet:
         """The network the config's layer list and shortcut flags describe."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from golden_common import FP64
 from golden_df import Golden
 
 from ffengine.engine.optim import LocalOptimizer
@@ -22,7 +23,6 @@ from ffengine.ops.local_pass import local_pass
 from ffengine.ops.weight_update import OptimConfig, OptimState, weight_update
 
 Grads = dict[tuple[int, str], torch.Tensor]
-FP64 = torch.float64
 
 
 @dataclass
@@ -196,8 +196,8 @@ def run_cases(path: Path, dtype: torch.dtype, backend: str) -> list[dict[str, to
     return out
 
 
-def main(path: str, backend: str, dtype: str, out: str) -> None:
-    """`python golden_run.py FILE BACKEND DTYPE OUT.npz`: for back-ends that want a process."""
+def main(path: str, out: str, backend: str, dtype: str) -> None:
+    """`python golden_run.py FILE OUT.npz BACKEND DTYPE`: for back-ends that want a process."""
     results = run_cases(Path(path), getattr(torch, dtype), backend)
     np.savez(out, **{f"c{i}.{k}": t.double().numpy() for i, case in enumerate(results)
                      for k, t in case.items()})

@@ -82,10 +82,6 @@ def best_range(correct: torch.Tensor) -> tuple[int, int]:
 
 def prune(net: LocalNet) -> LocalNet:
     """A copy of `net` without the layers past the end of its range; its scores are the same."""
-    start, end = net.layer_range
-    layers = [copy.deepcopy(net.layer(i)) for i in range(end + 1)]
-    smaller = LocalNet(layers, net.wires[:end + 1], num_classes=net.num_classes,
-                       in_shape=net.in_shape, input_norm=net.input_norm,
-                       layer_range=(start, end))
-    smaller.train(net.training)
+    smaller = copy.deepcopy(net)
+    smaller.cut(smaller.layer_range[1] + 1)
     return smaller

@@ -65,6 +65,7 @@ def image_side(model: str, dataset: str, options: dict[str, Any]) -> int | None:
     if "image_size" in options:
         return int(options["image_size"])
     if dataset == "digits":
+        options = {**models.entry(model).options_for(dataset), **options}
         for side in DIGITS_SIDES[:-1]:
             with contextlib.suppress(ValueError), torch.device("meta"):
                 models.create(model, **{**options, "in_channels": 1, "image_size": side})
@@ -88,7 +89,8 @@ def fitted_options(model: str, splits: data.Splits, options: dict[str, Any]) -> 
     known = models.entry(model).options()
     shape = {"num_classes": splits.num_classes, "in_channels": splits.shape[0],
              "image_size": splits.shape[1]}
-    return {**{k: v for k, v in shape.items() if k in known}, **options}
+    return {**models.entry(model).options_for(splits.name), **{
+        k: v for k, v in shape.items() if k in known}, **options}
 
 
 @dataclass

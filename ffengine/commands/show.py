@@ -14,7 +14,10 @@ from ffengine import models
 from ffengine.commands.options import device_of, model_options
 from ffengine.commands.train import plan_text, plan_values
 from ffengine.engine.budget import megabytes, parse_bytes
+from ffengine.engine.inputs import rows_of
+from ffengine.engine.optim import floor_bytes
 from ffengine.engine.plan import Planner
+from ffengine.engine.schedule import of
 from ffengine.engine.settings import Settings
 from ffengine.engine.shapes import LayerSizes, measure
 from ffengine.env import env_report, env_text
@@ -44,8 +47,12 @@ def run_plan(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     backends.resolve("plan", backend, device.type, settings.dtype)
     with torch.device("meta"):
         net = models.create(args.model, **options).to(settings.weight_dtype)
-    sizes = measure(net, settings.batch_size, settings.dtype, states=settings.optim().states,
-                    device=device.type, backend=backend)
+    schedule = of(net, None)
+    schedule.begin(net, settings.epochs)
+    sizes = measure(net, rows_of(net, settings.batch_size), settings.dtype,
+                    states=settings.optim().states, device=device.type, backend=backend,
+                    floor=floor_bytes(net, settings.optim(), schedule.phases(), schedule.owners()),
+                    crosses=schedule.crosses)
     plan = Planner(sizes).best(budget)
     result = {"model": args.model, "batch_size": settings.batch_size,
               "precision": settings.precision, **plan_values(plan),

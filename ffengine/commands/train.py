@@ -22,6 +22,8 @@ from ffengine.commands.options import (
     model_options,
     saved_options,
 )
+from ffengine.data import augment, superclasses
+from ffengine.data.batches import Augment
 from ffengine.engine import checkpoint
 from ffengine.engine.budget import megabytes
 from ffengine.engine.plan import Plan
@@ -43,11 +45,13 @@ def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         options = {**saved_options(found), **options}
     splits = load_data(args.model, args.data, options,
                        assignments(args.data_options, "--data-set"), seed, args.data_root)
-    options = fitted_options(args.model, splits, options)
-    trainer = make_trainer(args, recipe, options, seed)
+    options = with_clusters(fitted_options(args.model, splits, options), splits)
+    trainer = make_trainer(args, within(recipe, splits), options, seed)
+    trainer.write_into(run_folder(args))
+    announce(args, trainer)
     if found is not None:
         trainer.resume(found.path)
-    text, result = train_and_test(args, trainer, splits)
+    text, result = train_and_test(args, trainer, splits, augment.by_name(args.augment or "none"))
     if args.baselines:
         from ffengine.commands.baselines import compare
 
@@ -57,6 +61,19 @@ def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     checkpoint.write_atomically(Path(trainer.out or ".") / "report.json",
                                 json.dumps(result, indent=1).encode())
     return text, result
+
+
+def with_clusters(options: dict[str, Any], splits: data.Splits) -> dict[str, Any]:
+    """`superclasses=cluster:S` as the S clusters of the training set's class means."""
+    word = options.get("superclasses")
+    if not isinstance(word, str) or not word.startswith("cluster"):
+        return options
+    count = word.partition(":")[2]
+    if not count.isdigit():
+        raise ValueError(f"[cli] --set superclasses expected cluster:S, a name or the super-class "
+                         f"of every class, got {word!r}")
+    found = superclasses.cluster(splits.train.images, splits.train.labels, int(count))
+    return {**options, "superclasses": found.map}
 
 
 def take_from_run(args: argparse.Namespace, found: checkpoint.Checkpoint) -> None:
@@ -69,6 +86,7 @@ def take_from_run(args: argparse.Namespace, found: checkpoint.Checkpoint) -> Non
     args.data = args.data or meta["notes"]["data"]
     args.out = args.out or str(found.path.parent)
     args.data_options = args.data_options or meta["notes"]["data_options"]
+    args.augment = args.augment or meta["notes"].get("augment", "none")
     args.backend = args.backend or meta["backend"]
     args.memory_budget = args.memory_budget or meta["memory_budget"]
     for name in ("seed", "precision", "epochs", "batch_size", "lr"):
@@ -78,27 +96,41 @@ def take_from_run(args: argparse.Namespace, found: checkpoint.Checkpoint) -> Non
 
 def training_recipe(args: argparse.Namespace) -> Recipe:
     """The model's recipe for the data set, with --batch-size; the trainer takes the rest."""
-    recipe = models.entry(args.model).recipe_for(args.data)
+    return sized(models.entry(args.model).recipe_for(args.data), args)
+
+
+def sized(recipe: Recipe, args: argparse.Namespace) -> Recipe:
+    """The recipe with --batch-size."""
     if args.batch_size is not None and args.batch_size < 1:
         raise ValueError(f"[cli] --batch-size expected 1 or more, got {args.batch_size}")
     return replace(recipe, batch_size=args.batch_size or recipe.batch_size)
 
 
+def within(recipe: Recipe, splits: data.Splits) -> Recipe:
+    """The recipe with a batch of at most the training set: full-batch recipes ask for more."""
+    return replace(recipe, batch_size=min(recipe.batch_size, max(len(splits.train), 1)))
+
+
 def make_trainer(args: argparse.Namespace, recipe: Recipe, options: dict[str, Any],
-                 seed: int) -> Trainer:
-    """Network and trainer; a budget that cannot be met is refused here."""
+                 seed: int, **more: Any) -> Trainer:
+    """Network and trainer, which takes `more`; a budget that cannot be met is refused here."""
     torch.manual_seed(seed)
     net = models.create(args.model, **options)
-    notes = {"data": args.data, "data_options": args.data_options}
-    trainer = Trainer(net, recipe=recipe, epochs=args.epochs, lr=args.lr,
-                      batch_size=recipe.batch_size, backend=args.backend or "auto",
-                      precision=args.precision or "fp32", memory_budget=args.memory_budget,
-                      seed=seed, device=device_of(args), progress=not args.quiet, notes=notes)
-    trainer.write_into(run_folder(args))
+    notes = {"data": args.data, "data_options": args.data_options,
+             "augment": getattr(args, "augment", None) or "none"}
+    return Trainer(net, recipe=recipe, epochs=args.epochs, lr=args.lr,
+                   batch_size=recipe.batch_size, backend=args.backend or "auto",
+                   precision=args.precision or "fp32", memory_budget=args.memory_budget,
+                   seed=seed, device=device_of(args), progress=not args.quiet, notes=notes, **more)
+
+
+def announce(args: argparse.Namespace, trainer: Trainer) -> None:
+    """Say what is about to be trained."""
     if not args.quiet:
-        print(f"{args.model} on {args.data}: {sum(p.numel() for p in net.parameters()):,} "
-              f"parameters, plan {plan_text(trainer.plan)}, into {trainer.out}", file=sys.stderr)
-    return trainer
+        count = sum(p.numel() for p in trainer.net.parameters())
+        where = "" if trainer.out is None else f", into {trainer.out}"
+        print(f"{args.model} on {args.data}: {count:,} parameters, plan "
+              f"{plan_text(trainer.plan)}{where}", file=sys.stderr)
 
 
 def run_folder(args: argparse.Namespace) -> Path:
@@ -121,12 +153,13 @@ def run_folder(args: argparse.Namespace) -> Path:
         return out
 
 
-def train_and_test(args: argparse.Namespace, trainer: Trainer,
-                   splits: data.Splits) -> tuple[str, dict[str, Any]]:
+def train_and_test(args: argparse.Namespace, trainer: Trainer, splits: data.Splits,
+                   change: Augment | None = None) -> tuple[str, dict[str, Any]]:
     """Fit, test, and say what came out."""
     size, device = trainer.settings.batch_size, trainer.device
-    train = data.loader(splits.train, batch_size=size, shuffle=True, seed=trainer.settings.seed,
-                        device=device)
+    # a full batch keeps its order, and with it its permuted negatives
+    train = data.loader(splits.train, batch_size=size, shuffle=size < len(splits.train),
+                        seed=trainer.settings.seed, device=device, augment=change)
     valid, test = (data.loader(part, batch_size=size, device=device)
                    for part in (splits.valid, splits.test))
     began = time.perf_counter()
@@ -139,7 +172,8 @@ def train_and_test(args: argparse.Namespace, trainer: Trainer,
     result = {
         "model": args.model, "data": args.data, "device": str(device),
         "backend": backends.resolve("train", trainer.backend, device.type, trainer.dtype),
-        "precision": trainer.settings.precision, "epochs": trainer.epochs,
+        "precision": trainer.settings.precision, "epochs": trainer.settings.epochs,
+        "epochs_in_all": len(rows),
         "batch_size": size, "lr": trainer.settings.lr, "seed": trainer.settings.seed,
         "train_samples": len(splits.train), "test_accuracy": correct,
         "valid_accuracy": rows[-1].valid_accuracy if rows else None,
@@ -147,7 +181,7 @@ def train_and_test(args: argparse.Namespace, trainer: Trainer,
         "seconds_per_epoch": sum(r.seconds for r in rows) / max(len(rows), 1),
         "images_per_second": images, "peak_bytes": peak,
         "floor_bytes": trainer.floor_bytes, "plan": plan_values(plan), "out": str(trainer.out)}
-    text = (f"test accuracy {100 * correct:.2f} % after {trainer.epochs} epochs in {seconds:.1f} s "
+    text = (f"test accuracy {100 * correct:.2f} % after {len(rows)} epochs in {seconds:.1f} s "
             f"({images:.0f} images/s, {result['backend']}); peak {megabytes(peak)}, "
             f"of it {megabytes(trainer.floor_bytes)} parameters and states; plan "
             f"{plan_text(plan)}; run in {trainer.out}")

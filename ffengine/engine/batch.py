@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ffengine.nn.network import LocalNet
+from ffengine.nn.recurrent import RecurrentNet
 from ffengine.ops.config import Loss
 
 
@@ -19,8 +20,14 @@ class Batch:
 
     x: torch.Tensor
     y: torch.Tensor
+    #: Labels (N,), label rows (N, K), or images of x's shape.
     negatives: torch.Tensor | None = None
+    #: Initial hidden states of a recurrent network: (positive, negative), one (1, units) a layer.
     hidden: Any = None
+    #: Rows as the first layer that trains sees them; layers below it are not run.
+    features: torch.Tensor | None = None
+    #: Goodness summed over the layers below, one value a row (collaborative FF).
+    below: torch.Tensor | None = None
 
 
 def as_batch(batch: Any, y: torch.Tensor | None) -> Batch:
@@ -52,16 +59,15 @@ def checked(batch: Batch, net: LocalNet, device: torch.device) -> Batch:
         TypeError, ValueError: one line; no weight has changed.
     """
     x, y = batch.x, batch.y
-    for name in ("negatives", "hidden"):
-        if getattr(batch, name) is not None:
-            raise ValueError(f"[train] {name} expected by none of this network's layers: its loss "
-                             "needs samples and labels only")
+    _check_extras(batch, net)
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
         came = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
         raise TypeError(f"[train] samples must be a floating-point tensor, got {came}")
     if not isinstance(y, torch.Tensor) or y.dtype is not torch.int64:
         came = y.dtype if isinstance(y, torch.Tensor) else type(y).__name__
         raise TypeError(f"[train] labels must be an int64 tensor, got {came}")
+    if batch.features is not None:
+        return replace(batch, y=y.to(device).contiguous(), features=batch.features.to(device))
     if tuple(x.shape[1:]) != net.in_shape or x.shape[0] < 1:
         raise ValueError(f"[train] samples must be (N, {', '.join(map(str, net.in_shape))}) with "
                          f"N >= 1, got {tuple(x.shape)}")
@@ -70,7 +76,41 @@ def checked(batch: Batch, net: LocalNet, device: torch.device) -> Batch:
     if y.device.type == "cpu":
         check_range(y, label_count(net))
     x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-    return replace(batch, x=x, y=y.contiguous())
+    negatives = None if batch.negatives is None else batch.negatives.to(device)
+    return replace(batch, x=x, y=y.contiguous(), negatives=negatives)
+
+
+def _check_extras(batch: Batch, net: LocalNet) -> None:
+    """ValueError for negatives or states that the network has no use for, or of another shape."""
+    recurrent = isinstance(net, RecurrentNet)
+    for name, wanted in (("negatives", paired(net)), ("hidden", recurrent)):
+        if getattr(batch, name) is not None and not wanted:
+            raise ValueError(f"[train] {name} expected by none of this network's layers: its loss "
+                             "needs samples and labels only")
+    n, k, other = batch.x.shape[0], net.num_classes, batch.negatives
+    if other is not None:
+        labelled = net.encoding is not None or recurrent
+        rows = (n, k) if labelled else tuple(batch.x.shape)
+        labels = labelled and other.dtype is torch.int64 and tuple(other.shape) == (n,)
+        if not labels and not (other.is_floating_point() and tuple(other.shape) == rows):
+            wanted_form = f"int64 labels ({n},) or label rows" if labelled else "images"
+            raise ValueError(f"[train] negatives expected {wanted_form} {rows}, got "
+                             f"{other.dtype} {tuple(other.shape)}")
+    if batch.hidden is not None and [tuple(t.shape) for half in batch.hidden for t in half] != [
+            (1, width) for _ in range(2) for width in getattr(net, "widths", ())]:
+        raise ValueError("[train] hidden expected two lists (positive, negative) of states "
+                         f"(1, units), units {getattr(net, 'widths', ())}")
+
+
+def binary(net: LocalNet) -> bool:
+    """Layers tell positive from negative rows, rather than classes."""
+    loss = net.layer(0).config.loss
+    return net.encoding is not None or (isinstance(loss, Loss) and loss.binary)
+
+
+def paired(net: LocalNet) -> bool:
+    """A step makes positive and negative rows of a batch of samples."""
+    return net.encoding is not None or net.makes_pairs
 
 
 def check_range(y: torch.Tensor, count: int) -> None:
@@ -81,9 +121,8 @@ def check_range(y: torch.Tensor, count: int) -> None:
 
 
 def label_count(net: LocalNet) -> int:
-    """Labels a batch may hold: the classes, or positive and negative."""
-    loss = net.layer(0).config.loss
-    return 2 if isinstance(loss, Loss) and loss.binary else net.num_classes
+    """Labels a batch may hold: the classes; positive and negative where no encoding pairs them."""
+    return 2 if binary(net) and not paired(net) else net.num_classes
 
 
 def batches_from(loader: Any, epoch: int, start: int) -> Iterator[Any]:

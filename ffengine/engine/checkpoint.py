@@ -21,6 +21,7 @@ from typing import IO, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ffengine.nn.heads import LinearHead
 from ffengine.nn.network import LocalNet
 from ffengine.ops.config import Loss
 
@@ -160,7 +161,12 @@ def architecture(net: LocalNet) -> dict[str, Any]:
     """A network in plain values, to tell two apart by name of what differs."""
     rows: dict[str, Any] = {"model": net.origin[0] if net.origin else None,
                             "classes": net.num_classes, "input": list(net.in_shape),
-                            "input_norm": net.input_norm, "layers": len(net.layers)}
+                            "input_norm": str(net.input_norm), "layers": len(net.layers),
+                            "encoding": type(net.encoding).__name__,
+                            "negatives": net.negatives, "propagate": net.propagate,
+                            "readout": str(net.readout),
+                            "heads": [f"{h.layers} {h.image} {h.features} {h.loss}"
+                                      for h in net.heads if isinstance(h, LinearHead)]}
     for i, wire in enumerate(net.wires):
         layer = net.layer(i)
         config, geometry = layer.config, layer.geometry
@@ -171,7 +177,8 @@ def architecture(net: LocalNet) -> dict[str, Any]:
             f"stride {geometry.stride} padding {geometry.padding}" if geometry else "linear",
             f"goodness {config.goodness}", f"pool {config.pool}", f"relu {config.relu_gradient}",
             f"norm {config.norm}", f"dropout {layer.dropout}", f"blend {config.blend}",
-            str(loss) if isinstance(loss, Loss) else f"loss {function_name(loss)}", str(wire)]
+            str(loss) if isinstance(loss, Loss) else f"loss {function_name(loss)}", str(wire),
+            f"input {layer.pre_norm.kind if layer.pre_norm else 'as it is'}", str(layer.couple)]
     return rows
 
 

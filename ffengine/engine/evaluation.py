@@ -9,6 +9,7 @@ import torch
 
 from ffengine.engine.batch import as_batch
 from ffengine.engine.shapes import NetSizes
+from ffengine.engine.step import BatchReport
 from ffengine.nn.network import LocalNet
 
 
@@ -40,13 +41,10 @@ def rows_within(sizes: NetSizes, room: int) -> int:
 
 def accuracy(net: LocalNet, samples: Iterable[tuple[torch.Tensor, torch.Tensor]],
              backend: str = "auto") -> float:
-    """Share of samples whose class has the highest goodness summed over the network's range."""
-    start, end = net.layer_range
+    """Share of samples whose class has the highest score."""
     hits, total = None, 0
     for x, y in samples:
-        with torch.no_grad():
-            goodness = net.goodness(x, end=end, backend=backend)
-        right = (torch.stack(goodness[start:]).sum(0).argmax(1) == y).sum()
+        right = (net.scores(x, backend=backend).argmax(1) == y).sum()
         hits = right if hits is None else hits + right
         total += y.shape[0]
     return int(hits) / total if hits is not None and total else 0.0
@@ -58,8 +56,41 @@ def layer_accuracy(net: LocalNet, samples: Iterable[tuple[torch.Tensor, torch.Te
     hits, total = None, 0
     for x, y in samples:
         with torch.no_grad():
-            goodness = torch.stack(net.goodness(x, backend=backend))
-        right = (goodness.argmax(2) == y).sum(1)
+            goodness = net.goodness(x, backend=backend)
+        right = torch.stack([right_by(net, i, g, y).sum() for i, g in enumerate(goodness)])
         hits = right if hits is None else hits + right
         total += y.shape[0]
     return [h / total for h in hits.tolist()] if hits is not None and total else []
+
+
+def right_by(net: LocalNet, i: int, goodness: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """(N,) bool: layer i's goodness (N, K) tells the label (or its super-class)."""
+    label_map = net.layer(i).label_map
+    target = y if label_map is None else label_map[y]
+    best = goodness.argmax(1) if net.readout.maximize else goodness.argmin(1)
+    return best == target
+
+
+def training_hits(net: LocalNet, report: BatchReport, y: torch.Tensor) -> torch.Tensor:
+    """Samples a training step got right by what it had computed anyway.
+
+    By the scores it made, by goodness summed over the layers of the range that trained (or the last
+    that did), or by the first head that trained. Of positive and negative halves a pair is right
+    whose positive has more goodness (less, where the loss lowers it).
+    """
+    trained = [(i, g) for i, g in enumerate(report.goodness) if g is not None]
+    start, end = net.layer_range
+    if report.scores is not None:
+        return (report.scores.argmax(1) == y).sum()
+    if not trained:
+        logits = [made[1] for made in report.heads if made is not None]
+        return (logits[-1].argmax(1) == y).sum() if logits else torch.zeros_like(y[0])
+    i, last = trained[-1]
+    within = [g for j, g in trained if start <= j <= end and g.shape == last.shape] or [last]
+    total = torch.stack(within).sum(0)
+    if last.shape[1] == 1 and last.shape[0] == 2 * y.shape[0]:
+        ahead = total[:y.shape[0], 0] - total[y.shape[0]:, 0]
+        return ((ahead if net.readout.maximize else -ahead) > 0).sum()
+    if last.shape[1] != net.num_classes or net.layer(i).label_map is not None:
+        return right_by(net, i, last, y).sum()
+    return (total.argmax(1) == y).sum()

@@ -23,7 +23,7 @@ class _Record(NamedTuple):
 
     epoch: int
     step: int
-    layers: range
+    layers: tuple[int, ...]
     flags: torch.Tensor
 
 
@@ -46,14 +46,15 @@ class Watch:
             raise TrainingStopped(bad_samples(epoch, step))
 
     def after(self, x: torch.Tensor, y: torch.Tensor, count: int, losses: list[torch.Tensor | None],
-              layers: range, epoch: int, step: int, now: bool) -> None:
+              epoch: int, step: int, now: bool) -> None:
         """Note a step's losses; read what has gathered when it is time, or `now`."""
         if self.host:
             ok = [torch.ones((), device=x.device)] * 2
         else:
             ok = [torch.isfinite(x).all().float(), ((y >= 0) & (y < count)).all().float()]
-        values = [loss.float() for i in layers if (loss := losses[i]) is not None]
-        self._records.append(_Record(epoch, step, layers, torch.stack([*ok, *values])))
+        trained = {i: loss.float() for i, loss in enumerate(losses) if loss is not None}
+        self._records.append(_Record(epoch, step, tuple(trained),
+                                     torch.stack([*ok, *trained.values()])))
         if now or len(self._records) >= self.every:
             self.check()
 

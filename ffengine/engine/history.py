@@ -52,13 +52,11 @@ class EpochSums:
             self._losses = torch.tensor(saved["losses"], dtype=torch.float64)
             self._hits = torch.tensor(int(saved["hits"]))
 
-    def add(self, report: BatchReport, y: torch.Tensor, span: tuple[int, int]) -> None:
-        """One step; a hit is the class of the highest goodness summed over layers `span`."""
+    def add(self, report: BatchReport, y: torch.Tensor, hits: torch.Tensor) -> None:
+        """One step on samples with labels y, of which `hits` were right."""
         n = y.shape[0]
         losses = torch.stack([torch.zeros((), device=y.device) if loss is None else loss
                               for loss in report.losses]).double() * n
-        rows = [g for g in report.goodness[span[0]:span[1] + 1] if g is not None]
-        hits = (torch.stack(rows).sum(0).argmax(1) == y).sum() if rows else torch.zeros_like(y[0])
         self._losses = losses if self._losses is None else self._losses.to(losses.device) + losses
         self._hits = hits if self._hits is None else self._hits.to(hits.device) + hits
         self.samples += n

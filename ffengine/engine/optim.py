@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,34 +17,64 @@ class LocalOptimizer(torch.optim.Optimizer):
     """Adam, AdamW or SGD over local layers; torch.optim.lr_scheduler works on it.
 
     A torch Optimizer in what schedulers and checkpoints see (param_groups, lr), but it holds no
-    gradients: the engine asks for `config()` and `state_of(parameter)` and hands both to
+    gradients: the engine asks for `config(parameter)` and `state_of(parameter)` and hands both to
     `weight_update`, where gradient and step are one act.
 
     Args:
         named: (name, parameter) pairs, e.g. net.named_parameters().
         config: kind and hyper-parameters.
+        own: parameter name -> the OptimConfig it has instead (layers and heads of their own).
+        second: parameter name -> names of further owners. Each owner has a state of its own
+            beside the parameter's (Trifecta: two losses train a weight).
+        active: names that have states at the start; default all.
     """
 
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> None:
+    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *,
+                 own: Mapping[str, OptimConfig] | None = None,
+                 second: Mapping[str, Collection[str]] | None = None,
+                 active: Collection[str] | None = None) -> None:
         self.named = dict(named)
-        self.kind = config.kind
-        super().__init__(list(self.named.values()), {
-            "lr": config.lr, "betas": config.betas, "eps": config.eps,
-            "weight_decay": config.weight_decay, "momentum": config.momentum,
-            "nesterov": config.nesterov})
-        with scratch.allocating("state"):
-            self.states = {n: OptimState.create(p.detach(), config) for n, p in self.named.items()}
+        self._configs = [config]
+        groups: dict[OptimConfig, list[str]] = {config: []}
+        for name in self.named:
+            groups.setdefault((own or {}).get(name, config), []).append(name)
+        self._configs = list(groups)
+        # a network whose every parameter has settings of its own still shows the run's first
+        super().__init__([{**_hyper(c), "params": [self.named[n] for n in names]}
+                          for c, names in groups.items()], _hyper(config))
+        self._group = {n: i for i, names in enumerate(groups.values()) for n in names}
+        self._owners = {n: ("", *(second or {}).get(n, ())) for n in self.named}
         self._names = {id(p): n for n, p in self.named.items()}
+        self.states: dict[str, OptimState] = {}
+        self.activate(self.named if active is None else active)
 
-    def config(self) -> OptimConfig:
+    @property
+    def kind(self) -> str:
+        """Of the run; layers and heads may have another."""
+        return self._configs[0].kind
+
+    def activate(self, names: Collection[str]) -> None:
+        """Keep states of these parameters only: new ones start at zero, the others are freed."""
+        wanted = {key(n, owner) for n in self.named if n in names for owner in self._owners[n]}
+        for gone in [k for k in self.states if k not in wanted]:
+            del self.states[gone]
+        with scratch.allocating("state"):
+            for name in self.named:
+                for owner in self._owners[name]:
+                    k = key(name, owner)
+                    if k in wanted and k not in self.states:
+                        self.states[k] = OptimState.create(
+                            self.named[name].detach(), self._configs[self._group[name]])
+
+    def config(self, parameter: nn.Parameter | None = None) -> OptimConfig:
         """Hyper-parameters as of now (a scheduler may have moved the learning rate)."""
-        group = self.param_groups[0]
-        return OptimConfig(kind=self.kind, lr=float(group["lr"]), betas=tuple(group["betas"]),
-                           eps=group["eps"], weight_decay=group["weight_decay"],
-                           momentum=group["momentum"], nesterov=group["nesterov"])
+        index = 0 if parameter is None else self._group[self._names[id(parameter)]]
+        return replace(self._configs[index], lr=float(self.param_groups[index]["lr"]))
 
-    def state_of(self, parameter: nn.Parameter | None) -> OptimState | None:
-        return None if parameter is None else self.states[self._names[id(parameter)]]
+    def state_of(self, parameter: nn.Parameter | None, owner: str = "") -> OptimState | None:
+        if parameter is None:
+            return None
+        return self.states[key(self._names[id(parameter)], owner)]
 
     def state_tensors(self) -> list[torch.Tensor]:
         """Every state tensor, for the meter."""
@@ -63,7 +94,7 @@ class LocalOptimizer(torch.optim.Optimizer):
         tensors = {f"{n}.{k}": t for n, s in self.states.items()
                    for k, t in (("m", s.m), ("v", s.v)) if t is not None}
         values = {"kind": self.kind, "steps": {n: s.step for n, s in self.states.items()},
-                  "lr": self.param_groups[0]["lr"]}
+                  "lr": [group["lr"] for group in self.param_groups]}
         return tensors, values
 
     def import_state(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
@@ -72,14 +103,51 @@ class LocalOptimizer(torch.optim.Optimizer):
             raise ValueError(f"[checkpoint] expected optimizer {self.kind}, "
                              f"got {values.get('kind')!r}")
         for name, state in self.states.items():
-            for key, mine in (("m", state.m), ("v", state.v)):
+            for part, mine in (("m", state.m), ("v", state.v)):
                 if mine is None:
                     continue
-                saved = tensors.get(f"{name}.{key}")
+                saved = tensors.get(f"{name}.{part}")
                 if saved is None or saved.shape != mine.shape:
                     came = "nothing" if saved is None else tuple(saved.shape)
-                    raise ValueError(f"[checkpoint] expected optimizer state {name}.{key} of "
+                    raise ValueError(f"[checkpoint] expected optimizer state {name}.{part} of "
                                      f"{tuple(mine.shape)}, got {came}")
                 mine.copy_(saved)
             state.step = int(values["steps"][name])
-        self.param_groups[0]["lr"] = values["lr"]
+        for group, lr in zip(self.param_groups, values["lr"], strict=True):
+            group["lr"] = lr
+
+
+def key(name: str, owner: str) -> str:
+    """What a state is called."""
+    return f"{name}@{owner}" if owner else name
+
+
+def _hyper(config: OptimConfig) -> dict[str, Any]:
+    return {"lr": config.lr, "betas": config.betas, "eps": config.eps,
+            "weight_decay": config.weight_decay, "momentum": config.momentum,
+            "nesterov": config.nesterov}
+
+
+def own_settings(net: nn.Module, base: OptimConfig) -> dict[str, OptimConfig]:
+    """Parameters that train with settings of their own: `optim` of their layer or head, or
+    `<name>_optim` of the network."""
+    found: dict[str, OptimConfig] = {}
+    for prefix, module in net.named_modules():
+        changes = getattr(module, "optim", None)
+        for name, _ in module.named_parameters(recurse=False):
+            own = getattr(module, f"{name}_optim", changes)
+            if own:
+                plain = own.get("kind", base.kind) != base.kind
+                start = OptimConfig(lr=base.lr) if plain else base
+                found[f"{prefix}.{name}" if prefix else name] = replace(start, **own)
+    return found
+
+
+def floor_bytes(net: nn.Module, base: OptimConfig, phases: Iterable[Collection[str]],
+                owners: Mapping[str, Collection[str]]) -> int:
+    """Parameters, and the optimizer states of the phase that has most of them."""
+    own = own_settings(net, base)
+    sizes = {n: p.numel() * p.element_size() for n, p in net.named_parameters()}
+    states = [sum(sizes[n] * own.get(n, base).states * (1 + len(owners.get(n, ())))
+                  for n in names) for names in phases]
+    return sum(sizes.values()) + max(states, default=0)

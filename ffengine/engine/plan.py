@@ -76,8 +76,8 @@ class Planner:
     def __init__(self, sizes: NetSizes) -> None:
         self.sizes = sizes
         n = max(sizes.batch, 1)
-        # a loss on pairs wants both halves of the batch in one tile
-        small = [] if sizes.paired else [2**k for k in range(int(math.log2(n)) + 1) if 2**k < n]
+        # pairs, batch statistics and updated features want the whole batch in one tile
+        small = [] if sizes.whole else [2**k for k in range(int(math.log2(n)) + 1) if 2**k < n]
         self.tiles = [*small, n]
         self.depth = len(sizes.layers)
         self._runs: dict[tuple[int, int], list[Run]] = {}
@@ -96,8 +96,8 @@ class Planner:
             raise ValueError(f"[plan] expected one tile >= 1 for each of {len(stops)} runs, "
                              f"got {tiles}")
         runs, start, n = [], 0, max(self.sizes.batch, 1)
-        if self.sizes.paired and min(tiles) < n:
-            raise ValueError(f"[plan] a loss on pairs expected tiles of the whole batch, {n}, "
+        if self.sizes.whole and min(tiles) < n:
+            raise ValueError(f"[plan] this network expected tiles of the whole batch, {n}, "
                              f"got {tiles}")
         for stop, size in zip(stops, tiles, strict=True):
             size = min(size, n)
@@ -201,6 +201,7 @@ class _Walk:
         self.report = sizes.batch * sum(s.goodness_bytes for s in sizes.layers[:start])
         self.kept = 0
         self.seconds = 0.0
+        self.boundary = 0
 
     def _note(self, *more: int) -> None:
         self.peak = max(self.peak, self.report + self.x + self.shortcut + sum(more))
@@ -222,9 +223,14 @@ class _Walk:
             self.x = 0
         a = n * s.a_bytes
         small = n * s.small_bytes
+        x += n * s.enter_bytes
         self._note(held, x, a, s.forward_scratch(n))
-        self._note(held, x, a, a, small, s.pass_scratch(n))
-        self._note(held, x, a, a, small, s.update_scratch(n, self.whole))
+        z = n * s.pooled_bytes
+        if self.sizes.crosses:  # what the layer before kept, dx, dz and two temporaries of theirs
+            held += self.boundary + 4 * n * s.x_bytes
+            self.boundary = n * (s.enter_bytes + s.a_bytes)
+        self._note(held, x, a, a, z, small, s.pass_scratch(n))
+        self._note(held, x, a, z or a, small, s.update_scratch(n, self.whole))
         if self.aliased:  # the map lives on as the shortcut alone
             self.shortcut, self.aliased = held, False
         z = n * s.z_bytes

@@ -43,7 +43,8 @@ def description(trainer: Trainer) -> dict[str, Any]:
         "layer_range": net.layer_range,
         "best_accuracy": trainer.best_accuracy,
         "position": {"epoch": trainer.epoch, "iteration": trainer.iteration,
-                     "steps": trainer.steps, "sums": trainer.sums.export()},
+                     "steps": trainer.steps, "sums": trainer.sums.export(),
+                     "ended": trainer.ended},
     }
 
 
@@ -52,15 +53,22 @@ def restore(trainer: Trainer, found: checkpoint.Checkpoint) -> None:
     meta, where = found.meta, found.meta["position"]
     checkpoint.check_architecture(found, trainer.net)
     trainer.settings.check_same(meta["settings"], found.path)
+    if trainer.schedule.by_stages and meta["settings"]["epochs"] != trainer.settings.epochs:
+        raise ValueError(f"[checkpoint] expected {trainer.settings.epochs} epochs a layer, got "
+                         f"{meta['settings']['epochs']} in {found.path}")
+    trainer.optimizer.activate(trainer.schedule.active(where["epoch"]))
     checkpoint.check_tensors(found, tensors(trainer))
     trainer.net.load_state_dict(found.part("net"))
     trainer.optimizer.import_state(found.part("optimizer"), meta["optimizer"])
     trainer.epoch, trainer.iteration = where["epoch"], where["iteration"]
     trainer.steps, trainer.best_accuracy = where["steps"], meta["best_accuracy"]
-    trainer.sums = EpochSums(where["sums"])
+    trainer.sums, trainer.ended = EpochSums(where["sums"]), where["ended"]
+    if not trainer.schedule.resumes_within:  # what the epoch had gathered is not in the file
+        trainer.steps, trainer.iteration = trainer.steps - trainer.iteration, 0
+        trainer.sums = EpochSums()
     trainer.history = History(trainer.out, before=trainer.epoch)
     torch.set_rng_state(found.tensors["shuffle"])
     trainer.rate.rewind()
-    trainer.rate.move_to(trainer.epoch)
+    trainer.rate.move_to(trainer.schedule.rate_epoch(trainer.epoch))
     if meta["plan"] is not None:  # other tiles would add up in another order
         trainer.keep_plan(**meta["plan"])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from ffengine.engine.optim import LocalOptimizer
 from ffengine.engine.recipe import Recipe
@@ -32,6 +32,10 @@ class Settings:
     batch_size: int
     seed: int
     precision: str
+    betas: tuple[float, ...] = (0.9, 0.999)
+    momentum: float = 0.0
+    lr_drops: tuple[tuple[int, float], ...] = ()
+    lr_half_linear: bool = False
 
     @classmethod
     def resolve(cls, recipe: Recipe, *, optimizer: str | None, lr: float | None,
@@ -46,7 +50,9 @@ class Settings:
         decay = recipe.weight_decay if weight_decay is None else weight_decay
         made = cls(optimizer or recipe.optimizer, top, lr_min, decay, total,
                    recipe.lr_epochs or total,
-                   recipe.batch_size if batch_size is None else batch_size, seed, precision)
+                   recipe.batch_size if batch_size is None else batch_size, seed, precision,
+                   tuple(recipe.betas), recipe.momentum,
+                   tuple((int(e), float(f)) for e, f in recipe.lr_drops), recipe.lr_half_linear)
         made._check()
         return made
 
@@ -79,7 +85,17 @@ class Settings:
 
     def optim(self) -> OptimConfig:
         return OptimConfig(kind=self.optimizer, lr=self.lr,  # type: ignore[arg-type]
-                           weight_decay=self.weight_decay)
+                           weight_decay=self.weight_decay, betas=(self.betas[0], self.betas[1]),
+                           momentum=self.momentum if self.optimizer == "sgd" else 0.0)
+
+    def rate_factor(self, epoch: int) -> float:
+        """The learning rate of an epoch over that of epoch 0."""
+        if self.lr_half_linear:
+            late = epoch > self.lr_epochs // 2
+            return 2 * (1 + self.lr_epochs - epoch) / self.lr_epochs if late else 1.0
+        factor = math.prod(f for at, f in self.lr_drops if epoch >= at)
+        low = self.lr_min / self.lr if self.lr else 1.0
+        return factor * (low + (1 - low) * (1 + math.cos(math.pi * epoch / self.lr_epochs)) / 2)
 
     def check_same(self, saved: dict[str, Any], where: Any) -> None:
         """ValueError if a run saved with other settings cannot go on bit-exactly with these."""
@@ -99,15 +115,15 @@ class LearningRate:
 
     def __init__(self, optimizer: LocalOptimizer, settings: Settings,
                  factory: SchedulerFactory | None) -> None:
-        self.optimizer, self.base = optimizer, settings.lr
-        self._factory = factory or (lambda o: CosineAnnealingLR(
-            o, T_max=settings.lr_epochs, eta_min=settings.lr_min))
+        self.optimizer = optimizer
+        self.base = [group["lr"] for group in optimizer.param_groups]
+        self._factory = factory or (lambda o: LambdaLR(o, settings.rate_factor))
         self.rewind()
 
     def rewind(self) -> None:
         """Back to epoch 0."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.base
+        for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
+            group["lr"] = base
             group.pop("initial_lr", None)
         self._scheduler, self._epoch = self._factory(self.optimizer), 0
 

@@ -32,6 +32,7 @@ class LayerSizes:
     transform_bytes: int  # what the transform allocates; 0: the map itself
     a_bytes: int  # pre-activation, and da
     z_bytes: int
+    pooled_bytes: int  # z, where it cannot lie over a
     small_bytes: int  # loss, coef, statistics
     goodness_bytes: int  # kept until the step's report
     out_bytes: int  # after the join
@@ -43,6 +44,7 @@ class LayerSizes:
     branch: bool
     shortcut_live_after: bool
     weight_bytes: int
+    enter_bytes: int  # normalised copies of the input
     forward_scratch: Callable[[int], int]  # of the tile: what the library's forward holds
     pass_scratch: Callable[[int], int]  # of the tile: what the sweep's kernel holds
     update_scratch: Callable[[int, bool], int]  # of (tile, whole batch in one tile)
@@ -60,28 +62,37 @@ class NetSizes:
     floor_bytes: int  # parameters and optimizer states
     input_bytes: int  # the caller's batch and targets
     copies_input: bool  # the first map is not the caller's own batch
-    paired: bool  # a layer's loss couples two rows of the batch
+    whole: bool  # a layer's turn needs the whole batch in one tile
+    crosses: bool = False  # a loss trains the layer before its own too
 
 
 def measure(net: LocalNet, batch: int, dtype: torch.dtype, *, states: int, device: str = "cpu",
-            backend: str = "auto") -> NetSizes:
-    """Sizes of a network.
+            backend: str = "auto", floor: int | None = None,
+            crosses: bool = False) -> NetSizes:
+    """Sizes of a network at a batch of so many rows.
 
     Args:
         states: optimizer state tensors per parameter (Adam 2, SGD with momentum 1, else 0).
+        floor: bytes of parameters and states, where they are not these (ffengine.engine.optim).
+        crosses: a loss crosses one layer boundary (OLU).
     """
     item = dtype.itemsize
     rows = [_layer(net, i, dtype, device, backend) for i in range(len(net.layers))]
     parameters = sum(p.numel() * p.element_size() for p in net.parameters())
     inputs = batch * (item_count(net.in_shape) * 4 + 8)
+    copies = net.input_norm != "none" or net.encoding is not None or net.makes_pairs
+    whole = crosses or net.propagate == "updated" or any(
+        is_whole(net.layer(i)) for i in range(len(net.layers)))
     return NetSizes(tuple(_with_shortcuts(net, rows, item)), batch, item,
-                    parameters * (1 + states), inputs, net.input_norm != "none",
-                    any(has_pairs(net.layer(i)) for i in range(len(net.layers))))
+                    parameters * (1 + states) if floor is None else floor, inputs, copies, whole,
+                    crosses)
 
 
-def has_pairs(layer: LocalLayer) -> bool:
+def is_whole(layer: LocalLayer) -> bool:
+    """The layer's turn takes the whole batch at once: pairs, batch statistics, affine inputs."""
     loss = layer.config.loss
-    return isinstance(loss, Loss) and loss.paired
+    return (isinstance(loss, Loss) and loss.paired) or (
+        layer.couple is not None or layer.pre_norm is not None)
 
 
 def _with_shortcuts(net: LocalNet, rows: list[dict[str, object]], item: int) -> list[LayerSizes]:
@@ -125,6 +136,8 @@ def _layer(net: LocalNet, i: int, dtype: torch.dtype, device: str,
     z_shape = halved(a_shape) if layer.config.pool == "max2" else a_shape
     resolved = backends.resolve("weight_update", backend, device, dtype)
     cast = weight.numel() * item if weight.dtype is not dtype else 0
+    if layer.pre_norm is not None and layer.pre_norm.folded:
+        cast += weight.numel() * weight.element_size()
     last = i + 1 == len(net.layers)
     accumulate = 8 if dtype is torch.float64 else 4
     return {
@@ -134,10 +147,13 @@ def _layer(net: LocalNet, i: int, dtype: torch.dtype, device: str,
         "transform_bytes": item_count(seen) * item if seen != x_shape else 0,
         "a_bytes": item_count(a_shape) * item,
         "z_bytes": 0 if last else item_count(z_shape) * item,
+        "pooled_bytes": 0 if last or z_shape == a_shape else item_count(z_shape) * item,
         "small_bytes": accumulate * (3 * groups + 1),
         "goodness_bytes": accumulate * groups,
         "out_bytes": 0 if last else item_count(net.shapes[i + 1]) * item,
         "weight_bytes": weight.numel() * weight.element_size(),
+        "enter_bytes": 0 if layer.pre_norm is None else (
+            (1 if layer.pre_norm.folded else 2) * item_count(seen) * item),
         "forward_scratch": functools.partial(
             _forward_scratch, seen, tuple(weight.shape), layer.geometry, dtype, device, cast),
         "pass_scratch": functools.partial(
@@ -164,8 +180,12 @@ def _pass_scratch(a_shape: tuple[int, ...], dtype: torch.dtype, config: LocalPas
 def _update_scratch(x_shape: tuple[int, ...], a_shape: tuple[int, ...], w_shape: tuple[int, ...],
                     layer: LocalLayer, dtype: torch.dtype, backend: str, tile: int,
                     whole: bool) -> int:
-    return update_op.extra_bytes((tile, *x_shape), (tile, *a_shape), w_shape, dtype,
-                                 geometry=layer.geometry, accumulate=not whole, backend=backend)
+    inside = update_op.extra_bytes(
+        (tile, *x_shape), (tile, *a_shape), w_shape, dtype, geometry=layer.geometry,
+        accumulate=not whole or layer.pre_norm is not None, backend=backend)
+    # against x̂ the gradient is formed first, then its parts (engine.affine.contract)
+    weight = 4 * item_count(w_shape)
+    return max(inside + weight, 3 * weight) if layer.pre_norm is not None else inside
 
 
 #: Output pixels of a call from which the library's choice of kernel no longer changes (measured on

@@ -8,7 +8,8 @@
                 drop x, da; join the shortcut
 
 Every plan gives the same gradients: losses scale by the whole batch, z comes from the weights
-before the step, and the optimizer steps when the last tile has been added.
+before the step (or, with propagate="updated", after it), and the optimizer steps when the last
+tile has been added.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ffengine.engine import affine, heads
+from ffengine.engine.batch import Batch
+from ffengine.engine.inputs import completed, entrance
 from ffengine.engine.optim import LocalOptimizer
 from ffengine.engine.plan import Plan, Run
-from ffengine.nn.layers import LocalLayer, as_channels_last
+from ffengine.nn.layers import LocalLayer
 from ffengine.nn.network import LocalNet
 from ffengine.ops import scratch
-from ffengine.ops.config import Tile
+from ffengine.ops.batch_pass import batch_pass
+from ffengine.ops.config import Loss, Tile
+from ffengine.ops.linear_step import linear_step
 from ffengine.ops.local_pass import local_pass
-from ffengine.ops.weight_update import weight_update
 
 
 @dataclass
@@ -40,49 +45,128 @@ class Maps:
         return Maps(self.x[start:stop], cut)
 
 
+@dataclass(frozen=True)
+class Turn:
+    """Whose turn it is on a batch.
+
+    layers: take their loss and train. depth: layers the batch passes. start: the first layer that
+    is not frozen; those below it pass the batch on as in evaluation. heads: that train.
+    """
+
+    layers: tuple[int, ...]
+    depth: int
+    start: int = 0
+    heads: tuple[int, ...] = ()
+
+
 @dataclass
 class BatchReport:
     """What one step leaves, still on the device: see Trainer.step."""
 
     #: Mean local loss per layer, None where the layer was idle.
     losses: list[torch.Tensor | None]
-    #: Goodness (N, K) per layer, None where idle.
+    #: Goodness (N, K) per layer, None where idle; (2N, 1), positives first, for pos/neg networks.
     goodness: list[torch.Tensor | None]
+    #: Per head (mean loss, logits (N, K)), None where idle.
+    heads: list[tuple[torch.Tensor, torch.Tensor] | None] = field(default_factory=list)
+    #: Loss per row, or per pair, of each layer.
+    row_losses: list[torch.Tensor | None] = field(default_factory=list)
+    #: What a layer adds to its loss beside the rows' (peer normalisation).
+    penalties: dict[int, torch.Tensor] = field(default_factory=dict)
+    #: Class scores (N, classes) of the samples, where the step made them itself.
+    scores: torch.Tensor | None = None
 
 
 @dataclass
 class StepContext:
-    """One step's fixed facts."""
+    """One step's fixed facts, and what it has gathered so far."""
 
     net: LocalNet
     optimizer: LocalOptimizer
+    #: Labels; `entrance` makes them the layers' targets, 1 and 0 for positive and negative rows.
     y: torch.Tensor
+    #: Rows in all.
     batch: int
     seed: int = 0
     step: int = 0
     backend: str = "auto"
-    #: Handed gradients by layer index and "weight" | "bias", when a test asks for them.
-    grads: dict[tuple[int, str], torch.Tensor] | None = None
+    turn: Turn | None = None
+    #: The first layer that is run: those below it gave the batch's features.
+    first: int = 0
+    #: Handed gradients by layer index and parameter, when a test asks for them.
+    grads: dict[tuple[int | str, str], torch.Tensor] | None = None
+    #: Per layer, a term (rows, K) added to the goodness (collaborative FF).
+    g0: dict[int, torch.Tensor] = field(default_factory=dict)
+    loss_rows: dict[int, list[torch.Tensor]] = field(default_factory=dict)
     loss_sum: dict[int, torch.Tensor] = field(default_factory=dict)
     goodness: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    coef: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    penalties: dict[int, torch.Tensor] = field(default_factory=dict)
+    #: z of the layers that a head reads in this pass.
+    features: dict[int, list[torch.Tensor]] = field(default_factory=dict)
 
-    def grad_of(self, i: int, name: str) -> torch.Tensor | None:
+    def whose(self) -> Turn:
+        """The turn; by default everybody's."""
+        if self.turn is None:
+            depth = len(self.net.layers)
+            self.turn = Turn(tuple(range(depth)), depth)
+        return self.turn
+
+    def grad_of(self, i: int | str, name: str) -> torch.Tensor | None:
         return None if self.grads is None else self.grads.get((i, name))
 
+    def targets(self, i: int, tile: Tile, n: int) -> torch.Tensor:
+        """What layer i is trained towards, of the tile's n rows."""
+        y = self.y[tile.start:tile.start + n]
+        label_map = self.net.layer(i).label_map
+        return y if label_map is None else label_map[y]
 
-def train_batch(ctx: StepContext, x: torch.Tensor, plan: Plan, dtype: torch.dtype) -> BatchReport:
-    """One step of the schedule in which every layer trains on the batch ("together")."""
+    def read_by_heads(self) -> set[int]:
+        """Layers whose z a head reads in this pass."""
+        return {i for h in self.whose().heads for i in heads.of(self.net, h).layers
+                if heads.of(self.net, h).image == "pass"}
+
+    def wants_z(self, i: int) -> bool:
+        return i + 1 < self.whose().depth or i in self.read_by_heads()
+
+    def note(self, i: int, n: int, loss: torch.Tensor, g: torch.Tensor) -> None:
+        """Keep a tile's losses and goodness."""
+        total = loss.sum() / loss.shape[0] * (n / self.batch)
+        self.loss_sum[i] = self.loss_sum[i] + total if i in self.loss_sum else total
+        self.goodness.setdefault(i, []).append(g)
+        self.loss_rows.setdefault(i, []).append(loss)
+
+    def report(self, head_results: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None,
+               ) -> BatchReport:
+        """What the step leaves."""
+        layers = range(len(self.net.layers))
+        results = head_results or {}
+        return BatchReport(
+            losses=[self.loss_sum.get(i) for i in layers],
+            goodness=[whole(self.goodness.pop(i)) if i in self.goodness else None for i in layers],
+            heads=[results.get(h) for h in range(len(self.net.heads))],
+            row_losses=[whole(self.loss_rows[i]) if i in self.loss_rows else None for i in layers],
+            penalties=self.penalties)
+
+
+def train_batch(ctx: StepContext, item: Batch | torch.Tensor, plan: Plan,
+                dtype: torch.dtype) -> BatchReport:
+    """One step: the layers of the turn train on the batch, and then the heads."""
+    turn = ctx.whose()
     with torch.no_grad():
-        x = ctx.net.prepare(x.to(dtype))
-        maps = Maps(as_channels_last(x) if x.dim() == 4 else x.contiguous())
-        del x
-        for run in plan.runs:
-            train_run(ctx, run, maps)
+        if isinstance(item, Batch):
+            item = completed(ctx, item, dtype)
+            ctx.first = turn.start if item.features is not None else 0
+        results = heads.train_neutral(ctx, item, dtype)  # features of the weights before the step
+        if turn.depth:
+            maps = Maps(entrance(ctx, item, dtype))
+            del item
+            for run in plan.runs:
+                train_run(ctx, run, maps)
+            del maps
+        results |= heads.train_on_pass(ctx)
     ctx.optimizer.mark_stepped()
-    layers = range(len(ctx.net.layers))
-    return BatchReport(
-        losses=[ctx.loss_sum.get(i) for i in layers],
-        goodness=[whole(ctx.goodness.pop(i)) if i in ctx.goodness else None for i in layers])
+    return ctx.report(results)
 
 
 def whole(pieces: list[torch.Tensor]) -> torch.Tensor:
@@ -92,18 +176,23 @@ def whole(pieces: list[torch.Tensor]) -> torch.Tensor:
 
 def train_run(ctx: StepContext, run: Run, maps: Maps) -> None:
     """A run of layers over the whole batch; leaves its last maps in `maps`."""
+    turn = ctx.whose()
+    layers = [i for i in run.layers if ctx.first <= i < turn.depth]
+    if not layers:
+        return
     if run.tile >= ctx.batch:
-        for i in run.layers:
+        for i in layers:
             layer_step(ctx, i, maps, Tile(0, ctx.batch), (None, None), finish=True)
         return
     with scratch.allocating("gradient"):
-        buffers = {i: zeros_like_parameters(ctx.net.layer(i)) for i in run.layers}
-    out = Maps(None) if run.last else destination(maps, run, ctx.batch)
+        buffers = {i: zeros_like_parameters(ctx.net.layer(i)) for i in layers if i in turn.layers}
+    out = destination(maps, run, ctx.batch) if layers[-1] + 1 < turn.depth else Maps(None)
     for start in range(0, ctx.batch, run.tile):
         stop = min(start + run.tile, ctx.batch)
         piece = maps.rows(start, stop)
-        for i in run.layers:
-            layer_step(ctx, i, piece, Tile(start, ctx.batch), buffers[i], finish=stop == ctx.batch)
+        for i in layers:
+            layer_step(ctx, i, piece, Tile(start, ctx.batch), buffers.get(i, (None, None)),
+                       finish=stop == ctx.batch)
         store(piece, out, start, stop)
         del piece  # or its maps would live through the next tile
     maps.x, maps.shortcut = out.x, out.shortcut
@@ -148,31 +237,89 @@ def zeros_like_parameters(layer: LocalLayer) -> Buffers:
 def layer_step(ctx: StepContext, i: int, maps: Maps, tile: Tile, buffers: Buffers,
                finish: bool) -> None:
     """One layer's whole turn on a tile; `maps` goes in as its input and comes out as the next's."""
-    net, layer, opt = ctx.net, ctx.net.layer(i), ctx.optimizer
+    net, layer, turn = ctx.net, ctx.net.layer(i), ctx.whose()
     assert maps.x is not None
     x = net.transform(i, maps.x)
     maps.x = None
-    n = x.shape[0]
-    a = layer.preactivation(x)
-    config = layer.settings(ctx.seed, i, ctx.step)
-    z, g, loss, _, da, da_scale = local_pass(
-        a, ctx.y[tile.start:tile.start + n], config=config,
-        out=a if config.pool == "none" else None, want_z=i + 1 < len(net.layers),
-        want_da=True, tile=tile, backend=ctx.backend)
-    del a
-    assert da is not None and loss is not None
-    weight_update(layer.weight.detach(), x, da, optim=opt.config(),
-                  state=opt.state_of(layer.weight), geometry=layer.geometry,
-                  accumulate=buffers[0], finish=finish, da_scale=da_scale,
-                  grad_out=ctx.grad_of(i, "weight"), backend=ctx.backend,
-                  bias=None if layer.bias is None else layer.bias.detach(),
-                  bias_state=opt.state_of(layer.bias), bias_accumulate=buffers[1],
-                  bias_grad_out=ctx.grad_of(i, "bias"))
-    del x, da
-    total = loss.sum() / loss.shape[0] * (n / ctx.batch)
-    ctx.loss_sum[i] = ctx.loss_sum[i] + total if i in ctx.loss_sum else total
-    ctx.goodness.setdefault(i, []).append(g)
+    want_z = ctx.wants_z(i)
+    if i not in turn.layers:
+        z, _ = layer.infer(x, want_z=want_z, training=i >= turn.start and layer.couples,
+                           backend=ctx.backend)
+    else:
+        z = train_layer(ctx, i, x, tile, buffers, finish, want_z)
+    del x
     if z is not None:
         joined = [z]
         del z
         maps.x, maps.shortcut = net.join(i, joined.pop(), maps.shortcut)
+        if i in ctx.read_by_heads():
+            ctx.features.setdefault(i, []).append(maps.x)
+
+
+def train_layer(ctx: StepContext, i: int, x: torch.Tensor, tile: Tile, buffers: Buffers,
+                finish: bool, want_z: bool) -> torch.Tensor | None:
+    """x -> a -> sweep -> update; z where the next layer wants it."""
+    layer, updated = ctx.net.layer(i), ctx.net.propagate == "updated"
+    if not want_z and streams(layer, x, tile):
+        stream_layer(ctx, i, x, tile)
+        return None
+    u, made = layer.enter(x, training=True)
+    a = layer.preactivation(u)
+    swept = sweep(ctx, i, a, tile, want_z=want_z and not updated)
+    del a
+    assert swept.da is not None and swept.loss is not None
+    z = swept.z
+    ctx.note(i, x.shape[0], swept.loss, swept.g)
+    affine.update(ctx, i, u, made, swept, buffers, finish)
+    del swept, u, made
+    if want_z and updated:
+        z, _ = layer.infer(x, backend=ctx.backend)
+    return z
+
+
+def streams(layer: LocalLayer, x: torch.Tensor, tile: Tile) -> bool:
+    """A dense layer whose features nobody asked for, and whose loss is known: `linear_step`.
+
+    Worth it where the activations that are never stored outweigh the gradient that it forms.
+    """
+    plain = layer.geometry is None and layer.pre_norm is None and layer.couple is None
+    return (plain and isinstance(layer.config.loss, Loss) and tile.batch == x.shape[0]
+            and 2 * x.shape[0] > layer.weight.shape[1])
+
+
+def stream_layer(ctx: StepContext, i: int, x: torch.Tensor, tile: Tile) -> None:
+    """The whole of a dense layer's turn without its activations ever being stored."""
+    layer, opt, bias = ctx.net.layer(i), ctx.optimizer, ctx.net.layer(i).bias
+    made = linear_step(
+        layer.weight.detach(), x, ctx.targets(i, tile, x.shape[0]),
+        config=layer.settings(ctx.seed, i, ctx.step), optim=opt.config(layer.weight),
+        state=opt.state_of(layer.weight), bias=None if bias is None else bias.detach(),
+        bias_state=opt.state_of(bias), g0=ctx.g0.get(i), grad_out=ctx.grad_of(i, "weight"),
+        bias_grad_out=ctx.grad_of(i, "bias"), backend=ctx.backend)
+    ctx.note(i, x.shape[0], made.loss, made.g)
+    if i in ctx.g0:
+        ctx.coef[i] = [made.coef]
+
+
+def sweep(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, *, want_z: bool,
+          keep_a: bool = False) -> affine.Swept:
+    """The layer's goodness, loss and gradients at a; z over a unless it pools or a is kept."""
+    layer, n = ctx.net.layer(i), a.shape[0]
+    config = layer.settings(ctx.seed, i, ctx.step)
+    y, out = ctx.targets(i, tile, n), a if config.pool == "none" and not keep_a else None
+    if layer.couple is None:
+        g0 = ctx.g0.get(i)
+        made = local_pass(
+            a, y, config=config, out=out if want_z else None, want_z=want_z, want_da=True,
+            tile=tile, backend=ctx.backend,
+            g0=None if g0 is None else g0[tile.start:tile.start + n])
+        if i in ctx.g0 and made.coef is not None:
+            ctx.coef.setdefault(i, []).append(made.coef)
+        return affine.Swept(made.z, made.g, made.loss, made.da, made.da_scale)
+    both = batch_pass(
+        a, y, config=config, couple=layer.couple, gamma=layer.norm_weight, beta=layer.norm_bias,
+        running_mean=layer.running_mean, running_var=layer.running_var, out=out if want_z else None,
+        want_z=want_z, want_da=True, backend=ctx.backend)
+    if both.penalty is not None:
+        ctx.penalties[i] = both.penalty
+    return affine.Swept(both.z, both.g, both.loss, both.da, both.da_scale, both.dgamma, both.dbeta)

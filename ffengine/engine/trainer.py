@@ -7,6 +7,7 @@ checkpoints, and clean stops.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,15 +18,22 @@ import torch
 from ffengine.engine import checkpoint, saving
 from ffengine.engine.batch import Batch, as_batch, batches_from, check_range, checked, label_count
 from ffengine.engine.budget import parse_bytes
-from ffengine.engine.evaluation import Samples, accuracy, layer_accuracy, rows_within
+from ffengine.engine.evaluation import (
+    Samples,
+    accuracy,
+    layer_accuracy,
+    rows_within,
+    training_hits,
+)
 from ffengine.engine.guard import Interrupts, TrainingInterrupted, Watch
 from ffengine.engine.history import EpochSums, History, Row, mean
+from ffengine.engine.inputs import rows_of
 from ffengine.engine.meter import MemoryMeter
-from ffengine.engine.optim import LocalOptimizer
+from ffengine.engine.optim import LocalOptimizer, floor_bytes, own_settings
 from ffengine.engine.plan import Plan, Planner
 from ffengine.engine.progress import Progress
 from ffengine.engine.recipe import Recipe
-from ffengine.engine.schedule import Schedule, Together
+from ffengine.engine.schedule import Schedule, of
 from ffengine.engine.settings import LearningRate, SchedulerFactory, Settings
 from ffengine.engine.shapes import measure
 from ffengine.engine.step import BatchReport, StepContext
@@ -50,9 +58,10 @@ class Trainer:
         recipe: default is the one that came with the net.
         plan: use this plan instead of searching one.
         scheduler: factory of a torch.optim.lr_scheduler in place of the cosine, stepped per epoch.
-        schedule: whose turn it is; default every layer on every batch.
+        schedule: whose turn it is; default is the network's own, else every layer on every batch.
         progress: bar and one line an epoch on standard error.
-        sip: select the layer range on the validation loader after each epoch.
+        sip: select the layer range on the validation loader after each epoch, in networks that
+            leave it open (net.selects_range).
         notes: plain values kept in checkpoints as they are, e.g. the data set.
     """
 
@@ -76,13 +85,17 @@ class Trainer:
         self.backend = backend
         backends.resolve("trainer", backend, self.device.type, self.dtype)
         self.net = net.to(device=self.device, dtype=self.settings.weight_dtype)
+        self.schedule = of(self.net, schedule)
+        self.schedule.begin(self.net, self.settings.epochs)
         self._base, self._plans = plan, dict[int, Plan]()
         if batch_size is not None:
             self.plan_for(batch_size)
-        self.optimizer = LocalOptimizer(self.net.named_parameters(), self.settings.optim())
+        self.optimizer = self._make_optimizer()
         self.rate = LearningRate(self.optimizer, self.settings, scheduler)
-        self.schedule = schedule or Together()
-        self.progress, self.sip, self.notes = progress, sip, notes or {}
+        self.progress, self.sip, self.notes = progress, sip and net.selects_range, notes or {}
+        #: Features that a layer-wise schedule keeps between its stages.
+        self.stored: Any = None
+        self.ended = False
         #: Where training stands: epoch, batches of it done, and steps in all.
         self.epoch, self.iteration, self.steps = 0, 0, 0
         self.best_accuracy: float | None = None
@@ -93,6 +106,14 @@ class Trainer:
         self.sums = EpochSums()
         self._watch = Watch(self.device)
 
+    def _make_optimizer(self) -> LocalOptimizer:
+        """States for what trains first; layers and heads with settings of their own get them."""
+        trained = [(n, p) for n, p in self.net.named_parameters() if p.requires_grad]
+        made = LocalOptimizer(trained, self.settings.optim(), own=own_settings(
+            self.net, self.settings.optim()), second=self.schedule.owners(),
+            active=self.schedule.active(0))
+        return made
+
     def write_into(self, out: str | os.PathLike[str] | None) -> None:
         """Keep history and checkpoints in this run folder; None writes nothing."""
         self.out = None if out is None else Path(out)
@@ -100,7 +121,8 @@ class Trainer:
 
     @property
     def epochs(self) -> int:
-        return self.settings.epochs
+        """Epochs of the whole run; layer-wise schedules count the recipe's per layer."""
+        return self.schedule.total
 
     @property
     def plan(self) -> Plan | None:
@@ -109,23 +131,26 @@ class Trainer:
 
     @property
     def floor_bytes(self) -> int:
-        """Parameters and optimizer states."""
-        tensors = [*self.net.parameters(), *self.optimizer.state_tensors()]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        """Parameters and optimizer states, in the phase that has most of them."""
+        return floor_bytes(self.net, self.settings.optim(), self.schedule.phases(),
+                           self.schedule.owners())
 
     def plan_for(self, batch: int) -> Plan:
         """The plan of a batch size; smaller batches keep the cuts of the first one met."""
         if batch not in self._plans:
-            planner, base = self._planner(batch), self._base
-            if base is None or batch > base.batch:
+            rows, base = rows_of(self.net, batch), self._base
+            planner = self._planner(rows)
+            if base is None or rows > base.batch:
                 self._plans[batch] = self._base = planner.best(self.budget)
             else:
                 self._plans[batch] = planner.fixed(base.cuts, base.tile)
         return self._plans[batch]
 
-    def _planner(self, batch: int) -> Planner:
-        return Planner(measure(self.net, batch, self.dtype, states=self.settings.optim().states,
-                               device=self.device.type, backend=self.backend))
+    def _planner(self, rows: int) -> Planner:
+        return Planner(measure(self.net, rows, self.dtype,
+                               states=self.settings.optim().states, device=self.device.type,
+                               backend=self.backend, floor=self.floor_bytes,
+                               crosses=self.schedule.crosses))
 
     def step(self, batch: Any, y: torch.Tensor | None = None, *, epoch: int | None = None,
              iteration: int | None = None) -> BatchReport:
@@ -147,33 +172,34 @@ class Trainer:
         item = checked(as_batch(batch, y), self.net, self.device)
         if epoch is not None and epoch != self.epoch:
             self.epoch, self.iteration = epoch, 0
+            self.optimizer.activate(self.schedule.active(epoch))
         self.iteration = self.iteration if iteration is None else iteration
         first = self.iteration == 0
         if first and self.device.type != "cpu":
             check_range(item.y, label_count(self.net))
         self._watch.before(item.x, self.epoch, self.steps)
-        plan = self.plan_for(item.x.shape[0])
-        self.rate.move_to(self.epoch)
+        plan = self.plan_for(item.y.shape[0])  # stored features hold both halves' rows
+        self.rate.move_to(self.schedule.rate_epoch(self.epoch))
         report = self._train(item, plan)
-        layers = self.schedule.layers(len(self.net.layers), self.epoch, self.iteration)
-        self._watch.after(item.x, item.y, label_count(self.net), report.losses, layers,
-                          self.epoch, self.steps, first)
+        self._watch.after(item.x, item.y, label_count(self.net), report.losses, self.epoch,
+                          self.steps, first)
         self.steps += 1
         self.iteration += 1
         return report
 
     def _train(self, item: Batch, plan: Plan) -> BatchReport:
-        n = item.x.shape[0]
-        ctx = StepContext(self.net, self.optimizer, item.y, n, self.settings.seed, self.steps,
-                          self.backend)
+        rows = rows_of(self.net, item.x.shape[0]) if item.features is None else (
+            item.features.shape[0])
+        ctx = StepContext(self.net, self.optimizer, item.y, rows, self.settings.seed, self.steps,
+                          self.backend, self.schedule.turn(self.epoch, self.iteration))
         if not self._meter_next:
-            return self.schedule.train(ctx, item.x, plan, self.dtype)
+            return self.schedule.train(ctx, item, plan, self.dtype)
         # The real step, executed once; the meter only slows it down.
         self._meter_next = False
         with MemoryMeter(parameter=self.net.parameters(), state=self.optimizer.state_tensors(),
                          feature=[item.x, item.y]) as meter:
-            report = self.schedule.train(ctx, item.x, plan, self.dtype)
-        self.peak_bytes = meter.report.peak_bytes
+            report = self.schedule.train(ctx, item, plan, self.dtype)
+        self.peak_bytes = max(self.peak_bytes, meter.report.peak_bytes)
         return report
 
     def fit(self, train_loader: Iterable[Any], valid_loader: Iterable[Any] | None = None, *,
@@ -190,15 +216,29 @@ class Trainer:
         until = self.epochs if until is None else until
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        self._meter_next = self.device.type == "cpu" and not self.peak_bytes
+        phase = None
         try:
             with Interrupts() as stop:
-                while self.epoch < until:
+                while self.epoch < until and not self.ended:
+                    if phase != (phase := self.schedule.phase(self.epoch)):
+                        self._meter_next = self.device.type == "cpu"
                     with Progress(train_loader, self, enabled=self.progress) as bar:
                         self._epoch(train_loader, valid_loader, stop, bar)
         finally:
             self.history.close()
+            self._drop_stored()
         return self.history
+
+    def _drop_stored(self) -> None:
+        if self.stored is not None:
+            self.stored.close()
+            self.stored = None
+
+    def _stage(self, loader: Iterable[Any]) -> Iterable[Any]:
+        """What this epoch reads; a layer-wise schedule changes it with its stage."""
+        self.optimizer.activate(self.schedule.active(self.epoch))
+        read: Iterable[Any] = self.schedule.loader(self, loader, self.epoch)
+        return read
 
     def shuffle_state(self) -> torch.Tensor:
         """torch's generator as the current epoch found it: loaders that shuffle with it resume."""
@@ -206,14 +246,16 @@ class Trainer:
 
     def _epoch(self, train_loader: Iterable[Any], valid_loader: Iterable[Any] | None,
                stop: Interrupts, bar: Progress) -> None:
-        began, lr = time.perf_counter(), self.rate.move_to(self.epoch)
+        began = time.perf_counter()
+        lr = self.rate.move_to(self.schedule.rate_epoch(self.epoch))
+        read = self._stage(train_loader)
         self._shuffle = torch.get_rng_state()
         seen, clock = 0, began
-        for item in batches_from(train_loader, self.epoch, self.iteration):
+        for item in batches_from(read, self.epoch, self.iteration):
             metered = self._meter_next
             report = self.step(item, iteration=self.iteration)
             y = as_batch(item, None).y.to(self.device)
-            self.sums.add(report, y, self.net.layer_range)
+            self.sums.add(report, y, training_hits(self.net, report, y))
             if metered:
                 clock = time.perf_counter()  # a metered step is not timed
             else:
@@ -249,7 +291,9 @@ class Trainer:
         losses, (start, end) = self.sums.losses(), self.net.layer_range
         row = Row(self.epoch, lr, mean(losses), losses, self.sums.accuracy(), valid, seconds,
                   speed, self.peak_bytes, start, end)
+        self.ended = self.schedule.epoch_done(self.epoch, row.train_accuracy)
         self.epoch, self.iteration, self.sums = self.epoch + 1, 0, EpochSums()
+        self.optimizer.activate(self.schedule.active(self.epoch))  # a checkpoint is of what follows
         improved = valid is not None and (self.best_accuracy is None or valid > self.best_accuracy)
         self.best_accuracy = valid if improved else self.best_accuracy
         self.history.add(row)
@@ -270,7 +314,10 @@ class Trainer:
         plan = self._base or self.plan_for(self.settings.batch_size)
         sizes = measure(self.net, 1, self.dtype, states=0, device=self.device.type,
                         backend=self.backend)
-        return Samples(loader, self.device, self.dtype, rows_within(sizes, plan.working_bytes))
+        rows = rows_within(sizes, plan.working_bytes)
+        if self.net.batch_statistics:  # pieces would change the scores
+            rows = sys.maxsize
+        return Samples(loader, self.device, self.dtype, rows)
 
     def evaluate(self, loader: Iterable[Any]) -> float:
         """Accuracy (0 to 1) of the class scores on a loader of (x, y)."""
@@ -303,7 +350,7 @@ class Trainer:
         saving.restore(self, checkpoint.load(run))
 
     def keep_plan(self, batch: int, cuts: list[int], tile: list[int]) -> None:
-        """Use these cuts and tiles from now on, unless they break the budget."""
+        """Use these cuts and tiles (of `batch` rows) from now on, unless they break the budget."""
         plan = self._planner(batch).fixed(cuts, tile)
         if self.budget is None or plan.peak_bytes <= self.budget:
-            self._base, self._plans = plan, {batch: plan}
+            self._base, self._plans = plan, {}

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ffengine.models.registry import Recipe, register
 from ffengine.nn import LocalConv2d, LocalNet, Wire
+from ffengine.nn.residual import Row, residual_blocks
 from ffengine.ops.config import LocalPassConfig, Norm
 
 PLANES = (100, 200, 400, 800)
@@ -27,7 +28,7 @@ def _config(num_classes: int, goodness: str, relu_gradient: str) -> LocalPassCon
                            relu_gradient=relu_gradient)  # type: ignore[arg-type]
 
 
-def chain(rows: list[tuple[int, int, int, int]], wires: list[Wire], *, num_classes: int,
+def chain(rows: list[Row], wires: list[Wire], *, num_classes: int,
           in_shape: tuple[int, int, int], dropout: float = 0.2, bias: bool = False,
           goodness: Literal["mean", "mean_sq"] = "mean",
           relu_gradient: Literal["masked", "straight_through"] = "masked") -> LocalNet:
@@ -38,10 +39,6 @@ def chain(rows: list[tuple[int, int, int, int]], wires: list[Wire], *, num_class
     return LocalNet(layers, wires, num_classes=num_classes, in_shape=in_shape)
 
 
-def _in_shape(in_channels: int, image_size: int) -> tuple[int, int, int]:
-    return (in_channels, image_size, image_size)
-
-
 @register("deeperforward/tinycnn", paper="DeeperForward",
           recipe=Recipe(optimizer="adamw", lr=0.08, lr_min=0.008, weight_decay=0.01), shared=chain)
 def tinycnn(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
@@ -50,13 +47,13 @@ def tinycnn(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
     ins = (in_channels, *widths[:-1])
     rows = [(i, o, k, 1) for i, o, k in zip(ins, widths, (5, 5, 3, 3), strict=True)]
     wires = [Wire(pool_before=p) for p in (False, True, True, False)]
-    return chain(rows, wires, num_classes=num_classes, in_shape=_in_shape(in_channels, image_size),
-                 **options)
+    return chain(rows, wires, num_classes=num_classes,
+                 in_shape=(in_channels, image_size, image_size), **options)
 
 
 @register("deeperforward/cnn14", paper="DeeperForward",
           recipe=Recipe(optimizer="adam", lr=0.08, lr_min=0.008, weight_decay=0.0,
-                        lr_epochs=150), shared=chain)
+                        lr_epochs=150), digits={"epochs": 10}, shared=chain)
 def cnn14(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
           widths: tuple[int, ...] = (70, 140, 280, 560, 560), **options: Any) -> LocalNet:
     """VGG-like, 3x3: 70,70 | 140x3 | 280x3 | 560x3 | 560x3, average pool before each bar."""
@@ -66,8 +63,8 @@ def cnn14(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
             rows.append((last, width, 3, 1))
             wires.append(Wire(pool_before=stage > 0 and j == 0))
             last = width
-    return chain(rows, wires, num_classes=num_classes, in_shape=_in_shape(in_channels, image_size),
-                 **options)
+    return chain(rows, wires, num_classes=num_classes,
+                 in_shape=(in_channels, image_size, image_size), **options)
 
 
 RESNET = Recipe(optimizer="adamw", lr=0.08, lr_min=0.008, weight_decay=5e-4)
@@ -95,36 +92,8 @@ def resnet17(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
             wires[-3] = Wire(join="add", branch=True)
             wires[-1] = Wire() if end else Wire(join="concat", branch=True, branch_pool=True)
             last = width if end else 2 * width
-    return chain(rows, wires, num_classes=num_classes, in_shape=_in_shape(in_channels, image_size),
-                 **options)
-
-
-def _blocks(num_classes: int, in_shape: tuple[int, int, int], planes: tuple[int, ...],
-            counts: tuple[int, ...], bottleneck: bool, shortcuts: bool,
-            options: dict[str, Any]) -> LocalNet:
-    """Residual blocks whose shortcut joins at the block's last conv (eq. 10 and 11).
-
-    Where channels differ the last conv yields C - C_in of them and the shortcut is concatenated;
-    the shortcut is pooled once, where a stage ends.
-    """
-    rows, wires, last = [(in_shape[0], planes[0], 3, 1)], [Wire(branch=shortcuts)], planes[0]
-    for stage, (width, count) in enumerate(zip(planes, counts, strict=True)):
-        out = width * 4 if bottleneck else width
-        for block in range(count):
-            stride = 2 if stage and block == 0 else 1
-            concat = shortcuts and last != out
-            final = out - last if concat else out
-            if bottleneck:
-                rows += [(last, width, 1, 1), (width, width, 3, stride), (width, final, 1, 1)]
-                wires += [Wire(), Wire()]
-            else:
-                rows += [(last, width, 3, stride), (width, final, 3, 1)]
-                wires += [Wire()]
-            end = stage < len(planes) - 1 and block == count - 1
-            wires.append(Wire(join="concat" if concat else "add", branch=True, branch_pool=end)
-                         if shortcuts else Wire())
-            last = out
-    return chain(rows, wires, num_classes=num_classes, in_shape=in_shape, **options)
+    return chain(rows, wires, num_classes=num_classes,
+                 in_shape=(in_channels, image_size, image_size), **options)
 
 
 @register("deeperforward/resnet33", paper="DeeperForward", recipe=RESNET, shared=chain)
@@ -132,8 +101,10 @@ def resnet33(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
              planes: tuple[int, ...] = PLANES, counts: tuple[int, ...] = (3, 4, 6, 3),
              shortcuts: bool = True, scale: int = 1, **options: Any) -> LocalNet:
     """ResNet-34 without its head: basic blocks {3, 4, 6, 3} (appendix D)."""
-    return _blocks(num_classes, _in_shape(in_channels, image_size),
-                   tuple(p * scale for p in planes), counts, False, shortcuts, options)
+    rows, wires = residual_blocks(in_channels, tuple(p * scale for p in planes), counts,
+                                  bottleneck=False, shortcuts=shortcuts)
+    return chain(rows, wires, num_classes=num_classes,
+                 in_shape=(in_channels, image_size, image_size), **options)
 
 
 @register("deeperforward/resnet100", paper="DeeperForward", recipe=RESNET, shared=chain)
@@ -141,5 +112,7 @@ def resnet100(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
               planes: tuple[int, ...] = PLANES, counts: tuple[int, ...] = (3, 4, 23, 3),
               shortcuts: bool = True, scale: int = 1, **options: Any) -> LocalNet:
     """ResNet-101 without its head: bottlenecks 1-3-1, x4 expansion, {3, 4, 23, 3}."""
-    return _blocks(num_classes, _in_shape(in_channels, image_size),
-                   tuple(p * scale for p in planes), counts, True, shortcuts, options)
+    rows, wires = residual_blocks(in_channels, tuple(p * scale for p in planes), counts,
+                                  bottleneck=True, shortcuts=shortcuts)
+    return chain(rows, wires, num_classes=num_classes,
+                 in_shape=(in_channels, image_size, image_size), **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ffengine.engine.recipe import Recipe as Recipe
@@ -22,7 +22,13 @@ class Entry:
     #: Recipes of a data set, where they differ from the paper's.
     data: dict[str, Recipe]
     #: Where the builder hands its **options; their defaults are its keyword-only arguments.
-    shared: Callable[..., LocalNet] | None = None
+    shared: tuple[Callable[..., LocalNet], ...] = ()
+    #: Constructor arguments that differ from the defaults on a data set.
+    data_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def options_for(self, data: str) -> dict[str, Any]:
+        """Constructor arguments that a data set wants otherwise than the defaults."""
+        return self.data_options.get(data, {})
 
     def recipe_for(self, data: str) -> Recipe:
         return self.data.get(data, self.recipe)
@@ -33,8 +39,8 @@ class Entry:
         for parameter in inspect.signature(self.build).parameters.values():
             if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
                 found[parameter.name] = parameter.default
-        if self.shared is not None:
-            for parameter in inspect.signature(self.shared).parameters.values():
+        for shared in self.shared:
+            for parameter in inspect.signature(shared).parameters.values():
                 if parameter.default is not inspect.Parameter.empty:
                     found.setdefault(parameter.name, parameter.default)
         return found
@@ -44,15 +50,24 @@ _MODELS: dict[str, Entry] = {}
 
 
 def register(name: str, *, paper: str, recipe: Recipe,
-             digits: dict[str, Any] | None = None,
+             digits: dict[str, Any] | None = None, digits_options: dict[str, Any] | None = None,
              shared: Callable[..., LocalNet] | None = None) -> Callable[[Any], Any]:
-    """Enter a builder under `name`; `digits` changes its recipe on the bundled images."""
-    def enter(build: Callable[..., LocalNet]) -> Callable[..., LocalNet]:
+    """Enter a builder under `name`.
+
+    `digits` changes its recipe, and `digits_options` its defaults, on the bundled images.
+    """
+    def register_builder(build: Callable[..., LocalNet]) -> Callable[..., LocalNet]:
         small = replace(recipe, **{"epochs": 15, "batch_size": 64, "lr_epochs": None,
                                    **(digits or {})})
-        _MODELS[name] = Entry(name, paper, build, recipe, {"digits": small}, shared)
+        enter(Entry(name, paper, build, recipe, {"digits": small},
+                    () if shared is None else (shared,), {"digits": digits_options or {}}))
         return build
-    return enter
+    return register_builder
+
+
+def enter(found: Entry) -> None:
+    """Enter a model that is described already."""
+    _MODELS[found.name] = found
 
 
 def entry(name: str) -> Entry:

@@ -35,9 +35,11 @@ def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
              geometry: ConvGeometry) -> torch.Tensor:
     """a (N, O, P, Q), channels_last, of x (N, C, H, W) and weight (O, C, kH, kW) of one dtype."""
     height, width = geometry.output_size(x.shape[2], x.shape[3])
-    if choose(height * width, geometry.kernel, x.dtype, x.device.type) == "library":
+    if geometry.groups > 1 or choose(height * width, geometry.kernel, x.dtype,
+                                     x.device.type) == "library":
         with backends.exact(x.device.type):
-            return F.conv2d(x, weight, bias, geometry.stride, geometry.padding)
+            return F.conv2d(x, weight, bias, geometry.stride, geometry.padding,
+                            groups=geometry.groups)
     return _by_patches(x, weight, bias, geometry, (height, width))
 
 

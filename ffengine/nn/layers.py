@@ -6,42 +6,120 @@ A layer owns weights and the settings of its `local_pass`; how it is trained liv
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ffengine.nn.convolution import convolve
-from ffengine.ops.config import Dropout, LocalPassConfig
+from ffengine.nn.norms import Normalised, PreNorm
+from ffengine.ops.batch_pass import batch_pass
+from ffengine.ops.config import BatchNorm, Dropout, LocalPassConfig, Norm, Peer
+from ffengine.ops.local_pass import local_pass
 from ffengine.ops.weight_update import ConvGeometry
+from ffengine.reference import local_pass as reference
+
+#: What the batch's other samples do to a sample, between activation and goodness.
+Couple = BatchNorm | Peer
+Init = Literal["he", "torch"]
 
 
 class LocalLayer(nn.Module):
     """Base of the local layers: weight, optional bias, and the settings of the sweep.
 
+    x -> [pre_norm] -> weight, bias -> a -> sweep (activation, pool, goodness, loss, norm) -> z
+
     `weight` is fp32 (fp64 for the reference) and, for convolutions, channels_last in memory.
-    `config` holds groups, goodness, loss, norm; `dropout` is the drop probability in training.
+
+    Args:
+        out: C, the neurons (units or channels) of the layer.
+        config: groups, goodness, loss, norm, pool of the sweep.
+        dropout: drop probability in training.
+        pre_norm: normalisation of the input (Trifecta).
+        couple: BatchNorm between activation and goodness (SN, CwComp), or peer normalisation.
+
+    Attributes:
+        label_map: int64 (classes,), the label this layer is trained on for each class
+            (super-classes), or None.
+        optim: hyper-parameters that differ from the run's, as keywords of OptimConfig.
     """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
     geometry: ConvGeometry | None = None
+    label_map: torch.Tensor | None
+    running_mean: torch.Tensor | None
+    running_var: torch.Tensor | None
 
-    def __init__(self, config: LocalPassConfig, dropout: float = 0.0) -> None:
+    def __init__(self, out: int, config: LocalPassConfig, dropout: float = 0.0,
+                 pre_norm: PreNorm | None = None, couple: Couple | None = None) -> None:
         super().__init__()
         Dropout(dropout)  # validates the probability
-        self.config = config
-        self.dropout = dropout
+        config.offsets(out)
+        self.config, self.dropout = config, dropout
+        self.pre_norm, self.couple = pre_norm, couple
+        self.optim: dict[str, Any] = {}
+        affine = isinstance(couple, BatchNorm)
+        self.norm_weight = nn.Parameter(torch.ones(out)) if affine else None
+        self.norm_bias = nn.Parameter(torch.zeros(out)) if affine else None
+        # peers start at one half, as the published code has it
+        mean = torch.zeros(out) if affine else torch.full((out,), 0.5)
+        self.register_buffer("running_mean", None if couple is None else mean)
+        self.register_buffer("running_var", torch.ones(out) if affine else None)
+        self.register_buffer("label_map", None)
 
-    def preactivation(self, x: torch.Tensor) -> torch.Tensor:
-        """a of the layer's input x, in x's dtype."""
-        raise TypeError(f"[{type(self).__name__}] expected a layer with a preactivation")
+    @property
+    def couples(self) -> bool:
+        """In training a sample's update depends on the batch's other samples."""
+        batch = self.couple is not None and not (
+            isinstance(self.couple, BatchNorm) and self.couple.use_running)
+        return batch or (self.pre_norm is not None and self.pre_norm.couples)
+
+    def relabel(self, label_map: Sequence[int]) -> None:
+        """Train this layer on label_map[class] (super-classes); groups must cover them."""
+        groups = len(self.config.offsets(self.weight.shape[0])) - 1
+        if not label_map or min(label_map) < 0 or max(label_map) >= groups:
+            raise ValueError(f"[layer] a label map expected values in [0, {groups}), got "
+                             f"{tuple(label_map)}")
+        self.label_map = torch.tensor(tuple(label_map), device=self.weight.device)
+
+    def enter(self, x: torch.Tensor, training: bool) -> tuple[torch.Tensor, Normalised | None]:
+        """(what the weight sees of x, what the affine gradients need of it)."""
+        if self.pre_norm is None:
+            return x, None
+        made = self.pre_norm.normalise(x, training)
+        if self.pre_norm.folded:
+            return as_laid_out(made.x_hat), made
+        return as_laid_out(self.pre_norm.affine(made.x_hat)), made
+
+    def preactivation(self, u: torch.Tensor) -> torch.Tensor:
+        """a of what `enter` gave, in its dtype."""
+        bias = None if self.bias is None else self.bias.detach().to(u.dtype)
+        weight = self.weight.detach()
+        norm = self.pre_norm
+        if norm is None or not norm.folded:
+            return self.apply_weight(u, weight.to(u.dtype), bias)
+        columns = (1, -1, *[1] * (weight.dim() - 2))
+        a = self.apply_weight(u, (weight * norm.weight.detach().view(columns)).to(u.dtype), bias)
+        shift = norm.bias.detach().view(columns).expand(1, -1, *u.shape[2:]).to(weight.dtype)
+        return a.add_(self.apply_weight(shift.contiguous(), weight, None))
+
+    def apply_weight(self, u: torch.Tensor, weight: torch.Tensor,
+                     bias: torch.Tensor | None) -> torch.Tensor:
+        """The linear map or convolution of u, all of one dtype."""
+        raise TypeError(f"[{type(self).__name__}] expected a layer with an apply_weight")
 
     def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Per-sample shape of a, from the per-sample shape of x."""
         raise TypeError(f"[{type(self).__name__}] expected a layer with an out_shape")
+
+    def z_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Per-sample shape of z, from the per-sample shape of x."""
+        a = self.out_shape(shape)
+        return (a[0], *(s // 2 for s in a[1:])) if self.config.pool == "max2" else a
 
     def settings(self, seed: int = 0, index: int = 0, step: int = 0) -> LocalPassConfig:
         """The sweep's settings in one training step; without dropout they never change."""
@@ -50,33 +128,78 @@ class LocalLayer(nn.Module):
         drop = Dropout(self.dropout, seed, index, step)
         return replace(self.config, dropout=drop)
 
-    def cast(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weight and bias in the compute dtype (no copy when it is the weights' own)."""
-        bias = None if self.bias is None else self.bias.detach().to(dtype)
-        return self.weight.detach().to(dtype), bias
+    def infer(self, x: torch.Tensor, *, want_z: bool = True, training: bool = False,
+              norm: Norm | None = None, backend: str = "auto",
+              ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """(z, g) of the layer's input, no loss and no dropout.
+
+        Args:
+            training: use (and move) batch statistics where the layer has them.
+            norm: feature normalisation in place of the layer's own; Norm("none") gives h.
+        """
+        return self.sweep(self.preactivation(self.enter(x, training)[0]), want_z=want_z,
+                          training=training, norm=norm, backend=backend)
+
+    def sweep(self, a: torch.Tensor, *, want_z: bool = True, training: bool = False,
+              norm: Norm | None = None, backend: str = "auto",
+              ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """(z, g) of the pre-activation; arguments as `infer`."""
+        config = self.config if norm is None else replace(self.config, norm=norm)
+        if torch.compiler.is_compiling():  # torch.compile and torch.export see plain PyTorch
+            return self._traced(a, config, training)
+        if isinstance(self.couple, BatchNorm):
+            made = batch_pass(
+                a, config=config, couple=self.couple, gamma=self.norm_weight, beta=self.norm_bias,
+                running_mean=self.running_mean, running_var=self.running_var, training=training,
+                want_z=want_z, backend=backend)
+            return made.z, made.g
+        return local_pass(a, config=config, want_z=want_z, backend=backend)[:2]
+
+    def _traced(self, a: torch.Tensor, config: LocalPassConfig,
+                training: bool) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """`sweep` as plain PyTorch that moves no running statistics."""
+        couple = self.couple
+        if not isinstance(couple, BatchNorm):
+            return traced_pass(a, config)
+        pools = config.pool == "max2"
+        z = F.relu(a)
+        if pools and couple.order == "pool_norm":
+            z = F.max_pool2d(z, 2)
+        running = (None, None) if training and not couple.use_running else (
+            self.running_mean, self.running_var)
+        z = F.batch_norm(z, *running, self.norm_weight, self.norm_bias, running[0] is None,
+                         eps=couple.eps)
+        if pools and couple.order == "norm_pool":
+            z = F.max_pool2d(z, 2)
+        return z, traced_goodness(z, config)
 
 
 class LocalConv2d(LocalLayer):
-    """conv -> sweep (CW-Conv of DeeperForward, sec. 3.2). He-normal init, fan_out."""
+    """conv -> sweep (CW-Conv of DeeperForward, sec. 3.2).
+
+    `groups` are the convolution's channel groups (CFSE); other arguments as LocalLayer's.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1,
-                 padding: int | None = None, bias: bool = False, dropout: float = 0.0,
-                 config: LocalPassConfig | None = None) -> None:
-        super().__init__(config or LocalPassConfig(), dropout)
-        self.config.offsets(out_channels)
+                 padding: int | None = None, groups: int = 1, bias: bool = False,
+                 dropout: float = 0.0, config: LocalPassConfig | None = None,
+                 pre_norm: PreNorm | None = None, couple: Couple | None = None,
+                 init: Init = "he") -> None:
+        super().__init__(out_channels, config or LocalPassConfig(), dropout, pre_norm, couple)
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(f"[conv] channels must be a multiple of the {groups} groups, got "
+                             f"{in_channels} -> {out_channels}")
         padding = kernel_size // 2 if padding is None else padding
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.geometry = ConvGeometry((kernel_size, kernel_size), stride, padding)
-        weight = torch.empty(out_channels, in_channels, kernel_size, kernel_size)
-        nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
-        self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.geometry = ConvGeometry((kernel_size, kernel_size), stride, padding, groups)
+        self.weight, self.bias = initial(
+            (out_channels, in_channels // groups, kernel_size, kernel_size), bias, init)
 
-    def preactivation(self, x: torch.Tensor) -> torch.Tensor:
-        weight, bias = self.cast(x.dtype)
+    def apply_weight(self, u: torch.Tensor, weight: torch.Tensor,
+                     bias: torch.Tensor | None) -> torch.Tensor:
         geometry = self.geometry
         assert geometry is not None
-        return convolve(x, weight, bias, geometry)
+        return convolve(u, weight, bias, geometry)
 
     def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         geometry = self.geometry
@@ -95,24 +218,69 @@ class LocalLinear(LocalLayer):
     """linear -> sweep; input (N, in_features), maps are flattened."""
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = True,
-                 dropout: float = 0.0, config: LocalPassConfig | None = None) -> None:
-        super().__init__(config or LocalPassConfig(), dropout)
-        self.config.offsets(out_features)
+                 dropout: float = 0.0, config: LocalPassConfig | None = None,
+                 pre_norm: PreNorm | None = None, couple: Couple | None = None,
+                 init: Init = "he") -> None:
+        super().__init__(out_features, config or LocalPassConfig(), dropout, pre_norm, couple)
         self.in_features, self.out_features = in_features, out_features
-        weight = torch.empty(out_features, in_features)
-        nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self.weight, self.bias = initial((out_features, in_features), bias, init)
 
-    def preactivation(self, x: torch.Tensor) -> torch.Tensor:
-        weight, bias = self.cast(x.dtype)
-        return F.linear(x, weight, bias)
+    def apply_weight(self, u: torch.Tensor, weight: torch.Tensor,
+                     bias: torch.Tensor | None) -> torch.Tensor:
+        return F.linear(u, weight, bias)
 
     def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (self.out_features,)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}"
+
+
+def traced_pass(a: torch.Tensor, config: LocalPassConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """(z, g) of the reference, without loss and dropout."""
+    h = F.relu(a.double() if a.dtype is torch.float64 else a.float())
+    if config.pool == "max2":
+        h = F.max_pool2d(h, 2)
+    g, norm, groups = traced_goodness(h, config), config.norm, config.groups
+    if isinstance(groups, int) and (norm.kind == "group" or norm.scope == "group"):
+        rows = by_group(h, groups)
+        z = reference.normalise(rows, (0, rows.shape[1]), config).reshape(h.shape)
+    else:
+        z = reference.normalise(h, config.offsets(h.shape[1]), config)
+    return z.to(a.dtype), g
+
+
+def traced_goodness(h: torch.Tensor, config: LocalPassConfig) -> torch.Tensor:
+    """g (N, K) of h; equal groups as rows of one view, or a graph would hold a loop over them."""
+    if not isinstance(config.groups, int):
+        return reference.goodness(h, config.offsets(h.shape[1]), config.goodness)
+    rows = by_group(h, config.groups)
+    return reference.goodness(rows, (0, rows.shape[1]), config.goodness).reshape(
+        h.shape[0], config.groups)
+
+
+def by_group(h: torch.Tensor, groups: int) -> torch.Tensor:
+    """(N K, C / K, ...) of h (N, C, ...)."""
+    return h.reshape(h.shape[0] * groups, h.shape[1] // groups, *h.shape[2:])
+
+
+def initial(shape: tuple[int, ...], bias: bool,
+            init: Init) -> tuple[nn.Parameter, nn.Parameter | None]:
+    """(weight, bias): "he" is He-normal, fan_out, with zero biases (DeeperForward); "torch" is
+    uniform within 1 / sqrt(fan_in) for both, torch's own."""
+    weight = torch.empty(shape)
+    offset = torch.zeros(shape[0])
+    if init == "he":
+        nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+    elif init == "torch":
+        bound = (weight[0].numel()) ** -0.5
+        nn.init.uniform_(weight, -bound, bound)
+        nn.init.uniform_(offset, -bound, bound)
+    else:
+        raise ValueError(f"[layer] init must be he or torch, got {init!r}")
+    if weight.dim() == 4:
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    return nn.Parameter(weight), nn.Parameter(offset) if bias else None
 
 
 def as_channels_last(x: torch.Tensor) -> torch.Tensor:
@@ -124,6 +292,11 @@ def as_channels_last(x: torch.Tensor) -> torch.Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     _, channels, h, w = x.shape
     return x.as_strided(x.shape, (h * w, 1, w, 1)) if channels == 1 else x
+
+
+def as_laid_out(x: torch.Tensor) -> torch.Tensor:
+    """x as the weights' kernels want it: maps channels_last, the rest contiguous."""
+    return as_channels_last(x) if x.dim() == 4 else x.contiguous()
 
 
 def keep_weights_channels_last(module: nn.Module, *_: Any) -> None:

@@ -1,10 +1,13 @@
 """A chain of local layers with parameter-free shortcuts: what the engine trains.
 
-One layer's turn is transform -> layer -> join -> branch; `Wire` says which of these it has.
+One layer's turn is transform -> layer -> join -> branch; `Wire` says which of these it has. With a
+label encoding the network is one of positive and negative samples: one goodness a layer, and class
+scores by trying all labels.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,9 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ffengine.nn import differentiable
+from ffengine.nn.encoding import LabelEncoding
+from ffengine.nn.heads import LinearHead
 from ffengine.nn.layers import LocalLayer, LocalLinear, keep_weights_channels_last
-from ffengine.ops.local_pass import local_pass
-from ffengine.reference.local_pass import local_pass as reference_pass
+from ffengine.nn.readout import Readout
+from ffengine.nn.try_labels import label_goodness
+from ffengine.ops.config import LocalPassConfig, Norm
+from ffengine.reference.local_pass import normalise
 
 
 @dataclass(frozen=True)
@@ -33,41 +41,83 @@ class Wire:
 
 
 class LocalNet(nn.Module):
-    """Layers trained by local losses; class scores are goodness summed over a range of layers.
+    """Layers trained by local losses; class scores as `readout` says.
 
     Args:
         layers: the chain.
         wires: one per layer; plain (Wire()) if absent.
         num_classes: columns of the scores.
-        in_shape: (C, H, W) or (features,) of one sample.
-        input_norm: "layer" normalises each sample over all its elements (eps 1e-5, no affine).
+        in_shape: (C, H, W) or (features,) of one sample, before any encoding.
+        input_norm: of each sample over all its elements, after encoding: "layer" (eps 1e-5, no
+            affine), "none", or a Norm of kind layer or length.
         layer_range: first and last layer whose goodness is summed, inclusive.
+        encoding: how a label enters the input; the layers then have one goodness.
+        negatives: what negatives are drawn where none are given (ffengine.data.negatives).
+        propagate: the next layer sees features of the weights before the update ("stale") or
+            after it ("updated", FFLib).
+        heads: linear classifiers on the features.
+        readout: how class scores are read.
     """
 
-    #: (name, options) it was built from and the recipe it trains with; set by models.create.
+    #: (name, options) it was built from, the recipe it trains with, and its schedule; set by
+    #: models.create and the builders.
     origin: tuple[str, dict[str, Any]] | None = None
     recipe: Any = None
+    schedule: Any = None
+    #: A step makes positive and negative rows, without an encoding (unlabelled data, FFRNN).
+    makes_pairs = False
+    #: BatchNorm uses the statistics of what it is given in evaluation too (CaFo's published way).
+    batch_statistics = False
+    #: SIP may choose the layer range on validation data.
+    selects_range = True
 
     def __init__(self, layers: Sequence[LocalLayer], wires: Sequence[Wire] | None = None, *,
                  num_classes: int, in_shape: tuple[int, ...],
-                 input_norm: Literal["layer", "none"] = "layer",
-                 layer_range: tuple[int, int] | None = None) -> None:
+                 input_norm: Literal["layer", "none"] | Norm = "layer",
+                 layer_range: tuple[int, int] | None = None,
+                 encoding: LabelEncoding | None = None, negatives: str = "random",
+                 propagate: Literal["stale", "updated"] = "stale",
+                 heads: Sequence[LinearHead] = (), readout: Readout | None = None) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.wires = tuple(wires) if wires is not None else (Wire(),) * len(layers)
         if len(self.wires) != len(layers):
             raise ValueError(
                 f"[network] expected one wire a layer ({len(layers)}), got {len(self.wires)}")
+        if propagate not in ("stale", "updated"):
+            raise ValueError(f"[network] propagate must be stale or updated, got {propagate!r}")
         self.num_classes = num_classes
         self.in_shape = tuple(in_shape)
         self.input_norm = input_norm
+        self.encoding, self.negatives, self.propagate = encoding, negatives, propagate
+        self.heads = nn.ModuleList(heads)
+        self.readout = readout or Readout()
+        if self.readout.source != "goodness" and not heads:
+            raise ValueError(f"[network] a readout by {self.readout.source} expected heads, "
+                             "got none")
         self._range = (0, 0)
         # A chain skips its first layer by default, as the published code does.
         last = len(layers) - 1
         self.set_range(*(layer_range or (min(1, last), last)))
         self.shapes = self._infer_shapes()
+        self._check_parts()
         self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
             keep_weights_channels_last)
+
+    def _check_parts(self) -> None:
+        if self.negatives == "masked" and self.encoding is not None:
+            raise ValueError("[network] masked negatives expected a network without label "
+                             f"encoding, got {type(self.encoding).__name__}")
+        if len(self.layers) and self.layer(0).pre_norm is not None and self.input_norm != "none":
+            raise ValueError("[network] expected one normalisation of the first layer's input, "
+                             f"got input_norm={self.input_norm!r} and a pre_norm")
+        for head in self.heads:
+            assert isinstance(head, LinearHead)
+            width = sum(math.prod(self.shapes[i + 1]) for i in head.layers
+                        if i < len(self.layers))
+            if max(head.layers) >= len(self.layers) or head.weight.shape[1] != width:
+                raise ValueError(f"[network] a head on layers {head.layers} expected {width} "
+                                 f"features, got {head.weight.shape[1]}")
 
     def set_range(self, start: int, end: int) -> None:
         """Sum goodness over layers start..end (inclusive); later layers are skipped in forward."""
@@ -94,10 +144,10 @@ class LocalNet(nn.Module):
 
     def _infer_shapes(self) -> list[tuple[int, ...]]:
         """Per-sample shape of the map after each layer's join; entry 0 is the input's."""
-        shapes = [self.in_shape]
+        shapes = [self.in_shape if self.encoding is None else self.encoding.shape]
         shortcut: tuple[int, ...] | None = None
         for i, wire in enumerate(self.wires):
-            a = self.layer(i).out_shape(self.input_of(i, shapes[-1]))
+            a = self.layer(i).z_shape(self.input_of(i, shapes[-1]))
             if wire.join != "none" and shortcut is None:
                 raise ValueError(f"[network] layer {i} joins a shortcut, but none is live")
             if wire.join == "add" and shortcut != a:
@@ -126,12 +176,39 @@ class LocalNet(nn.Module):
             return (total,)
         return shape
 
-    def prepare(self, x: torch.Tensor) -> torch.Tensor:
-        """The input normalisation, before the first layer."""
-        if tuple(x.shape[1:]) != self.in_shape:
-            raise ValueError(f"[network] expected input (N, {', '.join(map(str, self.in_shape))}), "
+    def prepare(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """The first layer's input: x (N, *in_shape), with labels encoded where given; normed.
+
+        An input that holds its label already (N, *encoding.shape) passes without labels.
+        """
+        shape = self.in_shape if self.encoding is None or labels is not None else (
+            self.encoding.shape)
+        if tuple(x.shape[1:]) != shape:
+            raise ValueError(f"[network] expected input (N, {', '.join(map(str, shape))}), "
                              f"got {tuple(x.shape)}")
-        return F.layer_norm(x, x.shape[1:]) if self.input_norm == "layer" else x
+        if labels is not None:
+            assert self.encoding is not None
+            x = self.encoding(x, labels)
+        return self.normalise_input(x)
+
+    def normalise_input(self, x: torch.Tensor) -> torch.Tensor:
+        """`input_norm` of every sample."""
+        if self.input_norm == "none":
+            return x
+        if self.input_norm == "layer":
+            return F.layer_norm(x, x.shape[1:])
+        config = LocalPassConfig(groups=1, norm=self.input_norm)
+        return normalise(x, (0, x.shape[1]), config)
+
+    def input_scale(self, mean: torch.Tensor, square: torch.Tensor,
+                    width: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`input_norm` as x -> alpha x + beta, from a sample's mean and mean square."""
+        norm = self.input_norm if isinstance(self.input_norm, Norm) else Norm("layer")
+        if norm.kind == "length":
+            length = (square if norm.length == "rms" else square * width).sqrt()
+            return 1 / (length + norm.eps), None
+        rstd = (square - mean * mean + norm.eps).rsqrt()
+        return rstd, -rstd * mean
 
     def transform(self, i: int, x: torch.Tensor) -> torch.Tensor:
         """What stands before layer i."""
@@ -166,29 +243,122 @@ class LocalNet(nn.Module):
                 return False
         return False
 
-    def goodness(self, x: torch.Tensor, *, end: int | None = None,
-                 backend: str = "auto") -> list[torch.Tensor]:
-        """Goodness (N, K) of layers 0..end for a batch; inference, no dropout."""
+    def goodness(self, x: torch.Tensor, *, end: int | None = None, backend: str = "auto",
+                 training: bool = False) -> list[torch.Tensor]:
+        """Goodness (N, K) per class of layers 0..end, inference: no dropout.
+
+        With an encoding every label is tried. `training`: batch statistics as in training.
+        """
         end = len(self.layers) - 1 if end is None else end
-        x, shortcut, out = self.prepare(x), None, []
-        for i in range(end + 1):
-            layer = self.layer(i)
-            a = layer.preactivation(self.transform(i, x))
-            if torch.compiler.is_compiling():  # torch.compile and torch.export see plain PyTorch
-                z, g = reference_pass(a, config=layer.config, want_z=i < end)[:2]
+        if self.encoding is not None:
+            return label_goodness(self, x, end, backend)
+        return self.run(self.prepare(x), end=end, backend=backend, training=training)
+
+    def run(self, x: torch.Tensor | None = None, *, a: torch.Tensor | None = None,
+            start: int = 0, end: int | None = None, backend: str = "auto", training: bool = False,
+            features: list[torch.Tensor] | None = None) -> list[torch.Tensor]:
+        """Goodness per layer of a prepared input x, or of the first layer's pre-activation a.
+
+        Args:
+            start, end: first and last layer, x being the input of `start`.
+            features: receives z of every layer, as the next one sees it.
+        """
+        end = len(self.layers) - 1 if end is None else end
+        backend = "reference" if torch.compiler.is_compiling() else backend
+        shortcut, out = None, []
+        for i in range(start, end + 1):
+            layer, want_z = self.layer(i), i < end or features is not None
+            if i or a is None:
+                assert x is not None
+                z, g = layer.infer(self.transform(i, x), want_z=want_z, training=training,
+                                   backend=backend)
             else:
-                z, g = local_pass(a, config=layer.config, want_z=i < end, backend=backend)[:2]
+                z, g = layer.sweep(a, want_z=want_z, training=training, backend=backend)
             out.append(g)
             if z is not None:
                 x, shortcut = self.join(i, z, shortcut)
+                if features is not None:
+                    features.append(x)
         return out
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Class scores (N, classes): goodness summed over `layer_range`."""
-        start, end = self._range
+    def head_features(self, head: LinearHead, x: torch.Tensor, *, backend: str = "auto",
+                      training: bool = False) -> torch.Tensor:
+        """What a head sees of samples x: (N, in_features), by a pass of its own."""
+        training = training or self.batch_statistics
+        if self.encoding is not None and head.image != "blank":
+            x = self.normalise_input(self.encoding.neutral(x))
+        else:
+            x = self.blank(x)
+        zs: list[torch.Tensor] = []
+        end = max(head.layers)
+        if head.features == "z":
+            self.run(x, end=end, backend=backend, training=training, features=zs)
+        else:
+            zs = self.activations(x, end, backend)
+        return torch.cat([zs[i].flatten(1) for i in head.layers], 1)
+
+    def blank(self, x: torch.Tensor) -> torch.Tensor:
+        """The first layer's input without any label (backpropagation twins)."""
+        return self.prepare(x) if self.encoding is None else (
+            self.normalise_input(self.encoding.blank(x)))
+
+    def differentiable_logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits (N, classes) as plain PyTorch that autograd follows."""
+        return differentiable.logits(self, x)
+
+    def activations(self, x: torch.Tensor, end: int, backend: str = "auto") -> list[torch.Tensor]:
+        """h of layers 0..end, before their feature normalisation, of a prepared input."""
+        out: list[torch.Tensor] = []
+        backend = "reference" if torch.compiler.is_compiling() else backend
+        for i in range(end + 1):
+            layer = self.layer(i)
+            h, _ = layer.infer(self.transform(i, x), norm=Norm("none"), backend=backend)
+            assert h is not None
+            out.append(h)
+            x = normalise(h, layer.config.offsets(h.shape[1]), layer.config)
+        return out
+
+    def logits(self, x: torch.Tensor, *, backend: str = "auto") -> list[torch.Tensor]:
+        """Logits (N, K) of every head."""
+        heads = [h for h in self.heads if isinstance(h, LinearHead)]
+        if len({(h.image, h.features) for h in heads}) > 1 or self.encoding is not None:
+            return [h(self.head_features(h, x, backend=backend)) for h in heads]
+        zs: list[torch.Tensor] = []
+        self.run(self.prepare(x), end=max(max(h.layers) for h in heads), backend=backend,
+                 features=zs, training=self.batch_statistics)
+        return [h(torch.cat([zs[i].flatten(1) for i in h.layers], 1)) for h in heads]
+
+    def scores(self, x: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
+        """Class scores (N, classes) of samples (N, *in_shape), as `readout` reads them."""
         with torch.no_grad():
-            gs = self.goodness(x, end=end)
-        return torch.stack(gs[start:]).sum(0)
+            if self.readout.source != "goodness":
+                return self.readout.of_logits(self.logits(x, backend=backend))
+            start, end = self._range
+            return self.readout.of_goodness(self.goodness(x, end=end, backend=backend)[start:])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Class scores (N, classes)."""
+        return self.scores(x)
+
+    def cut(self, depth: int) -> None:
+        """Drop the layers past the first `depth`, and the heads that read them."""
+        if not self._range[1] < depth <= len(self.layers):
+            raise ValueError(f"[network] a depth expected {self._range[1] + 1} to "
+                             f"{len(self.layers)} layers, got {depth}")
+        self.layers, self.wires = self.layers[:depth], self.wires[:depth]
+        self.heads = nn.ModuleList(
+            h for h in self.heads if isinstance(h, LinearHead) and max(h.layers) < depth)
+        self.shapes = self.shapes[:depth + 1]
+
+    def append(self, layer: LocalLayer, wire: Wire | None = None) -> None:
+        """One more layer on top; those below keep what they learned (`Layerwise(start=...)`)."""
+        self.layers.append(layer)
+        self.wires = (*self.wires, wire or Wire())
+        try:
+            self.shapes = self._infer_shapes()
+        except (ValueError, RuntimeError):
+            self.layers, self.wires = self.layers[:-1], self.wires[:-1]
+            raise
 
     def _apply(self, fn: Any, recurse: bool = True) -> LocalNet:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

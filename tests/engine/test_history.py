@@ -63,8 +63,8 @@ def test_sums_are_sample_means_and_survive_export():
     goodness = torch.eye(2)[torch.tensor([0, 1, 0])]
     report = BatchReport([torch.tensor(1.0), None], [goodness, None])
     sums = EpochSums()
-    sums.add(report, y, (0, 1))
+    sums.add(report, y, torch.tensor(2))
     again = EpochSums(sums.export())
-    again.add(BatchReport([torch.tensor(3.0), None], [goodness[:1], None]), y[:1], (0, 1))
+    again.add(BatchReport([torch.tensor(3.0), None], [goodness[:1], None]), y[:1], torch.tensor(1))
     assert again.losses() == [1.5, 0.0] and again.accuracy() == 0.75
     assert EpochSums().export() == {} and EpochSums({}).losses() == []

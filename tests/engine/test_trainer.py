@@ -13,14 +13,14 @@ from engine.training import batch, loaders, network, same, trainer, weights
 import ffengine as ff
 from ffengine.engine.budget import parse_bytes
 from ffengine.engine.guard import Watch
-from ffengine.engine.schedule import Together
 
 
 def test_step_reports_one_loss_and_goodness_a_layer():
     report = trainer().step(*batch())
     assert [loss.shape for loss in report.losses] == [()] * 4
     assert [g.shape for g in report.goodness] == [(8, 10)] * 4
-    assert Together().layers(4, 0, 0) == range(4)
+    turn = trainer().schedule.turn(0, 0)
+    assert turn.layers == (0, 1, 2, 3) and turn.depth == 4
 
 
 def test_step_takes_batch_mapping_and_pair_alike():
@@ -224,11 +224,11 @@ def test_watch_off_the_cpu_reads_rarely_and_names_the_first_bad_step():
     watch = Watch(torch.device("meta"), every=3)
     x, y = torch.zeros(2, 4), torch.tensor([0, 1])
     good, bad = [torch.ones(())] * 2, [torch.ones(()), torch.tensor(float("inf"))]
-    watch.after(x, y, 2, good, range(2), 0, 0, now=False)
-    watch.after(x, y, 2, bad, range(2), 0, 1, now=False)
+    watch.after(x, y, 2, good, 0, 0, now=False)
+    watch.after(x, y, 2, bad, 0, 1, now=False)
     with pytest.raises(ff.TrainingStopped, match="layer 1 became inf at step 1 of epoch 0"):
-        watch.after(x, y, 2, bad, range(2), 0, 2, now=False)
-    watch.after(x, y + 1, 2, good, range(2), 1, 3, now=False)
+        watch.after(x, y, 2, bad, 0, 2, now=False)
+    watch.after(x, y + 1, 2, good, 1, 3, now=False)
     with pytest.raises(ff.TrainingStopped, match="labels out of range in the batch of epoch 1"):
         watch.check()
 

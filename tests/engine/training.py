@@ -43,3 +43,11 @@ def weights(net: Any) -> dict[str, torch.Tensor]:
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def assert_same(ours: torch.Tensor, slow: torch.Tensor, what: Any = "") -> None:
+    """fp64 against a transcription: rounding, after a few steps of Adam."""
+    ours, slow = ours.detach(), slow.detach()
+    assert ours.dtype is slow.dtype is torch.float64 and ours.shape == slow.shape, what
+    limit = 1e-10 * max(1.0, slow.abs().max().item())
+    assert (ours - slow).abs().max() <= limit, what

@@ -1,0 +1,1 @@
+"""What trained networks look like: sparsity, activations, statistics, plots."""

@@ -1,0 +1,164 @@
+"""A layer's update: weight, bias, and the affine maps of its normalisations.
+
+A BatchNorm before the weight takes no input gradient (SPEC 1): with dŴ the weight gradient against
+x̂ and S[o, k] the sum of da[o] under kernel tap k, borders included,
+
+    dW = g dŴ + b S      dg_c = sum of W dŴ over the channel      db_c = sum of W S.
+
+LayerNorm over all elements takes one input-gradient convolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from ffengine.nn.layers import LocalLayer
+from ffengine.nn.norms import Normalised, PreNorm
+from ffengine.ops import backends
+from ffengine.ops.optim import ConvGeometry
+from ffengine.ops.weight_update import bias_gradient, gradient_update, weight_update
+
+if TYPE_CHECKING:
+    from ffengine.engine.step import StepContext
+
+
+@dataclass
+class Swept:
+    """What a layer's sweep left: see ffengine.ops.local_pass and batch_pass."""
+
+    z: torch.Tensor | None
+    g: torch.Tensor
+    loss: torch.Tensor | None
+    da: torch.Tensor | None
+    da_scale: float = 1.0
+    dgamma: torch.Tensor | None = None
+    dbeta: torch.Tensor | None = None
+
+
+Buffers = tuple[torch.Tensor | None, torch.Tensor | None]
+
+
+def update(ctx: StepContext, i: int, u: torch.Tensor, made: Normalised | None, swept: Swept,
+           buffers: Buffers = (None, None), finish: bool = True, owner: str = "",
+           du: torch.Tensor | None = None) -> None:
+    """Step every parameter of layer i from da at its pre-activation.
+
+    Args:
+        u, made: what LocalLayer.enter gave.
+        buffers, finish: of a run's tiles; whole batches only where the input is normalised.
+        owner: whose optimizer states (OLU).
+        du: dL/du times da_scale, where the caller has it (unfolded norms; else computed here).
+    """
+    layer, opt = ctx.net.layer(i), ctx.optimizer
+    da, scale = swept.da, swept.da_scale
+    assert da is not None
+    if made is None:
+        weight_update(
+            layer.weight.detach(), u, da, optim=opt.config(layer.weight),
+            state=opt.state_of(layer.weight, owner), geometry=layer.geometry,
+            accumulate=buffers[0], finish=finish, da_scale=scale,
+            grad_out=ctx.grad_of(i, "weight"), backend=ctx.backend,
+            bias=None if layer.bias is None else layer.bias.detach(),
+            bias_state=opt.state_of(layer.bias, owner), bias_accumulate=buffers[1],
+            bias_grad_out=ctx.grad_of(i, "bias"))
+    else:
+        step_all(ctx, i, normalised_gradients(ctx, i, u, made, da, scale, du), owner)
+    for name, grad in (("norm_weight", swept.dgamma), ("norm_bias", swept.dbeta)):
+        if grad is not None:
+            step(ctx, i, name, getattr(layer, name), grad, owner)
+
+
+def step(ctx: StepContext, i: int | str, name: str, parameter: nn.Parameter, grad: torch.Tensor,
+         owner: str = "", scale: float = 1.0) -> None:
+    """Step one parameter with a gradient that exists, times `scale`."""
+    state = ctx.optimizer.state_of(parameter, owner)
+    assert state is not None
+    gradient_update(parameter.detach(), grad.to(parameter.dtype), state=state,
+                    optim=ctx.optimizer.config(parameter), grad_out=ctx.grad_of(i, name),
+                    scale=scale, backend=ctx.backend)
+
+
+Gradients = list[tuple[str, nn.Parameter, torch.Tensor]]
+
+
+def step_all(ctx: StepContext, i: int, gradients: Gradients, owner: str) -> None:
+    """Step layer i's parameters with what `normalised_gradients` gave."""
+    for name, parameter, grad in gradients:
+        step(ctx, i, name, parameter, grad, owner)
+
+
+def normalised_gradients(ctx: StepContext, i: int, u: torch.Tensor, made: Normalised,
+                         da: torch.Tensor, scale: float, du: torch.Tensor | None) -> Gradients:
+    """(name, parameter, gradient) of a layer with a pre_norm, at the weights as they are."""
+    layer, opt = ctx.net.layer(i), ctx.optimizer
+    norm = layer.pre_norm
+    assert norm is not None
+    weight = layer.weight.detach()
+    against = torch.zeros_like(weight)
+    weight_update(weight, u, da, optim=opt.config(layer.weight), state=None,
+                  geometry=layer.geometry, accumulate=against, finish=False, da_scale=scale,
+                  backend=ctx.backend)
+    if norm.folded:
+        grad, dg, db = contract(weight, against, da, scale, norm, layer.geometry, u.shape[2:])
+    else:
+        du = input_gradient(layer, u, da) if du is None else du
+        wide = du.to(weight.dtype)
+        grad, dg, db = against, (wide * made.x_hat).sum(0), wide.sum(0)
+        dg, db = dg / scale, db / scale
+    found: Gradients = [("pre_norm.weight", norm.weight, dg), ("pre_norm.bias", norm.bias, db),
+                        ("weight", layer.weight, grad)]
+    if layer.bias is not None:
+        found.append(("bias", layer.bias, bias_gradient(da, weight.dtype) / scale))
+    return found
+
+
+def contract(weight: torch.Tensor, against: torch.Tensor, da: torch.Tensor, scale: float,
+             norm: PreNorm, geometry: ConvGeometry | None,
+             size: torch.Size) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(dW, dg, db) from the weight gradient against x̂: no input gradient is formed."""
+    columns = (1, -1, *[1] * (weight.dim() - 2))
+    g, b = (p.detach().view(columns) for p in (norm.weight, norm.bias))
+    s = tap_sums(da, geometry, size, weight.dtype).div_(scale)
+    over = [d for d in range(weight.dim()) if d != 1]
+    dg, db = (weight * against).sum(over), (weight * s).sum(over)
+    return against.mul_(g).add_(b * s), dg, db
+
+
+def tap_sums(da: torch.Tensor, geometry: ConvGeometry | None, size: torch.Size,
+             dtype: torch.dtype) -> torch.Tensor:
+    """S (O, 1, kH, kW): sum over samples and pixels of da whose tap lies inside the input."""
+    if geometry is None:
+        return da.sum(0, dtype=dtype).unsqueeze(1)
+    plane = da.sum(0, dtype=dtype)
+    rows, columns = (
+        inside(k, geometry, extent, out).to(dtype)
+        for k, extent, out in zip(geometry.kernel, size, plane.shape[1:], strict=True))
+    return torch.einsum("opq,ip,jq->oij", plane, rows.to(da.device),
+                        columns.to(da.device)).unsqueeze(1)
+
+
+def inside(kernel: int, geometry: ConvGeometry, extent: int, out: int) -> torch.Tensor:
+    """(kernel, out) bool: tap i of output position p reads the input, not the padding."""
+    at = (torch.arange(out) * geometry.stride)[None] + (
+        torch.arange(kernel) - geometry.padding)[:, None]
+    return (at >= 0) & (at < extent)
+
+
+def input_gradient(layer: LocalLayer, u: torch.Tensor, da: torch.Tensor) -> torch.Tensor:
+    """dL/du (times da's scale) at what the layer's weight saw; folded norms: dL/dx̂."""
+    weight = layer.weight.detach()
+    norm, geometry = layer.pre_norm, layer.geometry
+    if norm is not None and norm.folded:
+        weight = weight * norm.weight.detach().view(1, -1, *[1] * (weight.dim() - 2))
+    weight = weight.to(da.dtype)
+    if geometry is None:
+        return da @ weight
+    with backends.exact(da.device.type):
+        found: torch.Tensor = torch.ops.aten.convolution_backward(
+            da, u, weight, None, [geometry.stride] * 2, [geometry.padding] * 2, [1, 1], False,
+            [0, 0], geometry.groups, [True, False, False])[0]
+    return found

@@ -1,0 +1,38 @@
+"""Backpropagation as a schedule: the twin of a network, trained end to end by cross-entropy."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+import torch.nn.functional as F
+
+from ffengine.engine import affine
+from ffengine.engine.batch import Batch
+from ffengine.engine.plan import Plan
+from ffengine.engine.schedule import Schedule
+from ffengine.engine.step import BatchReport, StepContext
+
+
+class Backprop(Schedule):
+    """Every batch trains all parameters on one loss, the cross-entropy of the scores."""
+
+    def train(self, ctx: StepContext, item: Batch, plan: Plan, dtype: torch.dtype) -> BatchReport:
+        net = ctx.net
+        named = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
+        cast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        if dtype in (torch.bfloat16, torch.float16):
+            cast = torch.autocast(item.x.device.type, dtype)
+        with torch.enable_grad(), cast:
+            logits = net.differentiable_logits(item.x.to(named[0][1].dtype))
+            loss = F.cross_entropy(logits.to(named[0][1].dtype), item.y)
+        gradients = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+        for (name, p), gradient in zip(named, gradients, strict=True):
+            if gradient is not None:
+                affine.step(ctx, "net", name, p, gradient)
+        ctx.optimizer.mark_stepped()
+        last = len(net.layers) - 1
+        ctx.loss_sum[last] = loss.detach()
+        report = ctx.report()
+        report.scores = logits.detach()
+        return report

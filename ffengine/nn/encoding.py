@@ -1,0 +1,168 @@
+"""Label encodings: how a label enters the input of a positive/negative network.
+
+Every encoding is a sum over disjoint elements, encode(x, k) = base(x) + mark(k): the first layer's
+image part can be computed once for all labels (ffengine.nn.try_labels).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class LabelEncoding(nn.Module):
+    """Base of the encodings.
+
+    Labels are int64 (N,), or rows (N, K) for soft or inverse labels.
+
+    Args:
+        num_classes: K.
+        in_shape: (C, H, W) or (features,) of one sample before encoding.
+
+    Attributes:
+        shape: of one encoded sample.
+    """
+
+    shape: tuple[int, ...]
+
+    def __init__(self, num_classes: int, in_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"[encoding] expected 2 or more classes, got {num_classes}")
+        self.num_classes, self.in_shape = num_classes, tuple(in_shape)
+
+    def base(self, x: torch.Tensor) -> torch.Tensor:
+        """A new (N, *shape): the image, zeros where the label goes."""
+        raise TypeError(f"[encoding] {type(self).__name__} has no base")
+
+    def mark(self, rows: torch.Tensor) -> torch.Tensor:
+        """(M, *shape): the labels of rows (M, K), zeros where the image is."""
+        raise TypeError(f"[encoding] {type(self).__name__} has no mark")
+
+    def scale(self, x: torch.Tensor) -> torch.Tensor | float:
+        """What label rows are multiplied by in this batch."""
+        return 1.0
+
+    def neutral_rows(self, n: int, like: torch.Tensor) -> torch.Tensor:
+        """Label rows (n, K) that favour no class."""
+        return like.new_full((n, self.num_classes), 1.0 / self.num_classes)
+
+    def rows(self, labels: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """Labels as rows (N, K) of the input's dtype; rows pass as they are."""
+        if labels.is_floating_point():
+            return labels.to(like.dtype)
+        return F.one_hot(labels, self.num_classes).to(like.dtype)
+
+    def place(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Encoded input (N, *shape) of x and label rows (N, K)."""
+        return self.base(x).add_(self.mark(rows * self.scale(x)))
+
+    def blank(self, x: torch.Tensor) -> torch.Tensor:
+        """The image alone, as the first layer's input (backpropagation twins)."""
+        return self.base(x)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Encoded input (N, *shape) of x and labels (N,) or (N, K)."""
+        return self.place(x, self.rows(labels, x))
+
+    def neutral(self, x: torch.Tensor) -> torch.Tensor:
+        """Encoded input with no class favoured."""
+        return self.place(x, self.neutral_rows(x.shape[0], x))
+
+
+class Overlay(LabelEncoding):
+    """The label as one-hot over the first K pixels (Hinton 2022, sec. 3.3).
+
+    Args:
+        value: what the label's pixel holds; "max": the largest pixel of the batch (Pezeshki).
+        neutral_value: every label pixel of the neutral input, over `value` (Löwe: 0.1).
+
+    Raises:
+        ValueError: fewer pixels than classes.
+    """
+
+    def __init__(self, num_classes: int, in_shape: tuple[int, ...],
+                 value: float | Literal["max"] = 1.0, neutral_value: float = 0.1) -> None:
+        super().__init__(num_classes, in_shape)
+        self.shape = (math.prod(in_shape),)
+        if self.shape[0] < num_classes:
+            raise ValueError(f"[encoding] a label overlay needs {num_classes} pixels, got an "
+                             f"image of {self.shape[0]}")
+        self.value, self.neutral_value = value, neutral_value
+
+    def base(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1).clone()
+        x[:, :self.num_classes] = 0
+        return x
+
+    def mark(self, rows: torch.Tensor) -> torch.Tensor:
+        return F.pad(rows, (0, self.shape[0] - self.num_classes))
+
+    def blank(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)
+
+    def scale(self, x: torch.Tensor) -> torch.Tensor | float:
+        return x.max() if self.value == "max" else float(self.value)
+
+    def neutral_rows(self, n: int, like: torch.Tensor) -> torch.Tensor:
+        return like.new_full((n, self.num_classes), self.neutral_value)
+
+
+class Concat(LabelEncoding):
+    """The image's elements, then the label row (FFLib); the neutral row is zero (FFNN+C)."""
+
+    def __init__(self, num_classes: int, in_shape: tuple[int, ...]) -> None:
+        super().__init__(num_classes, in_shape)
+        self.shape = (math.prod(in_shape) + num_classes,)
+
+    def base(self, x: torch.Tensor) -> torch.Tensor:
+        return F.pad(x.flatten(1), (0, self.num_classes))
+
+    def mark(self, rows: torch.Tensor) -> torch.Tensor:
+        return F.pad(rows, (self.shape[0] - self.num_classes, 0))
+
+    def neutral_rows(self, n: int, like: torch.Tensor) -> torch.Tensor:
+        return like.new_zeros(n, self.num_classes)
+
+
+class LabelChannel(LabelEncoding):
+    """One more channel that shows the label's embedding, H x W (Trifecta, sec. 3).
+
+    Args:
+        learned: the embedding is trained by the first layer's loss where that crosses to its input
+            (overlapping updates); else it stays random.
+        neutral: "mean" of the embeddings, or the embedding of a "random" label (drawn from
+            torch's generator).
+
+    Raises:
+        ValueError: samples that are no maps.
+    """
+
+    def __init__(self, num_classes: int, in_shape: tuple[int, ...], learned: bool = True,
+                 neutral: Literal["mean", "random"] = "mean") -> None:
+        super().__init__(num_classes, in_shape)
+        if len(in_shape) != 3:
+            raise ValueError(f"[encoding] a label channel needs maps (C, H, W), got {in_shape}")
+        channels, height, width = in_shape
+        self.shape = (channels + 1, height, width)
+        self.learned, self.neutral_kind = learned, neutral
+        self.weight = nn.Parameter(torch.randn(num_classes, height * width),
+                                   requires_grad=learned)
+
+    def base(self, x: torch.Tensor) -> torch.Tensor:
+        return F.pad(x, (0, 0, 0, 0, 0, 1))
+
+    def mark(self, rows: torch.Tensor) -> torch.Tensor:
+        _, height, width = self.shape
+        maps = (rows @ self.weight.detach().to(rows.dtype)).view(-1, 1, height, width)
+        return F.pad(maps, (0, 0, 0, 0, self.shape[0] - 1, 0))
+
+    def neutral_rows(self, n: int, like: torch.Tensor) -> torch.Tensor:
+        if self.neutral_kind == "mean":
+            return super().neutral_rows(n, like)
+        drawn = torch.randint(self.num_classes, (n,), device=like.device)
+        return F.one_hot(drawn, self.num_classes).to(like.dtype)

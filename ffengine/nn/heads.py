@@ -1,0 +1,50 @@
+"""Linear heads: classifiers on the layers' features, trained by cross-entropy beside the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+#: double-softmax: cross-entropy of softmax(logits), CwComp's published bug.
+HeadLoss = Literal["ce", "double-softmax", "sparsemax"]
+
+
+class LinearHead(nn.Module):
+    """logits = features Wᵀ + b of the concatenated features of some layers.
+
+    Args:
+        layers: indices of the layers whose features it reads, in order.
+        in_features, num_classes: size of the weight (num_classes, in_features).
+        image: "pass": features of the samples as trained on; "neutral": of the image with the
+            neutral label, by a pass of its own; "blank": the same without any label.
+        features: "z": as the next layer sees them; "h": before their normalisation.
+        loss: ce | double-softmax | sparsemax.
+        optim: hyper-parameters that differ from the run's, as keywords of OptimConfig.
+    """
+
+    def __init__(self, layers: Sequence[int], in_features: int, num_classes: int, *,
+                 bias: bool = True, image: Literal["pass", "neutral", "blank"] = "pass",
+                 features: Literal["z", "h"] = "z", loss: HeadLoss = "ce",
+                 init: Literal["uniform", "zeros", "ones"] = "uniform",
+                 optim: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        if not layers or num_classes < 2:
+            raise ValueError("[head] expected one layer or more and 2 classes or more, got layers "
+                             f"{tuple(layers)} and {num_classes} classes")
+        self.layers, self.image, self.features, self.loss = tuple(layers), image, features, loss
+        self.num_classes, self.optim = num_classes, optim or {}
+        weight = torch.empty(num_classes, in_features)
+        if init == "uniform":
+            nn.init.uniform_(weight, -in_features**-0.5, in_features**-0.5)
+        else:
+            nn.init.constant_(weight, float(init == "ones"))
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(torch.zeros(num_classes)) if bias else None
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits (N, num_classes), in the weight's dtype."""
+        return F.linear(features.to(self.weight.dtype), self.weight, self.bias)

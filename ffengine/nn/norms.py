@@ -1,0 +1,121 @@
+"""Normalisation of a layer's input, with the gradients a local step needs (Trifecta, sec. 3).
+
+The batch kinds are folded into the layer's weight, conv(g x̂ + b, W) = conv(x̂, g W) + conv(b, W):
+the weight gradient against x̂ then also gives the affine gradients, without an input gradient
+(ffengine.engine.affine).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+Kind = Literal["batch", "batch-running", "layer", "layer-no-mean"]
+KINDS = ("batch", "batch-running", "layer", "layer-no-mean")
+
+
+class Normalised(NamedTuple):
+    """x̂ (shape of x), and its reciprocal standard deviation: (C,), or one a sample."""
+
+    x_hat: torch.Tensor
+    rstd: torch.Tensor
+
+
+class PreNorm(nn.Module):
+    """x̂ = (x - mean) rstd with an affine map, before a layer's weight.
+
+    batch: statistics of the batch, per channel (torch's BatchNorm); batch-running: the running
+    statistics in training too, so that samples do not couple; layer: LayerNorm over all elements
+    of a sample, affine per element; layer-no-mean: x over its root mean square.
+
+    Args:
+        kind: one of the above.
+        shape: of one sample, (C, H, W) or (features,).
+    """
+
+    running_mean: torch.Tensor | None
+    running_var: torch.Tensor | None
+
+    def __init__(self, kind: Kind, shape: tuple[int, ...], eps: float = 1e-5,
+                 momentum: float = 0.1) -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(f"[norm] kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        self.kind, self.eps, self.momentum = kind, eps, momentum
+        #: Folded into the weight: statistics and affine map per channel.
+        self.folded = kind.startswith("batch")
+        self.shape = tuple(shape[:1] if self.folded else shape)
+        self.weight = nn.Parameter(torch.ones(self.shape))
+        self.bias = nn.Parameter(torch.zeros(self.shape))
+        self.register_buffer("running_mean", torch.zeros(self.shape) if self.folded else None)
+        self.register_buffer("running_var", torch.ones(self.shape) if self.folded else None)
+
+    @property
+    def couples(self) -> bool:
+        """In training a sample's x̂ depends on the batch's other samples."""
+        return self.kind == "batch"
+
+    def normalise(self, x: torch.Tensor, training: bool) -> Normalised:
+        """x̂ of x (N, *shape); with `training` the batch's statistics, and running ones move."""
+        if not self.folded:
+            return self._per_sample(x)
+        assert self.running_mean is not None and self.running_var is not None
+        own = training and self.kind == "batch"
+        if training and not own:
+            self._follow(x)
+        if own and x.numel() <= x.shape[1]:
+            raise ValueError("[norm] batch statistics expected more than one value a channel, got "
+                             f"an input of {tuple(x.shape)}")
+        x_hat, _, rstd = torch.native_batch_norm(
+            x, None, None, self.running_mean, self.running_var, own, self.momentum, self.eps)
+        return Normalised(x_hat, rstd if own else (self.running_var + self.eps).rsqrt())
+
+    def _follow(self, x: torch.Tensor) -> None:
+        """Move the running statistics, which normalise this very batch."""
+        assert self.running_mean is not None and self.running_var is not None
+        dims = [d for d in range(x.dim()) if d != 1]
+        wide = x.to(self.running_mean.dtype)
+        count = x.numel() // x.shape[1]
+        self.running_mean.lerp_(wide.mean(dims), self.momentum)
+        if count > 1:
+            self.running_var.lerp_(wide.var(dims), self.momentum)
+
+    def _per_sample(self, x: torch.Tensor) -> Normalised:
+        dims = list(range(1, x.dim()))
+        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        centred = wide - wide.mean(dims, keepdim=True) if self.kind == "layer" else wide
+        rstd = torch.rsqrt((centred * centred).mean(dims, keepdim=True) + self.eps)
+        return Normalised((centred * rstd).to(x.dtype), rstd)
+
+    def affine(self, x_hat: torch.Tensor) -> torch.Tensor:
+        """g x̂ + b."""
+        like = (-1, *[1] * (x_hat.dim() - 2)) if self.folded else self.shape
+        weight, bias = (p.detach().to(x_hat.dtype).view(like) for p in (self.weight, self.bias))
+        return torch.addcmul(bias, weight, x_hat)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The module as plain differentiable PyTorch (backpropagation twins, export)."""
+        if not self.folded:
+            dims = list(range(1, x.dim()))
+            centred = x - x.mean(dims, keepdim=True) if self.kind == "layer" else x
+            rstd = torch.rsqrt((centred * centred).mean(dims, keepdim=True) + self.eps)
+            return torch.addcmul(self.bias.to(x.dtype), self.weight.to(x.dtype), centred * rstd)
+        own = self.training and self.kind == "batch"
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, own,
+                            self.momentum, self.eps)
+
+    def input_gradient(self, dx_hat: torch.Tensor, made: Normalised,
+                       training: bool) -> torch.Tensor:
+        """dL/dx of dL/dx̂, through the statistics where they are the input's own."""
+        rstd = made.rstd.view(1, -1, *[1] * (dx_hat.dim() - 2)) if self.folded else made.rstd
+        if self.folded and not (training and self.kind == "batch"):
+            return dx_hat * rstd
+        dims = ([d for d in range(dx_hat.dim()) if d != 1] if self.folded
+                else list(range(1, dx_hat.dim())))
+        through = dx_hat - made.x_hat * (dx_hat * made.x_hat).mean(dims, keepdim=True)
+        if self.kind != "layer-no-mean":
+            through = through - dx_hat.mean(dims, keepdim=True)
+        return through * rstd

@@ -1,0 +1,179 @@
+"""`ffengine reproduce`: the paper's number beside ours, on its data or on what stands in."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from ffengine.cli import main
+from ffengine.commands import reproduce
+from ffengine.engine.guard import TrainingStopped
+from ffengine.models import recipe_files
+
+NAME = "deeperforward-tinycnn-cifar10"
+TINY = ["--set", "widths=(10,10,10,10)", "--set", "image_size=4", "--batch-size", "256",
+        "--backend", "reference", "--quiet"]
+
+RECIPE = """
+name = "{name}"
+paper = "mine"
+table = "Table 1"
+row = "{name}"
+model = "deeperforward/tinycnn"
+data = "cifar10"
+
+[options]
+widths = [10, 10, 10, 10]
+image_size = 4
+
+[train]
+optimizer = "adamw"
+lr = 0.08
+epochs = 2
+batch_size = 16
+seeds = [0, 1]
+augment = "flip"
+
+[digits]
+epochs = 1
+batch_size = 256
+
+[paper_result]
+metric = "{metric}"
+mean = 50.0
+sd = 1.0
+"""
+
+
+@pytest.fixture(autouse=True)
+def nothing_but_what_a_test_puts_there(monkeypatch, tmp_path):
+    """An empty data folder, an empty working folder, and no way to download."""
+    def fetch(*args, **kwargs):
+        raise AssertionError("reproduce reached for the network")
+
+    monkeypatch.setattr("ffengine.data.files.pooch.retrieve", fetch)
+    monkeypatch.setenv("FFENGINE_DATA", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+
+
+def run(capsys, *words):
+    """(status, standard output, standard error)."""
+    status = main(["reproduce", *words])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def rows_of(capsys, *words):
+    status, out, err = run(capsys, *words, "--json")
+    assert status == 0, err
+    return json.loads(out.strip().splitlines()[-1])
+
+
+def cifar10(folder):
+    """CIFAR-10 in its own format, a few images a file."""
+    folder.mkdir(parents=True)
+    for name in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
+        pixels = np.random.RandomState(0).randint(0, 256, (20, 3072))
+        rows = np.column_stack([np.arange(20) % 10, pixels]).astype(np.uint8)
+        (folder / name).write_bytes(rows.tobytes())
+
+
+def test_digits_stand_in_where_the_data_is_not_here(capsys, tmp_path):
+    (row,) = rows_of(capsys, NAME, "--epochs", "1", "--seeds", "1", *TINY)
+    assert row["recipe"] == NAME and row["paper_mean"] == 79.49 and row["paper_sd"] == 0.29
+    assert row["data"] == "digits (cifar10 not here)" and row["trained_on"] == "digits"
+    assert row["difference"] is None and row["sd"] is None and row["seeds"] == [0]
+    assert 0 < row["mean"] <= 100 and row["seconds"] > 0 and row["peak_bytes"] > 0
+    assert (row["epochs"], row["batch_size"], row["backend"]) == (1, 256, "reference")
+    with (tmp_path / "runs" / f"reproduce-{NAME}.csv").open() as file:
+        (saved,) = csv.DictReader(file)
+    assert saved["recipe"] == NAME and float(saved["mean"]) == row["mean"]
+    assert set(saved) == set(row)
+
+
+def test_the_table_says_what_it_compares(capsys, tmp_path):
+    status, out, err = run(capsys, NAME, "--data", "digits", "--epochs", "1", "--seeds", "0,2",
+                           "--out", str(tmp_path / "here"), *TINY)
+    assert status == 0, err
+    head, line, *notes = out.splitlines()
+    assert head.split() == ["recipe", "paper", "ours", "difference", "seconds", "peak", "epochs",
+                            "data"]
+    assert "79.49 ± 0.29" in line and "digits (paper: cifar10)" in line
+    assert any("do not compare" in note for note in notes)
+    assert notes[-1] == f"rows in {tmp_path / 'here' / f'reproduce-{NAME}.csv'}"
+    status, out, _ = run(capsys, NAME, "--epochs", "1", "--seeds", "1", *TINY)
+    assert "not on this machine: cifar10" in out and "--data-root" in out
+
+
+def test_the_papers_data_is_used_where_it_is_here(capsys, tmp_path):
+    cifar10(tmp_path / "elsewhere" / "cifar10")
+    words = [NAME, "--epochs", "1", "--seeds", "2", "--data-root", str(tmp_path / "elsewhere")]
+    (row,) = rows_of(capsys, *words, *TINY)
+    assert row["data"] == row["trained_on"] == "cifar10" and row["paper_epochs"] == 150
+    assert row["difference"] == pytest.approx(row["mean"] - 79.49)
+    assert row["seeds"] == [0, 1] and len(row["accuracies"]) == 2 and row["sd"] >= 0
+    assert row["lr"] == 0.08
+
+
+def test_a_paper_shares_runs_and_shows_what_failed(capsys, tmp_path, monkeypatch):
+    """Two readings of the same training cost one; a recipe that blows up is a row, not a gap."""
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    for name, metric in (("mine-a", "test_accuracy"), ("mine-b", "best_layer_accuracy")):
+        (folder / f"{name}.toml").write_text(RECIPE.format(name=name, metric=metric))
+    bad = RECIPE.format(name="mine-c", metric="test_accuracy").replace("lr = 0.08", "lr = 80")
+    (folder / "mine-c.toml").write_text(bad)
+    cifar10(tmp_path / "data" / "cifar10")
+    monkeypatch.setattr(recipe_files, "FOLDER", folder)
+    augmented = []
+    train_and_test = reproduce.train_and_test
+
+    def counted(args, trainer, splits, augment):
+        if trainer.settings.lr > 1:
+            raise TrainingStopped("[train] the loss of layer 2 became nan")
+        augmented.append(augment is not None)
+        return train_and_test(args, trainer, splits, augment)
+
+    monkeypatch.setattr(reproduce, "train_and_test", counted)
+    a, b, c = rows_of(capsys, "mine", "--backend", "reference", "--quiet")
+    assert augmented == [True] * 2 and a["seeds"] == b["seeds"] == [0, 1]
+    assert b["metric"] == "best_layer_accuracy" and a["accuracies"] != []
+    assert c["mean"] is None and "the loss of layer" in c["error"] and a["error"] is None
+    assert "the loss of layer" in (tmp_path / "runs" / "reproduce-mine.csv").read_text()
+
+    augmented.clear()
+    (row,) = rows_of(capsys, str(folder / "mine-b.toml"), "--data", "digits", "--seeds", "1",
+                     "--backend", "reference", "--quiet")
+    assert augmented == [False] and (row["epochs"], row["batch_size"]) == (1, 256)
+    status, _, err = run(capsys, "mine-c", "--quiet", "--backend", "reference")
+    assert status == 2 and "the loss of layer" in err and err.count("\n") == 1
+
+
+def test_without_a_name_the_recipes_are_listed(capsys):
+    rows = rows_of(capsys)
+    assert {r["recipe"] for r in rows} == set(recipe_files.names())
+    status, out, _ = run(capsys)
+    assert status == 0 and NAME in out
+
+
+@pytest.mark.parametrize("words, text", [
+    (["deeperforward-tiny"], "unknown recipe 'deeperforward-tiny'"),
+    (["nowhere.toml"], "no such file"),
+    ([NAME, "--seeds", "0"], "--seeds expected a count"),
+    ([NAME, "--seeds", "two"], "--seeds expected a count"),
+    ([NAME, "--seeds", "1,1"], "--seeds expected a count"),
+    ([NAME, "--seeds", "-1"], "--seeds expected a count"),
+    ([NAME, "--data", "cifar"], "digits, mnist"),
+    ([NAME, "--epochs", "0"], "epochs"),
+    ([NAME, "--batch-size", "0"], "batch-size"),
+    ([NAME, "--set", "width=3"], "known: num_classes"),
+    ([NAME, "--memory-budget", "lots"], "440MB"),
+])
+def test_errors_are_one_line(capsys, tmp_path, words, text):
+    status, out, err = run(capsys, *words, "--quiet")
+    assert status == 2 and text in err and out == ""
+    assert err.startswith("ffengine: ") and err.count("\n") == 1
+    assert not list(tmp_path.iterdir()), "a refused command left something behind"

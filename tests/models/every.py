@@ -1,0 +1,70 @@
+"""Every registered network at a size that trains in milliseconds, and a trainer for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import ffengine as ff
+from ffengine.nn import LocalNet
+
+TINY: dict[str, dict[str, Any]] = {
+    "cafo/cnn": {"image_size": 8, "width": 2},
+    "cff/fixed": {"image_size": 8, "layers": (20, 16)},
+    "cff/adaptive": {"image_size": 8, "layers": (20, 16)},
+    "cwcomp/cfse": {"image_size": 8, "channels": (10, 20, 10, 20), "ilt": "none"},
+    "cwcomp/ffcnn": {"image_size": 8, "channels": (10, 20, 10, 20), "predictor": "softmax",
+                     "ilt": "none"},
+    "deeperforward/cnn14": {"image_size": 16, "widths": (10, 10, 20, 20, 20)},
+    "deeperforward/resnet17": {"image_size": 8, "planes": (10, 20, 40, 80)},
+    "deeperforward/resnet33": {"image_size": 8, "planes": (10, 20, 40, 80),
+                               "counts": (1, 1, 2, 1)},
+    "deeperforward/resnet100": {"image_size": 16, "planes": (10, 10, 20, 20),
+                                "counts": (1, 1, 2, 1)},
+    "deeperforward/tinycnn": {"image_size": 8, "widths": (10, 20, 20, 20)},
+    "fflib/ffnn": {"image_size": 8, "layers": (20, 16), "theta": 2.0},
+    "fflib/ffnn-c": {"image_size": 8, "layers": (20, 16), "theta": 2.0},
+    "fflib/ffrnn": {"image_size": 8, "layers": (20, 16), "theta": 2.0, "frames": 2,
+                    "test_frames": (0, 3)},
+    "hinton/peer-norm": {"image_size": 8, "layers": (20, 16, 16)},
+    "hinton/threshold": {"image_size": 8, "layers": (20, 16)},
+    "sn/cifar10": {"image_size": 8, "widths": (10, 10, 20, 20)},
+    "sn/cifar100": {"image_size": 8, "widths": (5, 10, 10, 10, 20, 20, 20),
+                    "superclasses": (0, 1, 2, 3, 4, 4, 3, 2, 1, 0)},
+    "sn/mlp": {"image_size": 8, "layers": (20, 20)},
+    "symba/mlp": {"image_size": 8, "layers": (20, 16, 16)},
+    "trifecta/deep": {"image_size": 8, "widths": (4, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8)},
+    "trifecta/fcn": {"image_size": 8, "width": 16, "depth": 4},
+    "trifecta/shallow": {"image_size": 8, "widths": (4, 6, 8, 8, 8, 8)},
+}
+NAMES = ff.models.names()
+
+
+def options(name: str) -> dict[str, Any]:
+    return {"num_classes": 10, "in_channels": 1, **TINY[name.removeprefix("bp/")]}
+
+
+def network(name: str, seed: int = 0, **changed: Any) -> LocalNet:
+    torch.manual_seed(seed)
+    return ff.models.create(name, **{**options(name), **changed})
+
+
+def trainer(net: LocalNet, **settings: Any) -> ff.Trainer:
+    return ff.Trainer(net, **{"epochs": 2, "lr": 0.01, "progress": False, **settings})
+
+
+def batch(net: LocalNet, n: int = 8, seed: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    weight = next(net.parameters())
+    return (torch.rand(n, *net.in_shape, generator=generator).to(weight.dtype),
+            torch.randint(net.num_classes, (n,), generator=generator))
+
+
+def state(net: LocalNet) -> dict[str, torch.Tensor]:
+    return {k: v.detach().clone() for k, v in net.state_dict().items()}
+
+
+def moved(before: dict[str, torch.Tensor], net: LocalNet) -> set[str]:
+    """Names of the parameters and buffers that a step changed."""
+    return {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
