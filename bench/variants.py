@@ -149,7 +149,7 @@ def markdown(runs: list[Run]) -> str:
     rows = ["| " + " | ".join(HEAD) + " |", "|---|" + "--:|" * (len(HEAD) - 1)]
     rows += ["| " + " | ".join(cells(summary(runs, m))) + " |" for m in known_models(runs)]
     facts = [r["machine"] for r in runs]
-    said = "; ".join(sorted({f"{f['cpu']} ({f['isa']}), {f['threads']} threads, torch "
+    said = "; ".join(sorted({f"{f['cpu']} ({f['isa']}), threads: {f['threads']}, torch "
                              f"{f['torch']}" for f in facts}))
     dates = sorted({f["date"] for f in facts})
     seeds = 1 + max(r["seed"] for r in runs)

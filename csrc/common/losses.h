@@ -4,7 +4,7 @@
 // (one thread on the CPU, a warp or block on the GPU; sum and max return the same value to every
 // lane). g has K entries visible to every lane; each lane fills its own entries of dg, with
 // dg[k] = d loss / d g[k], unscaled. Every lane returns the row's loss.
-// Sources: SPEC sections 2.1-2.6; formulas in ffengine/ops/config.py's docstrings.
+// Sources and formulas in ffengine/ops/config.py's docstrings.
 #pragma once
 #include <math.h>
 

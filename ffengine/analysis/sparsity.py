@@ -1,6 +1,6 @@
 """How sparse a vector of weights is: four measures of 0 (all equal) to 1 (one entry alone).
 
-papers/fflib_prunability, sec. 2.5, formulas 9 to 12, over all n entries x_i of a tensor:
+FFLib's paper, sec. 2.5, formulas 9 to 12, over all n entries x_i of a tensor:
 
     S_L1 = 1 + 1 / log2(n)   sum p_i log2 p_i,    p_i = |x_i| / |x|_1                        (9)
     S_L2 = 1 + 1 / log2(n^2) sum q_i log2 q_i,    q_i = x_i^2 / |x|_2^2                      (10)

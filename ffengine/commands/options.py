@@ -14,6 +14,7 @@ import torch
 from ffengine import data, models
 from ffengine.data.catalog import SOURCES
 from ffengine.engine import checkpoint
+from ffengine.models.cwcomp import ILT
 from ffengine.nn import LocalNet
 
 #: Sides the bundled 8x8 digits are enlarged to, in turn, until a network's pools fit.
@@ -68,7 +69,8 @@ def image_side(model: str, dataset: str, options: dict[str, Any]) -> int | None:
         options = {**models.entry(model).options_for(dataset), **options}
         for side in DIGITS_SIDES[:-1]:
             with contextlib.suppress(ValueError), torch.device("meta"):
-                models.create(model, **{**options, "in_channels": 1, "image_size": side})
+                models.create(model, **{**models.entry(model).options_for(dataset), **options,
+                                        "num_classes": 10, "in_channels": 1, "image_size": side})
                 return side
         return DIGITS_SIDES[-1]
     if dataset in SOURCES:
@@ -87,8 +89,10 @@ def load_data(model: str, dataset: str, options: dict[str, Any], data_options: d
 def fitted_options(model: str, splits: data.Splits, options: dict[str, Any]) -> dict[str, Any]:
     """The model's options, with classes, channels and size read off the data."""
     known = models.entry(model).options()
-    shape = {"num_classes": splits.num_classes, "in_channels": splits.shape[0],
+    shape: dict[str, Any] = {"num_classes": splits.num_classes, "in_channels": splits.shape[0],
              "image_size": splits.shape[1]}
+    if splits.name in {name for name, _ in ILT}:  # whose interleaved spans a model may want
+        shape["dataset"] = splits.name
     return {**models.entry(model).options_for(splits.name), **{
         k: v for k, v in shape.items() if k in known}, **options}
 

@@ -49,6 +49,9 @@ def run_plan(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         net = models.create(args.model, **options).to(settings.weight_dtype)
     schedule = of(net, None)
     schedule.begin(net, settings.epochs)
+    if not schedule.planned:
+        raise ValueError(f"[cli] plan expected a model of layer-local training, got {args.model}, "
+                         "trained by backpropagation; its memory is metered (`ffengine train`)")
     sizes = measure(net, rows_of(net, settings.batch_size), settings.dtype,
                     states=settings.optim().states, device=device.type, backend=backend,
                     floor=floor_bytes(net, settings.optim(), schedule.phases(), schedule.owners()),

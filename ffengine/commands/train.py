@@ -45,6 +45,10 @@ def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         options = {**saved_options(found), **options}
     splits = load_data(args.model, args.data, options,
                        assignments(args.data_options, "--data-set"), seed, args.data_root)
+    if args.baselines and not args.model.startswith("deeperforward/"):
+        raise ValueError("[cli] --baselines expected a deeperforward model, got "
+                         f"{args.model}; its opponents are `ffengine train bp/{args.model}` and "
+                         "--backend reference")
     options = with_clusters(fitted_options(args.model, splits, options), splits)
     trainer = make_trainer(args, within(recipe, splits), options, seed)
     trainer.write_into(run_folder(args))
@@ -130,7 +134,8 @@ def announce(args: argparse.Namespace, trainer: Trainer) -> None:
         count = sum(p.numel() for p in trainer.net.parameters())
         where = "" if trainer.out is None else f", into {trainer.out}"
         print(f"{args.model} on {args.data}: {count:,} parameters, plan "
-              f"{plan_text(trainer.plan)}{where}", file=sys.stderr)
+              f"{plan_text(trainer.plan if trainer.schedule.planned else None)}{where}",
+              file=sys.stderr)
 
 
 def run_folder(args: argparse.Namespace) -> Path:
@@ -180,11 +185,12 @@ def train_and_test(args: argparse.Namespace, trainer: Trainer, splits: data.Spli
         "layer_range": list(trainer.net.layer_range), "seconds": seconds,
         "seconds_per_epoch": sum(r.seconds for r in rows) / max(len(rows), 1),
         "images_per_second": images, "peak_bytes": peak,
-        "floor_bytes": trainer.floor_bytes, "plan": plan_values(plan), "out": str(trainer.out)}
+        "floor_bytes": trainer.floor_bytes, "out": str(trainer.out),
+        "plan": plan_values(plan) if trainer.schedule.planned else None}
     text = (f"test accuracy {100 * correct:.2f} % after {len(rows)} epochs in {seconds:.1f} s "
             f"({images:.0f} images/s, {result['backend']}); peak {megabytes(peak)}, "
             f"of it {megabytes(trainer.floor_bytes)} parameters and states; plan "
-            f"{plan_text(plan)}; run in {trainer.out}")
+            f"{plan_text(plan if trainer.schedule.planned else None)}; run in {trainer.out}")
     return text, result
 
 

@@ -1,6 +1,6 @@
 """A layer's update: weight, bias, and the affine maps of its normalisations.
 
-A BatchNorm before the weight takes no input gradient (SPEC 1): with dŴ the weight gradient against
+A BatchNorm before the weight takes no input gradient: with dŴ the weight gradient against
 x̂ and S[o, k] the sum of da[o] under kernel tap k, borders included,
 
     dW = g dŴ + b S      dg_c = sum of W dŴ over the channel      db_c = sum of W S.

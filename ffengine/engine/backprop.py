@@ -17,6 +17,10 @@ from ffengine.engine.step import BatchReport, StepContext
 class Backprop(Schedule):
     """Every batch trains all parameters on one loss, the cross-entropy of the scores."""
 
+    recurrent = True
+
+    planned = False
+
     def train(self, ctx: StepContext, item: Batch, plan: Plan, dtype: torch.dtype) -> BatchReport:
         net = ctx.net
         named = [(n, p) for n, p in net.named_parameters() if p.requires_grad]

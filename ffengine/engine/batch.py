@@ -59,13 +59,13 @@ def checked(batch: Batch, net: LocalNet, device: torch.device) -> Batch:
         TypeError, ValueError: one line; no weight has changed.
     """
     x, y = batch.x, batch.y
-    _check_extras(batch, net)
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
         came = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
         raise TypeError(f"[train] samples must be a floating-point tensor, got {came}")
     if not isinstance(y, torch.Tensor) or y.dtype is not torch.int64:
         came = y.dtype if isinstance(y, torch.Tensor) else type(y).__name__
         raise TypeError(f"[train] labels must be an int64 tensor, got {came}")
+    _check_extras(batch, net)
     if batch.features is not None:
         return replace(batch, y=y.to(device).contiguous(), features=batch.features.to(device))
     if tuple(x.shape[1:]) != net.in_shape or x.shape[0] < 1:
@@ -87,19 +87,38 @@ def _check_extras(batch: Batch, net: LocalNet) -> None:
         if getattr(batch, name) is not None and not wanted:
             raise ValueError(f"[train] {name} expected by none of this network's layers: its loss "
                              "needs samples and labels only")
-    n, k, other = batch.x.shape[0], net.num_classes, batch.negatives
-    if other is not None:
-        labelled = net.encoding is not None or recurrent
-        rows = (n, k) if labelled else tuple(batch.x.shape)
-        labels = labelled and other.dtype is torch.int64 and tuple(other.shape) == (n,)
-        if not labels and not (other.is_floating_point() and tuple(other.shape) == rows):
-            wanted_form = f"int64 labels ({n},) or label rows" if labelled else "images"
-            raise ValueError(f"[train] negatives expected {wanted_form} {rows}, got "
-                             f"{other.dtype} {tuple(other.shape)}")
-    if batch.hidden is not None and [tuple(t.shape) for half in batch.hidden for t in half] != [
-            (1, width) for _ in range(2) for width in getattr(net, "widths", ())]:
-        raise ValueError("[train] hidden expected two lists (positive, negative) of states "
-                         f"(1, units), units {getattr(net, 'widths', ())}")
+    if batch.negatives is not None:
+        _check_negatives(batch.negatives, batch.x, net)
+    if batch.hidden is not None:
+        wanted_shapes = [(1, width) for _ in range(2) for width in getattr(net, "widths", ())]
+        try:
+            came: Any = [tuple(t.shape) for half in batch.hidden for t in half]
+        except (TypeError, AttributeError):
+            came = type(batch.hidden).__name__
+        if came != wanted_shapes:
+            raise ValueError("[train] hidden expected two lists (positive, negative) of states "
+                             f"(1, units), in all {wanted_shapes}, got {came}")
+
+
+def _check_negatives(other: torch.Tensor, x: torch.Tensor, net: LocalNet) -> None:
+    """ValueError unless the network can pair its samples with these."""
+    n, k, images = x.shape[0], net.num_classes, not isinstance(net, RecurrentNet)
+    labels = net.encoding is not None or not images
+    said = [f"int64 labels ({n},), label rows ({n}, {k})"] if labels else []
+    said += ["images of the samples' shape"] if images else []
+    if not isinstance(other, torch.Tensor):
+        raise TypeError(f"[train] negatives expected {' or '.join(said)}, got "
+                        f"{type(other).__name__}")
+    shape = tuple(other.shape)
+    if other.is_floating_point():
+        fits = (labels and shape == (n, k)) or (images and shape == tuple(x.shape))
+    else:
+        fits = labels and other.dtype is torch.int64 and shape == (n,)
+    if not fits:
+        raise ValueError(f"[train] negatives expected {' or '.join(said)}, got {other.dtype} "
+                         f"{shape}")
+    if not other.is_floating_point() and other.device.type == "cpu":
+        check_range(other, k)
 
 
 def binary(net: LocalNet) -> bool:

@@ -151,13 +151,14 @@ class Layerwise(Schedule):
         return paired(self.net)
 
     def storable(self, loader: Any, stage: int) -> bool:
-        """Features can be kept: our loader without augmentation, no shortcut crosses, and
-        negatives that may stay the same."""
+        """Features can be kept: our loader without augmentation, no shortcut crosses, and every
+        sample keeps its negative."""
         net = self.net
         return (isinstance(loader, Loader) and loader.augment is None
                 and self.features != "recompute" and 0 < stage < len(net.layers)
                 and all(w.join == "none" and not w.branch for w in net.wires)
-                and (not self.pairs or net.negatives in ("permuted", "inverse", "masked")))
+                and (not self.pairs or net.negatives == "inverse" or (
+                    net.negatives == "permuted" and not loader.shuffle)))
 
 
 class Stored:

@@ -39,6 +39,8 @@ class Frame:
 class Recurrent(Schedule):
     """Every batch over `frames` frames (K_train)."""
 
+    recurrent = True
+
     def __init__(self, frames: int = 10) -> None:
         if frames < 1:
             raise ValueError("[schedule] recurrent training expected 1 frame or more, got "

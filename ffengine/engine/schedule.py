@@ -15,6 +15,7 @@ from ffengine.engine.batch import Batch
 from ffengine.engine.plan import Plan
 from ffengine.engine.step import BatchReport, StepContext, Turn, train_batch
 from ffengine.nn.encoding import LabelChannel
+from ffengine.nn.recurrent import RecurrentNet
 
 if TYPE_CHECKING:
     from ffengine.engine.trainer import Trainer
@@ -32,6 +33,11 @@ class Schedule:
     by_stages = False
     #: A checkpoint inside an epoch holds all that the epoch has gathered.
     resumes_within = True
+    #: It trains networks whose layers see the layers above.
+    recurrent = False
+
+    #: The memory plan describes its steps.
+    planned = True
 
     def begin(self, net: LocalNet, epochs: int) -> None:
         """Tie the schedule to a network and to the recipe's epochs; ValueError if it cannot."""
@@ -42,7 +48,14 @@ class Schedule:
         if learned and net.input_norm != "none":
             raise ValueError("[schedule] a learned label channel expected input_norm=none, got "
                              f"{net.input_norm}")
+        if isinstance(net, RecurrentNet) and not self.recurrent:
+            raise ValueError("[schedule] a RecurrentNet expected recurrent training, got "
+                             f"{type(self).__name__}")
         self.net, self.epochs = net, epochs
+        frozen = [i for i in self.turn(0, 0).layers if not net.layer(i).weight.requires_grad]
+        if frozen:
+            raise ValueError(f"[schedule] {type(self).__name__} expected layers that train, got "
+                             f"layer {frozen[0]} frozen (requires_grad=False)")
 
     @property
     def total(self) -> int:

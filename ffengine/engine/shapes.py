@@ -13,9 +13,10 @@ from ffengine.nn.convolution import choose, convolve, samples_at_once
 from ffengine.nn.layers import LocalLayer, as_channels_last
 from ffengine.nn.network import LocalNet, halved
 from ffengine.ops import backends
+from ffengine.ops import batch_pass as batch_op
 from ffengine.ops import local_pass as pass_op
 from ffengine.ops import weight_update as update_op
-from ffengine.ops.config import LocalPassConfig, Loss
+from ffengine.ops.config import BatchNorm, LocalPassConfig, Loss, Peer
 from ffengine.ops.weight_update import ConvGeometry
 
 
@@ -157,7 +158,7 @@ def _layer(net: LocalNet, i: int, dtype: torch.dtype, device: str,
         "forward_scratch": functools.partial(
             _forward_scratch, seen, tuple(weight.shape), layer.geometry, dtype, device, cast),
         "pass_scratch": functools.partial(
-            _pass_scratch, a_shape, dtype, layer.settings(), not last, resolved),
+            _pass_scratch, a_shape, dtype, layer.settings(), not last, resolved, layer.couple),
         "update_scratch": functools.partial(
             _update_scratch, seen, a_shape, tuple(weight.shape), layer, dtype, resolved),
         "pixels": pixels,
@@ -167,9 +168,16 @@ def _layer(net: LocalNet, i: int, dtype: torch.dtype, device: str,
 
 @functools.cache
 def _pass_scratch(a_shape: tuple[int, ...], dtype: torch.dtype, config: LocalPassConfig,
-                  want_z: bool, backend: str, tile: int) -> int:
+                  want_z: bool, backend: str, couple: BatchNorm | Peer | None,
+                  tile: int) -> int:
     """Bytes the sweep's kernel holds beside its results and the statistics (small_bytes)."""
-    if backend == "reference" or tile == 0:
+    if tile == 0:
+        return 0
+    if couple is not None:
+        return batch_op.extra_bytes(
+            (tile, *a_shape), dtype, config, couple, backend=backend,
+            channels_last=len(a_shape) == 3, want_z=want_z and config.pool != "none")
+    if backend == "reference":
         return 0
     groups = len(config.offsets(a_shape[0])) - 1
     return pass_op.extra_bytes(

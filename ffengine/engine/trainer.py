@@ -87,6 +87,9 @@ class Trainer:
         self.net = net.to(device=self.device, dtype=self.settings.weight_dtype)
         self.schedule = of(self.net, schedule)
         self.schedule.begin(self.net, self.settings.epochs)
+        if self.budget is not None and not self.schedule.planned:
+            raise ValueError("[trainer] memory_budget expected layer-local training, got a network "
+                             "trained by backpropagation, whose memory no plan describes")
         self._base, self._plans = plan, dict[int, Plan]()
         if batch_size is not None:
             self.plan_for(batch_size)

@@ -20,7 +20,10 @@ from ffengine.models.registry import Entry, Recipe, enter, entry, names
 from ffengine.nn import LinearHead, LocalNet, Readout, RecurrentNet
 
 RECIPE = Recipe(optimizer="adam", lr=1e-4, epochs=60, batch_size=128)
-SMALL = replace(RECIPE, lr=1e-3, epochs=15, batch_size=64)
+SMALL = replace(RECIPE, lr=1e-3, epochs=8, batch_size=64)
+#: Networks that take 10 s an epoch of the digits and more, on one core.
+FEWER = {"deeperforward/resnet17": 5, "deeperforward/resnet33": 4, "deeperforward/resnet100": 4,
+         "sn/cifar100": 5}
 
 
 def twin(original: Entry, **options: Any) -> LocalNet:
@@ -29,7 +32,8 @@ def twin(original: Entry, **options: Any) -> LocalNet:
     net.requires_grad_(True)
     last = len(net.layers) - 1
     net.heads, net.readout = nn.ModuleList(), Readout()
-    if net.encoding is not None or net.makes_pairs or original.name == "cafo/cnn":
+    if net.encoding is not None or net.makes_pairs or original.name == "cafo/cnn" or (
+            net.layer(last).label_map is not None):
         if net.encoding is not None:
             net.encoding.requires_grad_(False)
         recurrent = isinstance(net, RecurrentNet)  # which gives all of its states
@@ -52,5 +56,6 @@ def register_twins() -> None:
     for name in names():
         found = entry(name)
         enter(Entry(f"bp/{name}", f"backpropagation twin ({found.paper})",
-                    functools.partial(twin, found), RECIPE, {"digits": SMALL},
+                    functools.partial(twin, found), RECIPE, {"digits": replace(
+                        SMALL, epochs=FEWER.get(name, SMALL.epochs))},
                     shared=(found.build, *found.shared), data_options=found.data_options))

@@ -1,9 +1,11 @@
-"""Collaborative FF (papers/networkff_cff): F-CFF and A-CFF. **Our reconstruction.**
+"""Collaborative FF (network FF): F-CFF and A-CFF. **Our reconstruction.**
 
 The paper's equations are lost in every text at hand and its authors published no code. Built here:
 G_l = g_l + gamma_l sum_{m != l} w stopgrad(g_m), g the mean of squares, w = 1 / (L - 1), theta 2,
 softplus loss, gamma 0.1 (fixed), or 0.1 at the start and learned by Adam 0.01 through dL/dG
-(adaptive), length-normalised inputs (`norm="layer"`: the layer norm that the paper names). With
+(adaptive), negatives as Pezeshki's
+code permutes them and the batch's largest pixel for the label (the text: random wrong labels, 1),
+length-normalised inputs (`norm="layer"`: the layer norm that the paper names). With
 goodness="sum_sq", w = 1 and gamma = 1 it is Lorberbom et al., AAAI 2024 (a test).
 """
 
@@ -14,6 +16,7 @@ from typing import Literal
 from ffengine.engine.layerwise import Collaborative
 from ffengine.models.registry import Recipe, register
 from ffengine.nn import CollaborativeNet, LocalLinear, Overlay
+from ffengine.nn.checks import one_of
 from ffengine.ops.config import LocalPassConfig, Norm, threshold
 
 PAPER = Recipe(optimizer="adam", lr=0.03, epochs=1000, batch_size=50_000)
@@ -28,6 +31,7 @@ def collaborative(num_classes: int = 10, in_channels: int = 1, image_size: int =
                   norm: Literal["length", "layer"] = "length", negatives: str = "permuted", *,
                   learned: bool = False, gamma_lr: float = 0.01) -> CollaborativeNet:
     """784-500-500, full batch, layer after layer."""
+    one_of("cff", "norm", norm, ("length", "layer"))
     between = Norm("length", eps=1e-4, length="l2") if norm == "length" else Norm("layer")
     config = LocalPassConfig(groups=1, goodness=goodness, loss=threshold(theta), norm=between)
     encoding = Overlay(num_classes, (in_channels, image_size, image_size), value="max")

@@ -15,6 +15,7 @@ from ffengine.data.superclasses import blocks
 from ffengine.engine.schedule import Interleaved, Together
 from ffengine.models.registry import Recipe, register
 from ffengine.nn import LinearHead, LocalConv2d, LocalNet, Readout
+from ffengine.nn.checks import one_of
 from ffengine.ops.config import BatchNorm, LocalPassConfig, Loss, Norm, ce, cwc, cwg, pvn
 
 LOSSES: dict[str, Loss] = {"cwc": cwc(), "ce": ce(), "pvn": pvn(2.0), "cwg": cwg()}
@@ -35,8 +36,12 @@ def network(grouped: bool, num_classes: int, image: tuple[int, int, int],
             channels: tuple[int, ...], loss: str, ilt: str, dataset: str, predictor: Net,
             class_groups: int | None, double_softmax: bool) -> LocalNet:
     """Layers 2, 4, ... pool, and are grouped by class where `grouped` (CFSE)."""
+    if class_groups is not None and predictor == "goodness":
+        raise ValueError("[cwcomp] class_groups expected predictor=softmax: goodness tells groups, "
+                         "not classes; got predictor=goodness")
     if loss not in LOSSES:
         raise ValueError(f"[cwcomp] loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+    one_of("cwcomp", "predictor", predictor, ("goodness", "softmax"))
     supers = None if class_groups is None else blocks(num_classes, class_groups)
     k = num_classes if supers is None else supers.num_super
     shape, layers = image, []
@@ -87,8 +92,9 @@ def cfse(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
                    dataset, predictor, class_groups, double_softmax)
 
 
-@register("cwcomp/ffcnn", paper="CwComp", recipe=PAPER, digits=SMALL, digits_options={
-    "dataset": "mnist"})
+# At 0.01 the running statistics of layers that still train lag too far behind to predict with.
+@register("cwcomp/ffcnn", paper="CwComp", recipe=PAPER, digits={**SMALL, "lr": 3e-3},
+          digits_options={"dataset": "fashion_mnist"})
 def ffcnn(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
           channels: tuple[int, ...] = CHANNELS, loss: str = "cwc",
           ilt: Literal["fast", "acc", "none"] = "fast", dataset: str = "cifar10",

@@ -70,7 +70,8 @@ def cnn14(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
 RESNET = Recipe(optimizer="adamw", lr=0.08, lr_min=0.008, weight_decay=5e-4)
 
 
-@register("deeperforward/resnet17", paper="DeeperForward", recipe=RESNET, shared=chain)
+@register("deeperforward/resnet17", paper="DeeperForward", recipe=RESNET, shared=chain,
+          digits={"epochs": 6})
 def resnet17(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
              planes: tuple[int, ...] = PLANES, shortcuts: bool = True, scale: int = 1,
              **options: Any) -> LocalNet:
@@ -96,7 +97,8 @@ def resnet17(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
                  in_shape=(in_channels, image_size, image_size), **options)
 
 
-@register("deeperforward/resnet33", paper="DeeperForward", recipe=RESNET, shared=chain)
+@register("deeperforward/resnet33", paper="DeeperForward", recipe=RESNET, shared=chain,
+          digits={"epochs": 5})
 def resnet33(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
              planes: tuple[int, ...] = PLANES, counts: tuple[int, ...] = (3, 4, 6, 3),
              shortcuts: bool = True, scale: int = 1, **options: Any) -> LocalNet:
@@ -107,7 +109,8 @@ def resnet33(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
                  in_shape=(in_channels, image_size, image_size), **options)
 
 
-@register("deeperforward/resnet100", paper="DeeperForward", recipe=RESNET, shared=chain)
+@register("deeperforward/resnet100", paper="DeeperForward", recipe=RESNET, shared=chain,
+          digits={"epochs": 5})
 def resnet100(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
               planes: tuple[int, ...] = PLANES, counts: tuple[int, ...] = (3, 4, 23, 3),
               shortcuts: bool = True, scale: int = 1, **options: Any) -> LocalNet:

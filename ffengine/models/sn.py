@@ -1,4 +1,4 @@
-"""Support-neuron sets (papers/support_neurons): MNIST, CIFAR-10 and CIFAR-100 networks, table 1.
+"""Support-neuron sets: the paper's MNIST, CIFAR-10 and CIFAR-100 networks, table 1.
 
 Deviations: conv goodness is the mean of squares, as CwComp's code (the printed sum is 1000 at the
 start, saturates the clamp and never trains; `goodness="sum_sq"`); the missing minus of L_CwC is
@@ -89,7 +89,8 @@ def cifar10(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
                        loss, readout, goodness)
 
 
-@register("sn/cifar100", paper="Support neurons", recipe=PAPER, digits={"epochs": 6},
+@register("sn/cifar100", paper="Support neurons", recipe=PAPER,
+          digits={"epochs": 5, "batch_size": 32, "lr_min": 1e-4},
           digits_options={"superclasses": (0, 1, 1, 2, 3, 2, 3, 4, 1, 2)})
 def cifar100(num_classes: int = 100, in_channels: int = 3, image_size: int = 32,
              loss: LossName = "combo", readout: Literal["llr", "olr"] = "llr",
@@ -102,6 +103,9 @@ def cifar100(num_classes: int = 100, in_channels: int = 3, image_size: int = 32,
     """
     supers = by_name(superclasses) if isinstance(superclasses, str) else given(
         superclasses, num_classes)
+    if supers.num_classes != num_classes:
+        raise ValueError(f"[sn] superclasses expected one for each of the {num_classes} classes, "
+                         f"got a map of {supers.num_classes}")
     pools = (False, True, False, True, False, True)
     return support_net(tuple(zip(widths[:-1], pools, strict=True)), widths[-1:], num_classes,
                        (in_channels, image_size, image_size), loss, readout, goodness, supers, 4)

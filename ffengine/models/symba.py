@@ -1,4 +1,4 @@
-"""SymBa's MLP: Trifecta's symmetric loss on 3 x 2000 units (Lee & Song 2023; SPEC 2.6).
+"""SymBa's MLP: Trifecta's symmetric loss on 3 x 2000 units (Lee & Song 2023).
 
 Deviation: alpha (g_pos - g_neg) with the sign of Trifecta's code; its paper prints the opposite.
 """
@@ -14,7 +14,7 @@ L2 = Norm("length", eps=1e-4, length="l2")
 
 
 @register("symba/mlp", paper="SymBa", recipe=Recipe(optimizer="adam", lr=1e-3, epochs=120),
-          digits={"epochs": 60})
+          digits={"epochs": 20, "lr": 0.1, "lr_min": 0.01})
 def mlp(num_classes: int = 10, in_channels: int = 1, image_size: int = 28,
         layers: tuple[int, ...] = (2000, 2000, 2000), alpha: float = 4.0,
         negatives: str = "random") -> LocalNet:

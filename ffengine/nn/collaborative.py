@@ -1,6 +1,6 @@
 """Collaborative Forward-Forward: layers whose goodness takes the other layers' into account.
 
-Our reconstruction: the paper's equations are lost in every text at hand (SPEC 2.5).
+Our reconstruction: the paper's equations are lost in every text at hand.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ffengine.nn.checks import one_of
+
 
 class LabelEncoding(nn.Module):
     """Base of the encodings.
@@ -28,6 +30,8 @@ class LabelEncoding(nn.Module):
     """
 
     shape: tuple[int, ...]
+    #: Where in a flat input the label row stands as it is, if it does.
+    columns: slice | None = None
 
     def __init__(self, num_classes: int, in_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -92,7 +96,10 @@ class Overlay(LabelEncoding):
         if self.shape[0] < num_classes:
             raise ValueError(f"[encoding] a label overlay needs {num_classes} pixels, got an "
                              f"image of {self.shape[0]}")
+        if isinstance(value, str):
+            one_of("encoding", "an overlay's value, unless a number,", value, ("max",))
         self.value, self.neutral_value = value, neutral_value
+        self.columns = slice(0, num_classes)
 
     def base(self, x: torch.Tensor) -> torch.Tensor:
         x = x.flatten(1).clone()
@@ -106,7 +113,9 @@ class Overlay(LabelEncoding):
         return x.flatten(1)
 
     def scale(self, x: torch.Tensor) -> torch.Tensor | float:
-        return x.max() if self.value == "max" else float(self.value)
+        if self.value == "max":
+            return x.max() if x.numel() else 1.0
+        return float(self.value)
 
     def neutral_rows(self, n: int, like: torch.Tensor) -> torch.Tensor:
         return like.new_full((n, self.num_classes), self.neutral_value)
@@ -118,6 +127,7 @@ class Concat(LabelEncoding):
     def __init__(self, num_classes: int, in_shape: tuple[int, ...]) -> None:
         super().__init__(num_classes, in_shape)
         self.shape = (math.prod(in_shape) + num_classes,)
+        self.columns = slice(self.shape[0] - num_classes, self.shape[0])
 
     def base(self, x: torch.Tensor) -> torch.Tensor:
         return F.pad(x.flatten(1), (0, self.num_classes))
@@ -147,6 +157,7 @@ class LabelChannel(LabelEncoding):
         super().__init__(num_classes, in_shape)
         if len(in_shape) != 3:
             raise ValueError(f"[encoding] a label channel needs maps (C, H, W), got {in_shape}")
+        one_of("encoding", "neutral", neutral, ("mean", "random"))
         channels, height, width = in_shape
         self.shape = (channels + 1, height, width)
         self.learned, self.neutral_kind = learned, neutral

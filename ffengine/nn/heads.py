@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ffengine.nn.checks import one_of
+
 #: double-softmax: cross-entropy of softmax(logits), CwComp's published bug.
 HeadLoss = Literal["ce", "double-softmax", "sparsemax"]
 
@@ -35,11 +37,17 @@ class LinearHead(nn.Module):
         if not layers or num_classes < 2:
             raise ValueError("[head] expected one layer or more and 2 classes or more, got layers "
                              f"{tuple(layers)} and {num_classes} classes")
+        for name, value, known in (
+                ("image", image, ("pass", "neutral", "blank")), ("features", features, ("z", "h")),
+                ("loss", loss, ("ce", "double-softmax", "sparsemax")),
+                ("init", init, ("uniform", "zeros", "ones"))):
+            one_of("head", name, value, known)
         self.layers, self.image, self.features, self.loss = tuple(layers), image, features, loss
         self.num_classes, self.optim = num_classes, optim or {}
         weight = torch.empty(num_classes, in_features)
         if init == "uniform":
-            nn.init.uniform_(weight, -in_features**-0.5, in_features**-0.5)
+            bound = max(in_features, 1)**-0.5
+            nn.init.uniform_(weight, -bound, bound)
         else:
             nn.init.constant_(weight, float(init == "ones"))
         self.weight = nn.Parameter(weight)

@@ -25,6 +25,9 @@ from ffengine.reference import local_pass as reference
 #: What the batch's other samples do to a sample, between activation and goodness.
 Couple = BatchNorm | Peer
 Init = Literal["he", "torch"]
+#: Rows up to which the library is faster with the weight as the left factor; 2000 -> 2000, fp32, 1
+#: thread, AVX-512, ms of W uᵀ against u Wᵀ: 10 rows 1.2 | 2.2, 20 rows 1.7 | 1.7, 40 rows 2.4 | 2.5
+FEW_ROWS = 16
 
 
 class LocalLayer(nn.Module):
@@ -77,6 +80,12 @@ class LocalLayer(nn.Module):
         batch = self.couple is not None and not (
             isinstance(self.couple, BatchNorm) and self.couple.use_running)
         return batch or (self.pre_norm is not None and self.pre_norm.couples)
+
+    @property
+    def in_size(self) -> int:
+        """Channels or features of an input."""
+        groups = 1 if self.geometry is None else self.geometry.groups
+        return self.weight.shape[1] * groups
 
     def relabel(self, label_map: Sequence[int]) -> None:
         """Train this layer on label_map[class] (super-classes); groups must cover them."""
@@ -227,6 +236,11 @@ class LocalLinear(LocalLayer):
 
     def apply_weight(self, u: torch.Tensor, weight: torch.Tensor,
                      bias: torch.Tensor | None) -> torch.Tensor:
+        # compilers first: a look at the batch size would bind an exported program to it
+        if not torch.compiler.is_compiling() and 1 < u.shape[0] <= FEW_ROWS and (
+                u.device.type == "cpu" and u.dtype is torch.float32):
+            a = torch.mm(weight, u.t()).t().contiguous()
+            return a if bias is None else a.add_(bias)
         return F.linear(u, weight, bias)
 
     def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ffengine.data.negatives import KINDS
 from ffengine.nn import differentiable
+from ffengine.nn.checks import one_of
 from ffengine.nn.encoding import LabelEncoding
 from ffengine.nn.heads import LinearHead
 from ffengine.nn.layers import LocalLayer, LocalLinear, keep_weights_channels_last
@@ -28,7 +30,7 @@ from ffengine.reference.local_pass import normalise
 
 @dataclass(frozen=True)
 class Wire:
-    """What stands around a layer (DeeperForward fig. 3, SPEC 2.1).
+    """What stands around a layer (DeeperForward fig. 3).
 
     pool_before: 2x2 average pool of the input. join: how the live shortcut meets z.
     branch: the joined map becomes the live shortcut, average-pooled if branch_pool.
@@ -84,8 +86,8 @@ class LocalNet(nn.Module):
         if len(self.wires) != len(layers):
             raise ValueError(
                 f"[network] expected one wire a layer ({len(layers)}), got {len(self.wires)}")
-        if propagate not in ("stale", "updated"):
-            raise ValueError(f"[network] propagate must be stale or updated, got {propagate!r}")
+        one_of("network", "propagate", propagate, ("stale", "updated"))
+        one_of("network", "negatives", negatives, KINDS)
         self.num_classes = num_classes
         self.in_shape = tuple(in_shape)
         self.input_norm = input_norm
@@ -111,6 +113,9 @@ class LocalNet(nn.Module):
         if len(self.layers) and self.layer(0).pre_norm is not None and self.input_norm != "none":
             raise ValueError("[network] expected one normalisation of the first layer's input, "
                              f"got input_norm={self.input_norm!r} and a pre_norm")
+        if self.readout.source == "head" and not 0 <= self.readout.head < len(self.heads):
+            raise ValueError(f"[network] a readout by head {self.readout.head} expected "
+                             f"{self.readout.head + 1} heads or more, got {len(self.heads)}")
         for head in self.heads:
             assert isinstance(head, LinearHead)
             width = sum(math.prod(self.shapes[i + 1]) for i in head.layers
@@ -147,7 +152,11 @@ class LocalNet(nn.Module):
         shapes = [self.in_shape if self.encoding is None else self.encoding.shape]
         shortcut: tuple[int, ...] | None = None
         for i, wire in enumerate(self.wires):
-            a = self.layer(i).z_shape(self.input_of(i, shapes[-1]))
+            seen, taken = self.input_of(i, shapes[-1]), self.layer(i).in_size
+            if seen[0] != taken:
+                raise ValueError(f"[network] layer {i} expected an input of {taken} channels or "
+                                 f"features, got {seen}")
+            a = self.layer(i).z_shape(seen)
             if wire.join != "none" and shortcut is None:
                 raise ValueError(f"[network] layer {i} joins a shortcut, but none is live")
             if wire.join == "add" and shortcut != a:

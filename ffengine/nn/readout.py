@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from ffengine.nn.checks import one_of
 from ffengine.reference.local_pass import sparsemax
 
 
@@ -30,6 +31,10 @@ class Readout:
     head: int = 0
     relu: bool = False
     squash: Literal["softmax", "sparsemax"] = "softmax"
+
+    def __post_init__(self) -> None:
+        one_of("readout", "source", self.source, ("goodness", "head", "predictors"))
+        one_of("readout", "squash", self.squash, ("softmax", "sparsemax"))
 
     def of_goodness(self, goodness: Sequence[torch.Tensor]) -> torch.Tensor:
         """Scores (N, K) of goodness (N, K) per layer."""

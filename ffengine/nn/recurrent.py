@@ -124,7 +124,8 @@ class RecurrentNet(LocalNet):
             made = []
             for i in range(len(self.layers)):
                 layer = self.layer(i)
-                a = F.linear(self.around(i, unit), layer.weight, layer.bias)
+                bias = None if layer.bias is None else layer.bias.to(x.dtype)
+                a = F.linear(self.around(i, unit), layer.weight.to(x.dtype), bias)
                 made.append(self.beta * F.relu(a) + (1 - self.beta) * h[i + 1])
             h[1:-1], unit[1:-1] = made, [length_normalised(t) for t in made]
         return torch.cat(h[1:-1], 1)

@@ -37,7 +37,9 @@ def label_goodness(net: LocalNet, x: torch.Tensor, end: int,
     marks = encoding.mark(eye)
     if torch.compiler.is_compiling():
         return _of_rows(net, x, marks, end, backend)
-    widest = max(math.prod(shape) for shape in net.shapes) * x.element_size()
+    widest = max(math.prod(shape) for shape in (*net.shapes, *(
+        net.layer(i).out_shape(net.input_of(i, net.shapes[i])) for i in range(end + 1))))
+    widest *= x.element_size()
     rows = max(1, CHUNK_BYTES // (count * widest))
     parts = [_of_rows(net, x[start:start + rows], marks, end, backend)
              for start in range(0, max(x.shape[0], 1), rows)]
@@ -56,8 +58,12 @@ def _of_rows(net: LocalNet, x: torch.Tensor, marks: torch.Tensor, end: int,
 def first_preactivation(net: LocalNet, base: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
     """a (N K, O, ...) of the first layer for images base (N, ...) with every mark (K, ...)."""
     layer = net.layer(0)
+    alpha, beta, w, b = None, None, None, None
+    if layer.pre_norm is None:  # the image's norm comes before what stands before the layer
+        alpha, beta, w, b = _normalisation(net, base, marks)
     base, marks = net.transform(0, base), net.transform(0, marks)
-    alpha, beta, w, b = _normalisation(net, base, marks)
+    if layer.pre_norm is not None:
+        alpha, beta, w, b = _normalisation(net, base, marks)
     rows, columns = base.shape[0], marks.shape[0]
     bias = None if layer.bias is None else layer.bias.detach().to(base.dtype)
     weight = layer.weight.detach().to(base.dtype)
@@ -66,19 +72,24 @@ def first_preactivation(net: LocalNet, base: torch.Tensor, marks: torch.Tensor) 
         part = part if w is None else part * w
         return layer.apply_weight(as_laid_out(part), weight, None)
 
-    image, label = applied(base), applied(marks)
-    tail = image.shape[1:]
+    assert net.encoding is not None
+    place = net.encoding.columns
+    image = applied(base)
+    if place is not None and w is None:  # the label's columns of the weight are all it meets
+        label = marks[:, place] @ weight[:, place].t()
+    else:
+        label = applied(marks)
     a = image.unsqueeze(1) + label.unsqueeze(0)
-    ones = [1] * len(tail)
+    ones = [1] * (image.dim() - 1)
     if alpha is not None:
-        a = a * alpha.view(rows, columns, *ones)
+        a.mul_(alpha.view(rows, columns, *ones))
     if beta is not None:
-        a = a + beta.view(rows, columns, *ones) * applied(torch.ones_like(base[:1]))
+        a.addcmul_(beta.view(rows, columns, *ones), applied(torch.ones_like(marks[:1])))
     if b is not None:
         shift = b.expand(1, *base.shape[1:])
-        a = a + layer.apply_weight(as_laid_out(shift), weight, None)
+        a.add_(layer.apply_weight(as_laid_out(shift), weight, None))
     if bias is not None:
-        a = a + bias.view(-1, *ones[1:])
+        a.add_(bias.view(-1, *ones[1:]))
     return as_laid_out(a.flatten(0, 1))
 
 

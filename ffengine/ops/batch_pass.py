@@ -135,7 +135,7 @@ def batch_pass(
         y: targets as in `local_pass`; None: no loss, no gradients. Peer: int64 (N,), 1 = positive.
         config: groups, goodness, loss, relu_gradient and pool of `local_pass`; without dropout
             and blend. BatchNorm: norm none (z is BatchNorm's output, goodness is read from z).
-        couple: BatchNorm (CwComp, support neurons, `SPEC` 2.2, 2.6) or Peer (Löwe et al.).
+        couple: BatchNorm (CwComp, support neurons) or Peer (Löwe et al.).
         gamma, beta: BatchNorm's affine (C,), both or neither; fp32 (fp64 beside an fp64 a).
         running_mean, running_var: (C,) like gamma; BatchNorm's running statistics with torch's
             semantics (unbiased variance), both or neither. Peer: running_mean is its state r.

@@ -1,4 +1,4 @@
-"""A few small CUDA local_pass calls for compute-sanitizer, which slows kernels a hundredfold.
+"""A few small calls of the CUDA kernels for compute-sanitizer, which slows them a hundredfold.
 
     compute-sanitizer --tool memcheck python tests/cuda/sanitize.py [racecheck]
 """
@@ -16,6 +16,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 from local_pass_cuda_cases import CASES, CLUSTER_CASES, check  # noqa: E402
 
 from ffengine.ops.local_pass import local_pass  # noqa: E402
+from tests import batch_pass_cases, linear_step_cases  # noqa: E402
 
 
 def run(*args, **kwargs):  # type: ignore[no-untyped-def]
@@ -29,7 +30,11 @@ def main(few: bool) -> int:
     for case in cases:
         for layout in case.layouts:
             check(case, torch.float32 if few else case.dtypes[-1], layout, "cuda", run)
-    print(f"{len(cases)} cases right")
+    for case in list(batch_pass_cases.cases().values())[::8 if few else 2]:
+        case.check("cuda", "cuda")
+    for step in linear_step_cases.CASES[::4 if few else 1]:
+        linear_step_cases.check(step, torch.float32, None, "cuda", "cuda")
+    print(f"{len(cases)} cases of local_pass, and those of batch_pass and linear_step, right")
     return 0
 
 

@@ -23,7 +23,7 @@ def net_of(update: str, **options: Any) -> LocalNet:
     rows = ((6, True), (8, False), (8, False))
     if options.get("dense"):
         rows = ((12, False), (10, False), (10, False))
-    net = network(rows, CLASSES, IMAGE, update=update, **options).double()
+    net = network(rows, CLASSES, IMAGE, update=update, **{"dense": False, **options}).double()
     for name, p in net.named_parameters():  # affine maps that are no identity
         if "pre_norm" in name:
             p.data.add_(0.3 * torch.randn_like(p))

@@ -17,7 +17,7 @@ from ffengine.engine.step import StepContext, train_batch
 from ffengine.nn import LocalNet
 from ffengine.ops.weight_update import OptimConfig
 
-#: DESIGN: prediction and meter agree within this.
+#: Prediction and meter agree within this.
 AGREEMENT = 0.02
 RESNET = {"planes": (10, 20, 40, 80), "image_size": 16}
 NETS = {

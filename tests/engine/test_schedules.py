@@ -110,7 +110,8 @@ def test_only_the_stage_s_layer_trains_and_has_states(tmp_path: Path) -> None:
         t.step(*samples(), epoch=epoch)
         assert changed(before, net) == {owners[epoch // 2]}
         assert set(t.optimizer.states) == {f"{owners[epoch // 2]}.{n}" for n in ("weight", "bias")}
-    assert t.floor_bytes == sum(p.numel() for p in net.parameters()) * 4 + 2 * (4 * 16 + 4) * 4
+    largest = 12 * 16 + 12  # layer 0, whose turn needs the most
+    assert t.floor_bytes == 4 * (sum(p.numel() for p in net.parameters()) + 2 * largest)
 
 
 def test_the_rate_starts_anew_with_every_layer() -> None:
@@ -153,10 +154,9 @@ def test_a_layer_on_top_of_trained_ones() -> None:
     assert set(more.optimizer.states) == {"layers.2.weight", "layers.2.bias"}
     more.fit([samples()])
     assert changed(before, net) == {"layers.2"}
-    with pytest.raises((ValueError, RuntimeError)):
+    with pytest.raises(ValueError, match=r"layer 3 expected an input of 9 .*, got \(16,\)"):
         net.append(LocalLinear(9, 16, config=config))
-        net(samples()[0])
-    assert len(net.layers) == 3
+    assert len(net.layers) == len(net.wires) == 3 and net(samples()[0]).shape == (12, 4)
 
 
 def fitted(name: str, kind: str, shuffle: bool, batch_size: int, folder: Path,
@@ -193,9 +193,8 @@ def test_features_may_live_anywhere(name: str, options: dict[str, Any], shuffle:
         nets[kind] = fitted(name, kind, shuffle, batch_size, tmp_path / kind, **options)
         stores[kind] = len(made)
         assert all(s._closed for s in made)
-        assert {p.name for p in (tmp_path / kind).iterdir()} == {
-            "latest.safetensors", "history.csv"} | {
-            p.name for p in (tmp_path / "recompute").iterdir()}
+        assert {p.name for p in (tmp_path / kind).iterdir() if "tfevents" not in p.name} == {
+            "latest.safetensors", "history.csv"}
     assert stores["recompute"] == 0 < stores["ram"] == stores["disk"]
     for n, p in nets["recompute"].named_parameters():
         ram, disk = (dict(nets[k].named_parameters())[n] for k in ("ram", "disk"))
@@ -247,11 +246,12 @@ def test_a_layer_with_its_own_labels_and_loss() -> None:
     g0, g1 = report.goodness
     assert g0.shape == (12, 2) and g1.shape == (12, 4)
     supers = torch.tensor([1, 0, 0, 1])[y]
-    assert_same(report.losses[0], F.cross_entropy(g0.clamp(-50, 50), supers), "cwc")
+    powers = g0.clamp(-50, 50).exp()
+    share = (powers.gather(1, supers[:, None])[:, 0] + 1e-9) / (powers.sum(1) + 1e-9)
+    assert_same(report.losses[0], -share.log().mean())
     own = g1.gather(1, y[:, None])
     rest = (g1.sum(1, keepdim=True) - own) / 3
     assert_same(report.losses[1], ((F.softplus(2 - own) + F.softplus(rest - 2)) / 2).mean())
-    # the eps of CwC moves its loss by 1e-9 of itself
 
 
 PLANS = [("deeperforward/tinycnn", {"widths": (10, 10, 20, 20), "dropout": 0.2}),

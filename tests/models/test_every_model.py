@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +180,42 @@ def test_batch_statistics_couple_predictions_and_still_leave_no_trace() -> None:
     assert not torch.allclose(net(x[:4]), whole[:4])
     program = torch.export.export(net.eval(), (x,)).module()
     torch.testing.assert_close(program(x), whole)
+
+
+@pytest.mark.parametrize("name", ["sn/mlp", "hinton/threshold", "cff/adaptive", "cafo/cnn",
+                                  "trifecta/shallow", "fflib/ffrnn"])
+def test_an_interrupted_epoch_goes_on_bit_for_bit(name: str, tmp_path: Path,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C inside the second stage (or epoch), then on from there."""
+    epochs = 1 if name in LAYERWISE else 2
+    straight = fitted(name, tmp_path / "a", 2, epochs=epochs)
+    t = trainer(network(name), out=tmp_path / "b", epochs=epochs)
+    step = t.step
+
+    def interrupted(*args: Any, **keywords: Any) -> Any:
+        if t.steps == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(*args, **keywords)
+
+    monkeypatch.setattr(t, "step", interrupted)
+    with pytest.raises(ff.TrainingInterrupted, match="epoch 1, batch 2"):
+        t.fit(loader(t.net))
+    again = trainer(network(name, seed=5), out=tmp_path / "b", epochs=epochs)
+    again.resume(tmp_path / "b")
+    again.fit(loader(again.net), until=2)
+    assert not moved(state(straight.net), again.net)
+
+
+@every
+def test_trains_in_sixteen_bits(name: str) -> None:
+    for precision in ("bf16", "fp16"):
+        net = network(name)
+        t = trainer(net, precision=precision)
+        x, y = batch(net)
+        for iteration in range(2):
+            report = t.step(x, y, iteration=iteration)
+            assert all(loss is None or loss.isfinite() for loss in report.losses)
+        assert {p.dtype for p in net.parameters()} == {torch.float32}
+        assert all(p.isfinite().all() for p in net.parameters())
+        assert 0 <= t.evaluate([(x, y)]) <= 1
+        assert all(0 <= part <= 1 for part in t.evaluate_layers([(x, y)]))

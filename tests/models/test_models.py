@@ -16,7 +16,7 @@ SMALL = {
     "deeperforward/resnet100": {"planes": (5, 5, 10, 10), "image_size": 8},
 }
 DEPTH = {"tinycnn": 4, "cnn14": 14, "resnet17": 17, "resnet33": 33, "resnet100": 100}
-#: Convolution weights of the full-size networks, from SPEC's layer lists; the paper gives
+#: Convolution weights of the full-size networks, from the paper's layer lists; the paper gives
 #: ResNet-17 as 30.6 M.
 PARAMETERS = {"tinycnn": 2_667_500, "cnn14": 17_774_190, "resnet17": 30_602_700}
 
