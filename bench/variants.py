@@ -27,6 +27,7 @@ import torch
 import ffengine as ff
 from bench import machine
 from ffengine.commands.options import fitted_options, load_data
+from ffengine.commands.train import within
 from ffengine.engine.checkpoint import write_atomically
 from ffengine.engine.guard import TrainingStopped
 from ffengine.models.registry import entry
@@ -50,11 +51,13 @@ def train(asked: Run) -> Run:
     """One run as `ffengine train MODEL --data digits` makes it, without a run folder."""
     model, seed, recipe = asked["model"], asked["seed"], entry(asked["model"]).recipe_for("digits")
     splits = load_data(model, "digits", {}, {}, seed, None)
+    recipe = within(recipe, splits)
     torch.manual_seed(seed)
     net = ff.models.create(model, **fitted_options(model, splits, {}))
     trainer = ff.Trainer(net, recipe=recipe, batch_size=recipe.batch_size, seed=seed,
                          backend=asked["backend"], progress=False)
-    shuffled = ff.data.loader(splits.train, batch_size=recipe.batch_size, shuffle=True, seed=seed)
+    shuffled = ff.data.loader(splits.train, batch_size=recipe.batch_size, seed=seed,
+                              shuffle=recipe.batch_size < len(splits.train))
     valid, test = (ff.data.loader(part, batch_size=recipe.batch_size)
                    for part in (splits.valid, splits.test))
     start = time.perf_counter()
