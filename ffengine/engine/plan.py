@@ -229,8 +229,9 @@ class _Walk:
         if self.sizes.crosses:  # what the layer before kept, dx, dz and two temporaries of theirs
             held += self.boundary + 4 * n * s.x_bytes
             self.boundary = n * (s.enter_bytes + s.a_bytes)
-        self._note(held, x, a, a, z, small, s.pass_scratch(n))
-        self._note(held, x, a, z or a, small, s.update_scratch(n, self.whole))
+        other = 0 if s.da_over_a else z or a  # beside da
+        self._note(held, x, a, a if other else 0, z, small, s.pass_scratch(n))
+        self._note(held, x, a, other, small, s.update_scratch(n, self.whole))
         if self.aliased:  # the map lives on as the shortcut alone
             self.shortcut, self.aliased = held, False
         z = n * s.z_bytes

@@ -33,6 +33,7 @@ class LayerSizes:
     transform_bytes: int  # what the transform allocates; 0: the map itself
     a_bytes: int  # pre-activation, and da
     z_bytes: int
+    da_over_a: bool  # nobody wants z, and da lies over a
     pooled_bytes: int  # z, where it cannot lie over a
     small_bytes: int  # loss, coef, statistics
     goodness_bytes: int  # kept until the step's report
@@ -148,6 +149,8 @@ def _layer(net: LocalNet, i: int, dtype: torch.dtype, device: str,
         "transform_bytes": item_count(seen) * item if seen != x_shape else 0,
         "a_bytes": item_count(a_shape) * item,
         "z_bytes": 0 if last else item_count(z_shape) * item,
+        "da_over_a": (last or net.propagate == "updated") and layer.couple is None
+                     and z_shape == a_shape,
         "pooled_bytes": 0 if last or z_shape == a_shape else item_count(z_shape) * item,
         "small_bytes": accumulate * (3 * groups + 1),
         "goodness_bytes": accumulate * groups,

@@ -303,7 +303,8 @@ def stream_layer(ctx: StepContext, i: int, x: torch.Tensor, tile: Tile) -> None:
 
 def sweep(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, *, want_z: bool,
           keep_a: bool = False) -> affine.Swept:
-    """The layer's goodness, loss and gradients at a; z over a unless it pools or a is kept."""
+    """The layer's goodness, loss and gradients at a; z, or da, over a unless it pools or a is
+    kept."""
     layer, n = ctx.net.layer(i), a.shape[0]
     config = layer.settings(ctx.seed, i, ctx.step)
     y, out = ctx.targets(i, tile, n), a if config.pool == "none" and not keep_a else None
@@ -311,7 +312,7 @@ def sweep(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, *, want_z: bool
         g0 = ctx.g0.get(i)
         made = local_pass(
             a, y, config=config, out=out if want_z else None, want_z=want_z, want_da=True,
-            tile=tile, backend=ctx.backend,
+            da_out=None if want_z else out, tile=tile, backend=ctx.backend,
             g0=None if g0 is None else g0[tile.start:tile.start + n])
         if i in ctx.g0 and made.coef is not None:
             ctx.coef.setdefault(i, []).append(made.coef)

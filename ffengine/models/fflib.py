@@ -21,7 +21,8 @@ from ffengine.ops.config import LocalPassConfig, Norm, threshold
 
 LENGTH = Norm("length", eps=1e-4, length="l2")
 PAPER = Recipe(optimizer="adam", lr=0.02, epochs=60, batch_size=128)
-#: 600 steps leave no time to grow to theta = 20, or at rates of 0.03 and less to 2.
+#: One layer after 800 steps: 74 % with theta = 20 and 93 % with 2 at a rate of 0.03, 96 % with 2
+#: at 0.1 (seed 0).
 DIGITS = {"theta": 2.0}
 
 
