@@ -23,6 +23,10 @@ class Backprop(Schedule):
 
     def train(self, ctx: StepContext, item: Batch, plan: Plan, dtype: torch.dtype) -> BatchReport:
         net = ctx.net
+        if dtype is torch.float16:
+            raise ValueError("[schedule] backpropagation expected precision fp64, fp32 or bf16, "
+                             "got fp16: it takes no loss scale")
+        net.train()
         named = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
         cast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if dtype in (torch.bfloat16, torch.float16):

@@ -102,8 +102,9 @@ def _check_extras(batch: Batch, net: LocalNet) -> None:
 
 def _check_negatives(other: torch.Tensor, x: torch.Tensor, net: LocalNet) -> None:
     """ValueError unless the network can pair its samples with these."""
-    n, k, images = x.shape[0], net.num_classes, not isinstance(net, RecurrentNet)
-    labels = net.encoding is not None or not images
+    n, k = x.shape[0], net.num_classes
+    labels = net.encoding is not None or isinstance(net, RecurrentNet)
+    images = not labels
     said = [f"int64 labels ({n},), label rows ({n}, {k})"] if labels else []
     said += ["images of the samples' shape"] if images else []
     if not isinstance(other, torch.Tensor):

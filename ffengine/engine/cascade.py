@@ -115,6 +115,7 @@ class Cascade(Layerwise):
 
     def storable(self, loader: Any, stage: int) -> bool:
         return (isinstance(loader, Loader) and loader.augment is None
+                and not self.net.batch_statistics
                 and self.features != "recompute")
 
     def stored_shape(self, stage: int) -> tuple[int, ...]:

@@ -28,16 +28,17 @@ class _Record(NamedTuple):
 
 
 class Watch:
-    """Looks for losses that are not finite without slowing a GPU down.
+    """Looks for losses, of `depth` layers and then of heads, that are not finite, without slowing a
+    GPU down.
 
     On the CPU every step is looked at. Elsewhere each step leaves one small vector on the device
     and they are read together every `every` steps, at an epoch's end, and for an epoch's first
     batch: labels out of range and bad samples are then found up to `every` steps late.
     """
 
-    def __init__(self, device: torch.device, every: int = 50) -> None:
+    def __init__(self, device: torch.device, every: int = 50, depth: int = 1 << 30) -> None:
         self.host = device.type == "cpu"
-        self.every = 1 if self.host else every
+        self.every, self.depth = 1 if self.host else every, depth
         self._records: list[_Record] = []
 
     def before(self, x: torch.Tensor, epoch: int, step: int) -> None:
@@ -71,8 +72,9 @@ class Watch:
                                       f"{record.epoch}, step {record.step}")
             for i, loss in zip(record.layers, row[2:], strict=True):
                 if not abs(loss) < float("inf"):
+                    what = f"layer {i}" if i < self.depth else f"head {i - self.depth}"
                     raise TrainingStopped(
-                        f"[train] the loss of layer {i} became {loss} at step {record.step} of "
+                        f"[train] the loss of {what} became {loss} at step {record.step} of "
                         f"epoch {record.epoch}: expected finite numbers; try a lower --lr or a "
                         "wider --precision")
 

@@ -34,7 +34,7 @@ def entrance(ctx: StepContext, item: Batch | torch.Tensor, dtype: torch.dtype) -
     if item.features is not None:
         x = item.features.to(dtype)
     elif paired(net):
-        x = net.normalise_input(halves(ctx, item, x))
+        x = net.normalise_input(halves(ctx, item, x), ours=True)
     else:
         x = net.prepare(x)
     if paired(net) and ctx.y.shape[0] != x.shape[0]:
@@ -60,8 +60,10 @@ def halves(ctx: StepContext, item: Batch, x: torch.Tensor) -> torch.Tensor:
     base = encoding.base(x)
     # the overlay's value is the batch's, the same for both halves
     scale = encoding.scale(x)
-    marks = encoding.mark(torch.cat([encoding.rows(item.y, x), encoding.rows(other, x)]) * scale)
-    return marks.add_(torch.cat([base, base]))
+    rows = encoding.mark(torch.cat([encoding.rows(item.y, x), encoding.rows(other, x)]) * scale)
+    for half in rows.chunk(2):
+        half.add_(base)
+    return rows
 
 
 def drawn(ctx: StepContext, item: Batch, x: torch.Tensor) -> torch.Tensor:
@@ -73,7 +75,6 @@ def drawn(ctx: StepContext, item: Batch, x: torch.Tensor) -> torch.Tensor:
     if kind == "hardest":
         rows = net.goodness(x, backend=ctx.backend)
         start, end = net.layer_range
-        goodness = torch.stack(rows[start:end + 1]).sum(0)
-        goodness = goodness if net.readout.maximize else -goodness
+        goodness = net.readout.of_goodness(rows[start:end + 1])
     return negatives.draw(kind, item.y, net.num_classes, generator, x=item.x, goodness=goodness,
                           dtype=x.dtype)

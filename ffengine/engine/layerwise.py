@@ -58,6 +58,9 @@ class Layerwise(Schedule):
         if net.propagate != "stale" and len(net.heads):
             raise ValueError("[schedule] layer-wise training expected propagate=stale, got "
                              f"{net.propagate}: a frozen layer has one set of weights")
+        if self.stop_at is not None and len(net.heads):
+            raise ValueError("[schedule] stop_at expected a network without heads, which train "
+                             f"last, got {len(net.heads)}")
         super().begin(net, epochs)
 
     @property
@@ -105,22 +108,26 @@ class Layerwise(Schedule):
         stage = self.stage(epoch)
         if trainer.iteration == 0 and epoch == (stage - self.start) * self.epochs:
             self.stage_started(trainer, loader, epoch)
+        kept = trainer.stored
+        if kept is not None and kept.stage != stage:
+            kept.close()
+            trainer.stored = kept = None
+        if kept is not None:
+            return kept.over(loader)
         if not self.storable(loader, stage):
             return loader
         kind = self.features
         if trainer.out is not None:
             trainer.out.mkdir(parents=True, exist_ok=True)
         if kind == "auto":
-            room = None if trainer.budget is None else trainer.budget - trainer.floor_bytes
+            plan = trainer.plan_for(loader.batch_size)
+            room = None if trainer.budget is None else trainer.budget - plan.peak_bytes
             row_bytes = math.prod(self.stored_shape(stage)) * trainer.dtype.itemsize
             kind = choose_store(len(loader.image_set), (1 + self.pairs) * row_bytes,
-                                None if room is None else room // 2, free_disk(trainer.out))
+                                room, free_disk(trainer.out))
         if kind == "recompute":
             return loader
-        if trainer.stored is None or trainer.stored.stage != stage:
-            if trainer.stored is not None:
-                trainer.stored.close()
-            trainer.stored = Stored(trainer, loader, self, stage, kind)
+        trainer.stored = Stored(trainer, loader, self, stage, kind)
         return trainer.stored.over(loader)
 
     def stage_started(self, trainer: Trainer, loader: Any, epoch: int) -> None:
@@ -190,6 +197,10 @@ class Stored:
 
     def over(self, loader: Loader) -> StoredLoader:
         return StoredLoader(self, loader)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """What lies in RAM, for the meter."""
+        return [self.below, *(t for store in self.stores for t in store.tensors())]
 
     def close(self) -> None:
         for store in self.stores:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -48,11 +49,24 @@ def description(trainer: Trainer) -> dict[str, Any]:
     }
 
 
+def check_options(trainer: Trainer, found: checkpoint.Checkpoint) -> None:
+    """ValueError naming the first option of a named model that the saved one had otherwise."""
+    origin, saved = trainer.net.origin, found.meta["model"]
+    if origin is None or saved is None:
+        return
+    mine = json.loads(json.dumps(origin[1], default=str))
+    for name in sorted({*mine, *saved["options"]}):
+        if mine.get(name) != saved["options"].get(name):
+            raise ValueError(f"[checkpoint] expected option {name}={mine.get(name)}, got "
+                             f"{saved['options'].get(name)} in {found.path}")
+
+
 def restore(trainer: Trainer, found: checkpoint.Checkpoint) -> None:
     """Put the trainer where the checkpoint stands; everything is checked before anything moves."""
     meta, where = found.meta, found.meta["position"]
     checkpoint.check_architecture(found, trainer.net)
     trainer.settings.check_same(meta["settings"], found.path)
+    check_options(trainer, found)
     if trainer.schedule.by_stages and meta["settings"]["epochs"] != trainer.settings.epochs:
         raise ValueError(f"[checkpoint] expected {trainer.settings.epochs} epochs a layer, got "
                          f"{meta['settings']['epochs']} in {found.path}")

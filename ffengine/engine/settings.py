@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -99,11 +100,10 @@ class Settings:
 
     def check_same(self, saved: dict[str, Any], where: Any) -> None:
         """ValueError if a run saved with other settings cannot go on bit-exactly with these."""
-        for name in ("optimizer", "lr", "lr_min", "weight_decay", "batch_size", "seed",
-                     "precision"):
-            if saved[name] != getattr(self, name):
-                raise ValueError(f"[checkpoint] expected {name} {getattr(self, name)}, got "
-                                 f"{saved[name]} in {where}")
+        for name, mine in json.loads(json.dumps(asdict(self))).items():
+            if name not in ("epochs", "lr_epochs") and saved[name] != mine:
+                raise ValueError(f"[checkpoint] expected {name} {mine}, got {saved[name]} in "
+                                 f"{where}")
 
 
 class LearningRate:

@@ -14,7 +14,7 @@ tile has been added.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -186,6 +186,8 @@ def train_run(ctx: StepContext, run: Run, maps: Maps) -> None:
         return
     with scratch.allocating("gradient"):
         buffers = {i: zeros_like_parameters(ctx.net.layer(i)) for i in layers if i in turn.layers}
+    read = any(maps.x is t for tiles in ctx.features.values() for t in tiles)
+    run = replace(run, overwrite_x=False) if read else run  # a head still wants it
     out = destination(maps, run, ctx.batch) if layers[-1] + 1 < turn.depth else Maps(None)
     for start in range(0, ctx.batch, run.tile):
         stop = min(start + run.tile, ctx.batch)

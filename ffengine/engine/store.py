@@ -70,6 +70,10 @@ class FeatureStore(ABC):
     def __len__(self) -> int:
         return self._rows
 
+    def tensors(self) -> list[Tensor]:
+        """What it holds in RAM, for the meter."""
+        return []
+
     @property
     def row_bytes(self) -> int:
         return prod(self.shape) * self.dtype.itemsize
@@ -179,6 +183,9 @@ class RamStore(FeatureStore):
 
     def _take(self, found: np.ndarray[Any, np.dtype[np.int64]], out: Tensor) -> None:
         torch.index_select(self._data, 0, torch.from_numpy(found), out=out)
+
+    def tensors(self) -> list[Tensor]:
+        return [self._data]
 
     def _release(self) -> None:
         del self._data

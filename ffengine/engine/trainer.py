@@ -107,7 +107,7 @@ class Trainer:
         self._meter_next = False
         self._shuffle = torch.get_rng_state()
         self.sums = EpochSums()
-        self._watch = Watch(self.device)
+        self._watch = Watch(self.device, depth=len(self.net.layers))
 
     def _make_optimizer(self) -> LocalOptimizer:
         """States for what trains first; layers and heads with settings of their own get them."""
@@ -184,8 +184,9 @@ class Trainer:
         plan = self.plan_for(item.y.shape[0])  # stored features hold both halves' rows
         self.rate.move_to(self.schedule.rate_epoch(self.epoch))
         report = self._train(item, plan)
-        self._watch.after(item.x, item.y, label_count(self.net), report.losses, self.epoch,
-                          self.steps, first)
+        losses = [*report.losses, *(made and made[0] for made in report.heads)]
+        self._watch.after(item.x, item.y, label_count(self.net), losses, self.epoch, self.steps,
+                          first)
         self.steps += 1
         self.iteration += 1
         return report
@@ -199,8 +200,9 @@ class Trainer:
             return self.schedule.train(ctx, item, plan, self.dtype)
         # The real step, executed once; the meter only slows it down.
         self._meter_next = False
+        held = [] if self.stored is None else self.stored.tensors()
         with MemoryMeter(parameter=self.net.parameters(), state=self.optimizer.state_tensors(),
-                         feature=[item.x, item.y]) as meter:
+                         feature=[item.x, item.y, *held]) as meter:
             report = self.schedule.train(ctx, item, plan, self.dtype)
         self.peak_bytes = max(self.peak_bytes, meter.report.peak_bytes)
         return report

@@ -20,10 +20,7 @@ PLANES = (100, 200, 400, 800)
 
 def _config(num_classes: int, goodness: str, relu_gradient: str) -> LocalPassConfig:
     """Mean goodness and group norm; the ablation (eq. 2) squares and divides by the length."""
-    if goodness == "mean":
-        norm = Norm("group")
-    else:
-        norm = Norm("length", eps=1e-5, length="rms", scope="group")
+    norm = Norm("group") if goodness == "mean" else Norm("length", scope="group")
     return LocalPassConfig(groups=num_classes, goodness=goodness, norm=norm,  # type: ignore[arg-type]
                            relu_gradient=relu_gradient)  # type: ignore[arg-type]
 

@@ -31,26 +31,30 @@ def _config(theta: float, maximize: bool) -> LocalPassConfig:
                            norm=LENGTH)
 
 
-@register("fflib/ffnn", paper="FFLib", recipe=PAPER, digits_options=DIGITS,
-          digits={"lr": 0.1, "epochs": 30})
-def ffnn(num_classes: int = 10, in_channels: int = 1, image_size: int = 28,
-         layers: tuple[int, ...] = (2000, 2000), theta: float = 20.0, maximize: bool = True,
-         negatives: str = "random", propagate: Literal["stale", "updated"] = "updated",
-         heads: tuple[LinearHead, ...] = (), readout: Readout | None = None) -> LocalNet:
-    """image | one-hot label, length-normalised linear layers, softplus on mean squares - theta.
-
-    maximize: L+ raises the goodness of positive samples, L- (False) lowers it.
-    """
+def network(num_classes: int, in_channels: int, image_size: int, layers: tuple[int, ...],
+            theta: float, maximize: bool, negatives: str, propagate: Literal["stale", "updated"],
+            heads: tuple[LinearHead, ...], readout: Readout) -> LocalNet:
+    """image | one-hot label, then length-normalised linear layers."""
     encoding = Concat(num_classes, (in_channels, image_size, image_size))
     ins = (encoding.shape[0], *layers[:-1])
     chain = [LocalLinear(i, o, config=_config(theta, maximize), init="torch")
              for i, o in zip(ins, layers, strict=True)]
     net = LocalNet(chain, num_classes=num_classes, in_shape=encoding.in_shape, input_norm=LENGTH,
                    layer_range=(0, len(layers) - 1), encoding=encoding, negatives=negatives,
-                   propagate=propagate, heads=heads,
-                   readout=readout or Readout(theta=theta, maximize=maximize))
+                   propagate=propagate, heads=heads, readout=readout)
     net.schedule, net.selects_range = Together(), False
     return net
+
+
+@register("fflib/ffnn", paper="FFLib", recipe=PAPER, digits_options=DIGITS,
+          digits={"lr": 0.1, "epochs": 30})
+def ffnn(num_classes: int = 10, in_channels: int = 1, image_size: int = 28,
+         layers: tuple[int, ...] = (2000, 2000), theta: float = 20.0, maximize: bool = True,
+         negatives: str = "random",
+         propagate: Literal["stale", "updated"] = "updated") -> LocalNet:
+    """Softplus on mean squares - theta; L+ (maximize) raises positive goodness, L- lowers it."""
+    return network(num_classes, in_channels, image_size, layers, theta, maximize, negatives,
+                   propagate, (), Readout(theta=theta, maximize=maximize))
 
 
 @register("fflib/ffnn-c", paper="FFLib", recipe=PAPER, digits={"lr": 0.1, "epochs": 40},
@@ -62,8 +66,8 @@ def ffnn_c(num_classes: int = 10, in_channels: int = 1, image_size: int = 28,
     """FFNN with a linear classifier on all layers' activations, in the second half of training."""
     head = LinearHead(range(len(layers)), sum(layers), num_classes, image="neutral", features="h",
                       optim={"kind": "adam", "lr": classifier_lr})
-    net: LocalNet = ffnn(num_classes, in_channels, image_size, layers, theta, maximize, negatives,
-                         propagate, (head,), Readout("head", relu=True))
+    net = network(num_classes, in_channels, image_size, layers, theta, maximize, negatives,
+                  propagate, (head,), Readout("head", relu=True))
     net.schedule = Together(heads_from=0.5, heads_alone=True)
     return net
 

@@ -33,15 +33,7 @@ from ffengine.ops.config import LocalPassConfig, Norm, symba, threshold
 SHALLOW = ((128, True), (128, False), (256, True), (256, False), (256, False), (512, True))
 DEEP = ((64, False), (128, True), (128, False), (128, False), (128, False), (256, True),
         (256, False), (256, False), (256, False), (512, True), (512, False), (512, False))
-UPDATES = {"olu": "batch", "olu-epoch": "epoch", "olu-both": "both"}
-
-
-def _schedule(update: str) -> Schedule:
-    if update == "layer":
-        return Together()
-    if update not in UPDATES:
-        raise ValueError(f"[trifecta] update must be layer, {', '.join(UPDATES)}, got {update!r}")
-    return Overlapping(UPDATES[update])  # type: ignore[arg-type]
+UPDATES: dict[str, Any] = {"olu": "batch", "olu-epoch": "epoch", "olu-both": "both"}
 
 
 def network(rows: tuple[tuple[int, bool], ...], num_classes: int, image: tuple[int, int, int],
@@ -57,7 +49,8 @@ def network(rows: tuple[tuple[int, bool], ...], num_classes: int, image: tuple[i
     one_of("trifecta", "loss", loss, ("symba", "threshold"))
     one_of("trifecta", "readout", readout, ("last", "last3", "head"))
     one_of("trifecta", "norm", norm, ("none", *KINDS))
-    schedule = _schedule(update)
+    one_of("trifecta", "update", update, ("layer", *UPDATES))
+    schedule: Schedule = Together() if update == "layer" else Overlapping(UPDATES[update])
     encoding = LabelChannel(num_classes, image, learned=isinstance(schedule, Overlapping),
                             neutral=neutral)
     objective = symba(alpha) if loss == "symba" else threshold(theta)

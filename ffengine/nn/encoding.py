@@ -145,12 +145,14 @@ class LabelChannel(LabelEncoding):
     Args:
         learned: the embedding is trained by the first layer's loss where that crosses to its input
             (overlapping updates); else it stays random.
-        neutral: "mean" of the embeddings, or the embedding of a "random" label (drawn from
+        neutral: "mean" of the embeddings, or the embedding of a "random" label, drawn once (from
             torch's generator).
 
     Raises:
         ValueError: samples that are no maps.
     """
+
+    neutral_label: torch.Tensor
 
     def __init__(self, num_classes: int, in_shape: tuple[int, ...], learned: bool = True,
                  neutral: Literal["mean", "random"] = "mean") -> None:
@@ -161,6 +163,8 @@ class LabelChannel(LabelEncoding):
         channels, height, width = in_shape
         self.shape = (channels + 1, height, width)
         self.learned, self.neutral_kind = learned, neutral
+        # one draw for all samples and runs, so that neither a split nor a resume changes a score
+        self.register_buffer("neutral_label", torch.randint(num_classes, (1,)))
         self.weight = nn.Parameter(torch.randn(num_classes, height * width),
                                    requires_grad=learned)
 
@@ -175,5 +179,5 @@ class LabelChannel(LabelEncoding):
     def neutral_rows(self, n: int, like: torch.Tensor) -> torch.Tensor:
         if self.neutral_kind == "mean":
             return super().neutral_rows(n, like)
-        drawn = torch.randint(self.num_classes, (n,), device=like.device)
-        return F.one_hot(drawn, self.num_classes).to(like.dtype)
+        row = F.one_hot(self.neutral_label, self.num_classes).to(like.dtype)
+        return row.expand(n, -1)

@@ -107,6 +107,12 @@ class LocalNet(nn.Module):
             keep_weights_channels_last)
 
     def _check_parts(self) -> None:
+        if self.propagate == "updated":
+            for i in range(len(self.layers)):
+                layer = self.layer(i)
+                if layer.couples or layer.dropout or layer.couple is not None:
+                    raise ValueError("[network] propagate=updated expected layers without dropout "
+                                     f"and batch statistics, got such a layer {i}")
         if self.negatives == "masked" and self.encoding is not None:
             raise ValueError("[network] masked negatives expected a network without label "
                              f"encoding, got {type(self.encoding).__name__}")
@@ -200,12 +206,18 @@ class LocalNet(nn.Module):
             x = self.encoding(x, labels)
         return self.normalise_input(x)
 
-    def normalise_input(self, x: torch.Tensor) -> torch.Tensor:
-        """`input_norm` of every sample."""
+    def normalise_input(self, x: torch.Tensor, ours: bool = False) -> torch.Tensor:
+        """`input_norm` of every sample; written over x if that is `ours` to overwrite."""
         if self.input_norm == "none":
             return x
         if self.input_norm == "layer":
             return F.layer_norm(x, x.shape[1:])
+        if ours and self.input_norm.kind == "length":
+            over = tuple(range(1, x.dim()))
+            length = torch.linalg.vector_norm(x, dim=over, keepdim=True)
+            if self.input_norm.length == "rms":
+                length = length / math.prod(x.shape[1:]) ** 0.5
+            return x.div_(length + self.input_norm.eps)
         config = LocalPassConfig(groups=1, norm=self.input_norm)
         return normalise(x, (0, x.shape[1]), config)
 
@@ -361,13 +373,19 @@ class LocalNet(nn.Module):
 
     def append(self, layer: LocalLayer, wire: Wire | None = None) -> None:
         """One more layer on top; those below keep what they learned (`Layerwise(start=...)`)."""
+        top = len(self.layers) - 1
         self.layers.append(layer)
         self.wires = (*self.wires, wire or Wire())
         try:
             self.shapes = self._infer_shapes()
+            self._check_parts()
         except (ValueError, RuntimeError):
             self.layers, self.wires = self.layers[:-1], self.wires[:-1]
+            self.shapes = self.shapes[:len(self.layers) + 1]
             raise
+        start, end = self._range
+        if end == top:  # scores that read the top layer read the new one
+            self.set_range(top + 1 if start == end else start, top + 1)
 
     def _apply(self, fn: Any, recurse: bool = True) -> LocalNet:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

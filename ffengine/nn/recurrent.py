@@ -48,6 +48,8 @@ class RecurrentNet(LocalNet):
         if not 0 <= low < high - 1:
             raise ValueError("[recurrent] frames expected K_low >= 0 and K_low + 1 < K_high, got "
                              f"K_low={low} and K_high={high}")
+        if negatives == "masked":
+            raise ValueError("[recurrent] negatives expected labels, got masked")
         size = 1
         for s in in_shape:
             size *= s

@@ -45,6 +45,10 @@ class Loss:
     #: "mean" averages positive and negative halves over 2B (CwComp); "sum" adds the two means (SN).
     reduction: Literal["mean", "sum"] = "mean"
 
+    def __post_init__(self) -> None:
+        if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in self.p):
+            raise ValueError(f"[loss] {self.name} expected finite numbers, got {self.p}")
+
     @property
     def code(self) -> int:
         return LOSS_CODES["threshold" if self.name == "bce" else self.name]

@@ -122,7 +122,7 @@ HALVES = [[torch.zeros(1, 12), torch.zeros(1, 10)] for _ in range(2)]
     ("fflib/ffnn", {"negatives": torch.zeros(6, dtype=torch.int32)}, "int64", r"int32 \(6,\)"),
     ("fflib/ffnn", {"negatives": torch.full((6,), 10)}, r"labels must lie in \[0, 10\)", "got 10"),
     ("fflib/ffnn", {"negatives": [1, 2]}, r"int64 labels \(6,\)", "got list"),
-    ("fflib/ffnn", {"negatives": torch.zeros(6, 1, 8, 7)}, "images of", r"\(6, 1, 8, 7\)"),
+    ("fflib/ffnn", {"negatives": torch.zeros(6, 1, 8, 7)}, "label rows", r"\(6, 1, 8, 7\)"),
     ("hinton/peer-norm", {"negatives": torch.zeros(5, dtype=torch.int64)}, r"\(6,\)", r"\(5,\)"),
     ("sn/mlp", {"negatives": torch.zeros(6, dtype=torch.int64)}, "expected by none",
      "samples and labels only"),

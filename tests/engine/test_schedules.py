@@ -17,8 +17,8 @@ from ffengine.engine.plan import Planner
 from ffengine.engine.schedule import Interleaved, Together
 from ffengine.engine.shapes import measure
 from ffengine.engine.store import FeatureStore
-from ffengine.nn import LinearHead, LocalLinear, LocalNet, Readout
-from ffengine.ops.config import LocalPassConfig, Norm, cwc, pvn
+from ffengine.nn import LinearHead, LocalConv2d, LocalLinear, LocalNet, Readout
+from ffengine.ops.config import BatchNorm, LocalPassConfig, Norm, cwc, pvn
 
 WIDTHS = (12, 8, 16)
 
@@ -290,3 +290,53 @@ def test_training_accuracy_counts_what_a_step_computed() -> None:
     net = mlp(2, heads=1, readout=Readout("head"))
     rows = trainer(net, Together(), epochs=40, lr=0.05).fit([(x, y)]).rows
     assert rows[-1].train_accuracy > 0.9 >= rows[0].train_accuracy
+
+
+def test_head_features_do_not_depend_on_the_plan() -> None:
+    """A tiled run must not write over a map that a head still reads."""
+    def logits(cuts: list[int], tile: list[int]) -> torch.Tensor:
+        torch.manual_seed(0)
+        config = LocalPassConfig(groups=10)
+        net = LocalNet([LocalConv2d(10, 10, 3, config=config) for _ in range(3)], num_classes=10,
+                       in_shape=(10, 4, 4), heads=[LinearHead((0,), 160, 10)])
+        t = ff.Trainer(net, progress=False, seed=0)
+        t.keep_plan(16, cuts, tile)
+        x = torch.randn(16, 10, 4, 4, generator=torch.Generator().manual_seed(1))
+        made = t.step(x, torch.arange(16) % 10).heads[0]
+        assert made is not None
+        return made[1]
+
+    whole = logits([], [16])
+    for cuts, tile in (([0, 1], [16, 4, 4]), ([0], [16, 4]), ([], [4])):
+        assert torch.allclose(logits(cuts, tile), whole, atol=1e-5)
+
+
+def test_a_head_that_blows_up_stops_training() -> None:
+    net = LocalNet([LocalConv2d(1, 10, 3, config=LocalPassConfig(groups=10))], num_classes=10,
+                   in_shape=(1, 4, 4), heads=[LinearHead((0,), 160, 10, optim={"lr": 1e38})])
+    t = ff.Trainer(net, progress=False)
+    with pytest.raises(ff.TrainingStopped, match="the loss of head 0 became"):
+        for _ in range(5):
+            t.step(torch.rand(4, 1, 4, 4), torch.arange(4))
+
+
+def test_updated_features_refuse_batch_statistics() -> None:
+    layers = [LocalConv2d(1, 10, 3, config=LocalPassConfig(groups=10, norm=Norm("none")),
+                          couple=BatchNorm())]
+    with pytest.raises(ValueError, match="expected layers without dropout and batch statistics"):
+        LocalNet(layers, num_classes=10, in_shape=(1, 4, 4), propagate="updated")
+
+
+def test_a_store_counts_and_keeps_within_the_budget() -> None:
+    """The store is in the metered peak, and takes only what the plan leaves of the budget."""
+    splits = ff.data.load("digits")
+
+    def peak(features: str) -> int:
+        torch.manual_seed(0)
+        net = ff.models.create("sn/mlp", layers=(2000, 10), image_size=8)
+        t = ff.Trainer(net, epochs=1, batch_size=64, progress=False,
+                       schedule=Layerwise(features=features))  # type: ignore[arg-type]
+        t.fit(ff.data.loader(splits.train, batch_size=64))
+        return t.peak_bytes
+
+    assert peak("ram") - peak("recompute") > 0.9 * 1257 * 2000 * 4

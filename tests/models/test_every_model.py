@@ -212,6 +212,10 @@ def test_trains_in_sixteen_bits(name: str) -> None:
         net = network(name)
         t = trainer(net, precision=precision)
         x, y = batch(net)
+        if precision == "fp16" and name.startswith("bp/"):
+            with pytest.raises(ValueError, match=r"expected precision .* got fp16"):
+                t.step(x, y)
+            continue
         for iteration in range(2):
             report = t.step(x, y, iteration=iteration)
             assert all(loss is None or loss.isfinite() for loss in report.losses)
