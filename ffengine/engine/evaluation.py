@@ -16,7 +16,8 @@ from ffengine.nn.network import LocalNet
 class Samples:
     """A loader's (x, y) on a device, x in the compute dtype, in pieces of at most `rows`.
 
-    Inference couples nothing across the batch, so pieces change no score.
+    Inference couples nothing across the batch, so pieces change no score; but for an overlay whose
+    value is the batch's largest pixel (Pezeshki's code), which is then the piece's.
     """
 
     def __init__(self, loader: Iterable[Any], device: torch.device, dtype: torch.dtype,

@@ -1,7 +1,8 @@
 """Backpropagation twins, `bp/<model name>`: the same network, trained end to end.
 
-Class-goodness networks take their last layer's goodness as logits; positive/negative ones see the
-image without a label and end in a linear classifier on the last layer (BPNN of FFLib's table 2).
+Mean goodness per class (DeeperForward's) is read as logits; the other networks end in a linear
+classifier on the last layer, those of positive and negative samples on an image without a label
+(BPNN of FFLib's table 2).
 Adam at 1e-4 and at least as many epochs as the paper's own baselines.
 """
 
@@ -32,8 +33,7 @@ def twin(original: Entry, **options: Any) -> LocalNet:
     net.requires_grad_(True)
     last = len(net.layers) - 1
     net.heads, net.readout = nn.ModuleList(), Readout()
-    if net.encoding is not None or net.makes_pairs or original.name == "cafo/cnn" or (
-            net.layer(last).label_map is not None):
+    if net.layer(last).config.goodness != "mean":  # squares are poor logits: sn/cifar10 40 ± 26 %
         if net.encoding is not None:
             net.encoding.requires_grad_(False)
         recurrent = isinstance(net, RecurrentNet)  # which gives all of its states

@@ -78,8 +78,9 @@ def mlp(num_classes: int = 10, in_channels: int = 1, image_size: int = 28,
                        readout)
 
 
-@register("sn/cifar10", paper="Support neurons", recipe=PAPER,
-          digits={"epochs": 10, "lr_min": 1e-5})
+# under PvN both units of a class in the linear layer die on some seeds of the digits: 80-99 %
+@register("sn/cifar10", paper="Support neurons", recipe=PAPER, digits_options={"loss": "cwc"},
+          digits={"epochs": 8, "lr_min": 1e-5})
 def cifar10(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
             loss: LossName = "combo", readout: Literal["llr", "olr"] = "llr",
             goodness: Literal["mean_sq", "sum_sq"] = "mean_sq",
