@@ -29,7 +29,7 @@ class Backprop(Schedule):
         net.train()
         named = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
         cast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-        if dtype in (torch.bfloat16, torch.float16):
+        if dtype is torch.bfloat16:
             cast = torch.autocast(item.x.device.type, dtype)
         with torch.enable_grad(), cast:
             logits = net.differentiable_logits(item.x.to(named[0][1].dtype))

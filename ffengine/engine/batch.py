@@ -30,6 +30,11 @@ class Batch:
     below: torch.Tensor | None = None
 
 
+def whole(pieces: list[torch.Tensor], dim: int = 0) -> torch.Tensor:
+    """The pieces as one tensor; an only one as it is."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
+
+
 def as_batch(batch: Any, y: torch.Tensor | None) -> Batch:
     """A Batch from `step(x, y)`, `step((x, y))`, `step({"x": …, "y": …})` or `step(Batch(…))`."""
     if y is not None:

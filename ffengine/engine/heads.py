@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from ffengine.engine.batch import whole
 from ffengine.nn.heads import LinearHead
 from ffengine.ops.weight_update import weight_update
 from ffengine.reference.local_pass import sparsemax, sparsemax_loss
@@ -49,14 +50,9 @@ def train_on_pass(ctx: StepContext) -> Results:
     for h in turn.heads if turn.depth else ():
         head = of(ctx.net, h)
         if head.image == "pass":
-            parts = [joined([t.flatten(1) for t in ctx.features[i]], 0) for i in head.layers]
-            done[h] = train_head(ctx, h, joined(parts, 1), ctx.y)
+            parts = [whole([t.flatten(1) for t in ctx.features[i]]) for i in head.layers]
+            done[h] = train_head(ctx, h, whole(parts, 1), ctx.y)
     return done
-
-
-def joined(parts: list[torch.Tensor], dim: int) -> torch.Tensor:
-    """The parts as one tensor; an only one as it is."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def train_head(ctx: StepContext, index: int, features: torch.Tensor,

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ffengine.data.batches import Loader
-from ffengine.engine.batch import Batch
+from ffengine.engine import affine
+from ffengine.engine.batch import Batch, paired, whole
+from ffengine.engine.inputs import completed, entrance
 from ffengine.engine.plan import Plan
 from ffengine.engine.schedule import Schedule
 from ffengine.engine.step import BatchReport, StepContext, Turn
@@ -140,8 +142,6 @@ class Layerwise(Schedule):
     def stored_rows(self, trainer: Trainer, stage: int,
                     batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(the stage's input for all rows of a batch, the goodness summed below it)."""
-        from ffengine.engine.inputs import completed, entrance
-
         net, n = trainer.net, batch.x.shape[0]
         ctx = StepContext(net, trainer.optimizer, batch.y, n, trainer.settings.seed, 0,
                           trainer.backend)
@@ -153,8 +153,6 @@ class Layerwise(Schedule):
 
     @property
     def pairs(self) -> bool:
-        from ffengine.engine.batch import paired
-
         return paired(self.net)
 
     def storable(self, loader: Any, stage: int) -> bool:
@@ -226,7 +224,7 @@ class StoredLoader:
         labels, device = self.loader.image_set.labels, self.loader.device
         for rows in self.loader.indices(start):
             parts = [store.read(rows) for store in self.stored.stores]
-            features = as_laid_out(torch.cat(parts) if len(parts) > 1 else parts[0]).to(device)
+            features = as_laid_out(whole(parts)).to(device)
             below = self.stored.below[:, rows.to(self.stored.below.device)].flatten()
             yield Batch(features, labels[rows].to(device), features=features, below=below)
 
@@ -245,7 +243,8 @@ class Collaborative(Layerwise):
         super().begin(net, epochs)
 
     def active(self, epoch: int) -> list[str]:
-        own = ["gamma"] if getattr(self.net, "gamma").requires_grad else []  # noqa: B009
+        assert isinstance(self.net, CollaborativeNet)
+        own = ["gamma"] if self.net.gamma.requires_grad else []
         return [*super().active(epoch), *own]
 
     def owners(self) -> dict[str, tuple[str, ...]]:
@@ -253,9 +252,6 @@ class Collaborative(Layerwise):
         return {"gamma": tuple(gamma_owner(i) for i in range(1, len(self.net.layers)))}
 
     def train(self, ctx: StepContext, item: Batch, plan: Plan, dtype: torch.dtype) -> BatchReport:
-        from ffengine.engine import affine
-        from ffengine.engine.inputs import completed, entrance
-
         net, stage = ctx.net, ctx.whose().layers[0]
         assert isinstance(net, CollaborativeNet)
         with torch.no_grad():
@@ -274,7 +270,7 @@ class Collaborative(Layerwise):
             del rows, goodness
         report = super().train(ctx, replace(item, features=features), plan, dtype)
         if net.gamma.requires_grad:
-            coef = torch.cat(ctx.coef[stage])
+            coef = whole(ctx.coef[stage])
             slope = coef * net.group_size(stage)
             grad = torch.zeros_like(net.gamma)
             grad[stage] = (slope * others.to(slope.dtype)).sum().to(grad.dtype)

@@ -34,7 +34,6 @@ class LocalOptimizer(torch.optim.Optimizer):
                  second: Mapping[str, Collection[str]] | None = None,
                  active: Collection[str] | None = None) -> None:
         self.named = dict(named)
-        self._configs = [config]
         groups: dict[OptimConfig, list[str]] = {config: []}
         for name in self.named:
             groups.setdefault((own or {}).get(name, config), []).append(name)

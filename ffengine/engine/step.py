@@ -19,7 +19,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from ffengine.engine import affine, heads
-from ffengine.engine.batch import Batch
+from ffengine.engine.affine import Buffers
+from ffengine.engine.batch import Batch, whole
 from ffengine.engine.inputs import completed, entrance
 from ffengine.engine.optim import LocalOptimizer
 from ffengine.engine.plan import Plan, Run
@@ -169,11 +170,6 @@ def train_batch(ctx: StepContext, item: Batch | torch.Tensor, plan: Plan,
     return ctx.report(results)
 
 
-def whole(pieces: list[torch.Tensor]) -> torch.Tensor:
-    """The tiles' rows as one tensor; an only tile's as they are."""
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-
-
 def train_run(ctx: StepContext, run: Run, maps: Maps) -> None:
     """A run of layers over the whole batch; leaves its last maps in `maps`."""
     turn = ctx.whose()
@@ -225,9 +221,6 @@ def destination(maps: Maps, run: Run, batch: int) -> Maps:
     if run.shortcut_is_x:
         return Maps(x, x)
     return Maps(x, place(run.shortcut_shape, maps.shortcut if run.overwrite_shortcut else None))
-
-
-Buffers = tuple[torch.Tensor | None, torch.Tensor | None]
 
 
 def zeros_like_parameters(layer: LocalLayer) -> Buffers:

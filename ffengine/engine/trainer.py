@@ -112,10 +112,9 @@ class Trainer:
     def _make_optimizer(self) -> LocalOptimizer:
         """States for what trains first; layers and heads with settings of their own get them."""
         trained = [(n, p) for n, p in self.net.named_parameters() if p.requires_grad]
-        made = LocalOptimizer(trained, self.settings.optim(), own=own_settings(
-            self.net, self.settings.optim()), second=self.schedule.owners(),
-            active=self.schedule.active(0))
-        return made
+        optim = self.settings.optim()
+        return LocalOptimizer(trained, optim, own=own_settings(self.net, optim),
+                              second=self.schedule.owners(), active=self.schedule.active(0))
 
     def write_into(self, out: str | os.PathLike[str] | None) -> None:
         """Keep history and checkpoints in this run folder; None writes nothing."""

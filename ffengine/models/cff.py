@@ -15,8 +15,9 @@ from typing import Literal
 
 from ffengine.engine.layerwise import Collaborative
 from ffengine.models.registry import Recipe, register
-from ffengine.nn import CollaborativeNet, LocalLinear, Overlay
+from ffengine.nn import CollaborativeNet
 from ffengine.nn.checks import one_of
+from ffengine.nn.overlay import L2, overlay_mlp
 from ffengine.ops.config import LocalPassConfig, Norm, threshold
 
 PAPER = Recipe(optimizer="adam", lr=0.03, epochs=1000, batch_size=50_000)
@@ -32,16 +33,12 @@ def collaborative(num_classes: int = 10, in_channels: int = 1, image_size: int =
                   learned: bool = False, gamma_lr: float = 0.01) -> CollaborativeNet:
     """784-500-500, full batch, layer after layer."""
     one_of("cff", "norm", norm, ("length", "layer"))
-    between = Norm("length", eps=1e-4, length="l2") if norm == "length" else Norm("layer")
+    between = L2 if norm == "length" else Norm("layer")
     config = LocalPassConfig(groups=1, goodness=goodness, loss=threshold(theta), norm=between)
-    encoding = Overlay(num_classes, (in_channels, image_size, image_size), value="max")
-    ins = (encoding.shape[0], *layers[:-1])
-    net = CollaborativeNet(
-        [LocalLinear(i, o, config=config, init="torch") for i, o in zip(ins, layers, strict=True)],
-        num_classes=num_classes, in_shape=encoding.in_shape, input_norm=between,
-        layer_range=(0, len(layers) - 1), encoding=encoding, negatives=negatives, gamma=gamma,
-        weight=weight, learned=learned, gamma_lr=gamma_lr)
-    net.schedule, net.selects_range = Collaborative(), False
+    net = overlay_mlp(CollaborativeNet, num_classes, (in_channels, image_size, image_size), layers,
+                      config, negatives, gamma=gamma, weight=weight, learned=learned,
+                      gamma_lr=gamma_lr)
+    net.schedule = Collaborative()
     return net
 
 

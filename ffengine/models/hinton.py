@@ -16,9 +16,9 @@ from ffengine.engine.layerwise import Layerwise
 from ffengine.engine.schedule import Together
 from ffengine.models.registry import Recipe, register
 from ffengine.nn import LinearHead, LocalLinear, LocalNet, Overlay, Readout
+from ffengine.nn.overlay import L2, overlay_mlp
 from ffengine.ops.config import LocalPassConfig, Norm, Peer, bce, threshold
 
-L2 = Norm("length", eps=1e-4, length="l2")
 RMS = Norm("length", eps=1e-8, length="rms")
 
 
@@ -33,13 +33,9 @@ def threshold_net(num_classes: int = 10, in_channels: int = 1, image_size: int =
                   negatives: str = "permuted") -> LocalNet:
     """784-500-500, softplus of mean squares against theta, every layer for its own epochs."""
     config = LocalPassConfig(groups=1, goodness="mean_sq", loss=threshold(theta), norm=L2)
-    encoding = Overlay(num_classes, (in_channels, image_size, image_size), value="max")
-    ins = (encoding.shape[0], *layers[:-1])
-    net = LocalNet([LocalLinear(i, o, config=config, init="torch")
-                    for i, o in zip(ins, layers, strict=True)],
-                   num_classes=num_classes, in_shape=encoding.in_shape, input_norm=L2,
-                   layer_range=(0, len(layers) - 1), encoding=encoding, negatives=negatives)
-    net.schedule, net.selects_range = Layerwise(), False
+    net = overlay_mlp(LocalNet, num_classes, (in_channels, image_size, image_size), layers, config,
+                      negatives)
+    net.schedule = Layerwise()
     return net
 
 

@@ -8,6 +8,7 @@ side in one weight, so that a frame of a layer is one product.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -50,10 +51,7 @@ class RecurrentNet(LocalNet):
                              f"K_low={low} and K_high={high}")
         if negatives == "masked":
             raise ValueError("[recurrent] negatives expected labels, got masked")
-        size = 1
-        for s in in_shape:
-            size *= s
-        around = [size, *widths, num_classes]
+        around = [math.prod(in_shape), *widths, num_classes]
         config = replace(config, norm=Norm("none"), blend=beta)
         layers = [LocalLinear(around[i] + around[i + 2], width, config=config,
                               init="torch")
