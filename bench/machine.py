@@ -19,6 +19,7 @@ def facts() -> dict[str, Any]:
     ext = backends.extension()
     cuda = torch.cuda.is_available()
     return {
+        "class": machine_class(),
         "cpu": _cpu_name(),
         "isa": ext.isa() if ext is not None else "none",
         "threads": torch.get_num_threads(),
@@ -29,6 +30,15 @@ def facts() -> dict[str, Any]:
         "dirty": bool(_git("status", "--porcelain")),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
+
+
+def machine_class() -> str:
+    """What exact counters depend on: architecture, instruction set, threads, or the GPU's."""
+    if torch.cuda.is_available():
+        return "cuda sm_{}{}".format(*torch.cuda.get_device_capability())
+    ext = backends.extension()
+    isa = ext.isa() if ext is not None else "no extension"
+    return f"{platform.machine()} {isa}, threads: {torch.get_num_threads()}"
 
 
 def interleaved(sides: dict[str, Callable[[], Any]], rounds: int,
