@@ -57,6 +57,10 @@ def update(ctx: StepContext, i: int, u: torch.Tensor, made: Normalised | None, s
     da, scale = swept.da, swept.da_scale
     assert da is not None
     if made is None:
+        if ctx.sums is not None:
+            (total, finish, share), (bias_total, *_) = (
+                ctx.adding(p, owner) for p in (layer.weight, layer.bias))
+            buffers, scale = (total, bias_total), scale / share
         weight_update(
             layer.weight.detach(), u, da, optim=opt.config(layer.weight),
             state=opt.state_of(layer.weight, owner), geometry=layer.geometry,
@@ -77,6 +81,11 @@ def step(ctx: StepContext, i: int | str, name: str, parameter: nn.Parameter, gra
     """Step one parameter with a gradient that exists, times `scale`."""
     state = ctx.optimizer.state_of(parameter, owner)
     assert state is not None
+    total, last, share = ctx.adding(parameter, owner)
+    if total is not None:
+        grad, scale = total.add_(grad, alpha=share / scale), 1.0
+    if not last:
+        return
     gradient_update(parameter.detach(), grad.to(parameter.dtype), state=state,
                     optim=ctx.optimizer.config(parameter), grad_out=ctx.grad_of(i, name),
                     scale=scale, backend=ctx.backend)

@@ -20,6 +20,7 @@ class Backprop(Schedule):
     recurrent = True
 
     planned = False
+    adds_up = False
 
     def train(self, ctx: StepContext, item: Batch, plan: Plan, dtype: torch.dtype) -> BatchReport:
         net = ctx.net

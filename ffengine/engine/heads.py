@@ -61,9 +61,12 @@ def train_head(ctx: StepContext, index: int, features: torch.Tensor,
     head, opt = of(ctx.net, index), ctx.optimizer
     logits = head(features.detach()).detach()
     loss, dlogits = loss_and_gradient(head, logits, y)
+    total, last, share = ctx.adding(head.weight)
     weight_update(
         head.weight.detach(), features.to(head.weight.dtype).contiguous(), dlogits,
         optim=opt.config(head.weight), state=opt.state_of(head.weight),
+        accumulate=total, bias_accumulate=ctx.adding(head.bias).total, finish=last,
+        da_scale=1.0 / share,
         grad_out=ctx.grad_of(f"heads.{index}", "weight"), backend=ctx.backend,
         bias=None if head.bias is None else head.bias.detach(),
         bias_state=opt.state_of(head.bias),

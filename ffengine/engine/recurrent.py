@@ -40,6 +40,7 @@ class Recurrent(Schedule):
     """Every batch over `frames` frames (K_train)."""
 
     recurrent = True
+    adds_up = False  # every frame updates
 
     def __init__(self, frames: int = 10) -> None:
         if frames < 1:

@@ -38,6 +38,8 @@ class Schedule:
 
     #: The memory plan describes its steps.
     planned = True
+    #: One update a batch, whose gradient is a sum over samples: micro-batches may add it up.
+    adds_up = True
 
     def begin(self, net: LocalNet, epochs: int) -> None:
         """Tie the schedule to a network and to the recipe's epochs; ValueError if it cannot."""

@@ -22,6 +22,7 @@ from ffengine.engine import affine, heads
 from ffengine.engine.affine import Buffers
 from ffengine.engine.batch import Batch, whole
 from ffengine.engine.inputs import completed, entrance
+from ffengine.engine.micro import Adding, Sums
 from ffengine.engine.optim import LocalOptimizer
 from ffengine.engine.plan import Plan, Run
 from ffengine.nn.layers import LocalLayer
@@ -94,6 +95,8 @@ class StepContext:
     turn: Turn | None = None
     #: The first layer that is run: those below it gave the batch's features.
     first: int = 0
+    #: Where the gradients of a batch's micro-batches add up.
+    sums: Sums | None = None
     #: Handed gradients by layer index and parameter, when a test asks for them.
     grads: dict[tuple[int | str, str], torch.Tensor] | None = None
     #: Per layer, a term (rows, K) added to the goodness (collaborative FF).
@@ -115,6 +118,12 @@ class StepContext:
 
     def grad_of(self, i: int | str, name: str) -> torch.Tensor | None:
         return None if self.grads is None else self.grads.get((i, name))
+
+    def adding(self, parameter: torch.Tensor | None, owner: str = "") -> Adding:
+        """Where a parameter's gradient goes: by default it is all there is of it."""
+        if self.sums is None or parameter is None:
+            return Adding()
+        return Adding(self.sums.of(parameter, owner), self.sums.last, self.sums.share)
 
     def targets(self, i: int, tile: Tile, n: int) -> torch.Tensor:
         """What layer i is trained towards, of the tile's n rows."""
@@ -255,7 +264,7 @@ def train_layer(ctx: StepContext, i: int, x: torch.Tensor, tile: Tile, buffers: 
                 finish: bool, want_z: bool) -> torch.Tensor | None:
     """x -> a -> sweep -> update; z where the next layer wants it."""
     layer, updated = ctx.net.layer(i), ctx.net.propagate == "updated"
-    if not want_z and streams(layer, x, tile):
+    if not want_z and ctx.sums is None and streams(layer, x, tile):
         stream_layer(ctx, i, x, tile)
         return None
     u, made = layer.enter(x, training=True)

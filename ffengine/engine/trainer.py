@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ffengine.engine import checkpoint, saving
+from ffengine.engine import checkpoint, micro, saving
 from ffengine.engine.batch import Batch, as_batch, batches_from, check_range, checked, label_count
 from ffengine.engine.budget import parse_bytes
 from ffengine.engine.evaluation import (
@@ -62,6 +62,8 @@ class Trainer:
         progress: bar and one line an epoch on standard error.
         sip: select the layer range on the validation loader after each epoch, in networks that
             leave it open (net.selects_range).
+        micro_batch: train in pieces of this many samples, whose gradients add up to one update
+            (ffengine.engine.micro); batch statistics are then each piece's own.
         notes: plain values kept in checkpoints as they are, e.g. the data set.
     """
 
@@ -74,6 +76,7 @@ class Trainer:
                  out: str | os.PathLike[str] | None = None, recipe: Recipe | None = None,
                  plan: Plan | None = None, scheduler: SchedulerFactory | None = None,
                  schedule: Schedule | None = None, progress: bool = True, sip: bool = True,
+                 micro_batch: int | None = None,
                  notes: dict[str, Any] | None = None) -> None:
         self.settings = Settings.resolve(
             recipe or net.recipe or Recipe(), optimizer=optimizer, lr=lr, lr_min=lr_min,
@@ -90,6 +93,9 @@ class Trainer:
         if self.budget is not None and not self.schedule.planned:
             raise ValueError("[trainer] memory_budget expected layer-local training, got a network "
                              "trained by backpropagation, whose memory no plan describes")
+        self.micro_batch = micro_batch
+        if micro_batch is not None:
+            micro.check(self.schedule, self.net, micro_batch)
         self._base, self._plans = plan, dict[int, Plan]()
         if batch_size is not None:
             self.plan_for(batch_size)
@@ -180,7 +186,8 @@ class Trainer:
         if first and self.device.type != "cpu":
             check_range(item.y, label_count(self.net))
         self._watch.before(item.x, self.epoch, self.steps)
-        plan = self.plan_for(item.y.shape[0])  # stored features hold both halves' rows
+        samples = item.y.shape[0]  # stored features hold both halves' rows
+        plan = self.plan_for(min(samples, self.micro_batch or samples))
         self.rate.move_to(self.schedule.rate_epoch(self.epoch))
         report = self._train(item, plan)
         losses = [*report.losses, *(made and made[0] for made in report.heads)]
@@ -190,19 +197,30 @@ class Trainer:
         self.iteration += 1
         return report
 
-    def _train(self, item: Batch, plan: Plan) -> BatchReport:
+    def _context(self, item: Batch) -> StepContext:
         rows = rows_of(self.net, item.x.shape[0]) if item.features is None else (
             item.features.shape[0])
-        ctx = StepContext(self.net, self.optimizer, item.y, rows, self.settings.seed, self.steps,
-                          self.backend, self.schedule.turn(self.epoch, self.iteration))
+        return StepContext(self.net, self.optimizer, item.y, rows, self.settings.seed, self.steps,
+                           self.backend, self.schedule.turn(self.epoch, self.iteration))
+
+    def _update(self, item: Batch, plan: Plan) -> BatchReport:
+        """One update, from the whole batch or from its micro-batches."""
+        def step(ctx: StepContext, part: Batch) -> BatchReport:
+            return self.schedule.train(ctx, part, plan, self.dtype)
+
+        if self.micro_batch is None:
+            return step(self._context(item), item)
+        return micro.train(self._context, item, self.micro_batch, step)
+
+    def _train(self, item: Batch, plan: Plan) -> BatchReport:
         if not self._meter_next:
-            return self.schedule.train(ctx, item, plan, self.dtype)
+            return self._update(item, plan)
         # The real step, executed once; the meter only slows it down.
         self._meter_next = False
         held = [] if self.stored is None else self.stored.tensors()
         with MemoryMeter(parameter=self.net.parameters(), state=self.optimizer.state_tensors(),
                          feature=[item.x, item.y, *held]) as meter:
-            report = self.schedule.train(ctx, item, plan, self.dtype)
+            report = self._update(item, plan)
         self.peak_bytes = max(self.peak_bytes, meter.report.peak_bytes)
         return report
 
