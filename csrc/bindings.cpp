@@ -136,6 +136,29 @@ OptimParams optim_params(const py::object& optim) {
   return o;
 }
 
+// `launch` takes the params; call: ffengine.ops.optim.CompressedCall.
+template <class Launch>
+void compressed_step(Address weight, Address grad, Address m, Address v, Address m_scale,
+                     Address v_scale, int64_t n, float inv_scale, const py::object& call,
+                     Launch launch) {
+  CompressedStepParams p{};
+  p.weight = at<void>(weight);
+  p.grad = at<const float>(grad);
+  p.m = at<void>(m);
+  p.v = at<void>(v);
+  p.m_scale = at<float>(m_scale);
+  p.v_scale = at<float>(v_scale);
+  p.n = n;
+  p.inv_scale = inv_scale;
+  p.format = StateFormat(get<int>(call, "format"));
+  p.bf16_weight = get<bool>(call, "bf16_weight");
+  p.seed = get<uint64_t>(call, "seed");
+  p.stream = get<uint32_t>(call, "stream");
+  p.optim = optim_params(call.attr("optim"));
+  NoGil released;
+  launch(p);
+}
+
 void read_conv_shape(WeightUpdateParams& p, const ConvShape& s, int dtype) {
   p.N = s[0], p.C = s[1], p.H = s[2], p.W = s[3], p.O = s[4], p.P = s[5], p.Q = s[6];
   p.kH = s[7], p.kW = s[8], p.stride = s[9], p.pad = s[10];
@@ -201,7 +224,7 @@ void linear_finish(Address da, Address scale, Address sums, const MatrixShape& s
 
 // The enum values, for the test that holds them against ffengine/ops/config.py.
 py::dict codes() {
-  py::dict loss, goodness, norm, phase, optim, dtype;
+  py::dict loss, goodness, norm, phase, optim, dtype, state;
   loss["none"] = int(Loss::none), loss["ce"] = int(Loss::ce), loss["cwc"] = int(Loss::cwc);
   loss["pvn"] = int(Loss::pvn), loss["threshold"] = int(Loss::threshold);
   loss["symba"] = int(Loss::symba), loss["sparsemax"] = int(Loss::sparsemax);
@@ -216,9 +239,12 @@ py::dict codes() {
   optim["adamw"] = int(Optim::adamw);
   dtype["float32"] = int(DType::f32), dtype["bfloat16"] = int(DType::bf16);
   dtype["float16"] = int(DType::f16);
+  state["fp32"] = int(StateFormat::f32), state["bf16"] = int(StateFormat::bf16);
+  state["8bit"] = int(StateFormat::bits8);
   py::dict all;
   all["loss"] = loss, all["goodness"] = goodness, all["norm"] = norm;
   all["phase"] = phase, all["optim"] = optim, all["dtype"] = dtype;
+  all["state"] = state;
   return all;
 }
 
@@ -302,6 +328,12 @@ PYBIND11_MODULE(_C, module) {
                optimizer_step_cpu(at<float>(weight), at<float>(m), at<float>(v),
                                   at<const float>(grad), n, inv_scale, o);
              });
+  module.def("compressed_step_cpu",
+             [](Address weight, Address grad, Address m, Address v, Address m_scale,
+                Address v_scale, int64_t n, float inv_scale, const py::object& call) {
+               compressed_step(weight, grad, m, v, m_scale, v_scale, n, inv_scale, call,
+                               [](const CompressedStepParams& p) { compressed_step_cpu(p); });
+             });
 #if defined(FFENGINE_CUDA)
   module.def("local_pass_cuda",
              [](Address a, Address y, Address g0, Address h_prev, Address offsets, Address z,
@@ -325,6 +357,15 @@ PYBIND11_MODULE(_C, module) {
                NoGil released;
                optimizer_step_cuda(at<float>(weight), at<float>(m), at<float>(v),
                                    at<const float>(grad), n, inv_scale, o, at<void>(stream));
+             });
+  module.def("compressed_step_cuda",
+             [](Address weight, Address grad, Address m, Address v, Address m_scale,
+                Address v_scale, int64_t n, float inv_scale, const py::object& call,
+                Address stream) {
+               compressed_step(weight, grad, m, v, m_scale, v_scale, n, inv_scale, call,
+                               [stream](const CompressedStepParams& p) {
+                                 compressed_step_cuda(p, at<void>(stream));
+                               });
              });
   module.def("linear_prepare_cuda",
              [](Address x, Address from, Address a, Address bias, Address scale,

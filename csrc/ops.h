@@ -21,6 +21,7 @@ int64_t scratch_peak_cpu(bool reset);
 // optimizer has none.
 void optimizer_step_cpu(float* weight, float* m, float* v, const float* grad, int64_t n,
                         float inv_scale, const OptimParams& optim);
+void compressed_step_cpu(const CompressedStepParams& p);
 // Before and after a tile's local_pass.
 void linear_prepare_cpu(const LinearStepParams& p);
 void linear_finish_cpu(const LinearStepParams& p);
@@ -30,6 +31,7 @@ void local_pass_cuda(const LocalPassParams& p, void* stream);
 void batch_pass_cuda(const BatchPassParams& p, void* stream);
 void optimizer_step_cuda(float* weight, float* m, float* v, const float* grad, int64_t n,
                          float inv_scale, const OptimParams& optim, void* stream);
+void compressed_step_cuda(const CompressedStepParams& p, void* stream);
 void linear_prepare_cuda(const LinearStepParams& p, void* stream);
 void linear_finish_cuda(const LinearStepParams& p, void* stream);
 

@@ -110,6 +110,26 @@ struct OptimParams {
   int64_t step;             // 1 at the first update
 };
 
+// How optimizer states lie in memory: csrc/common/state_formats.h.
+enum class StateFormat : int32_t { f32 = 0, bf16 = 1, bits8 = 2 };
+
+// One optimizer step in fp32 on weights or states that are stored in fewer bits.
+struct CompressedStepParams {
+  void* weight;        // (n,) fp32, or bf16 with bf16_weight; updated
+  const float* grad;   // (n,) in the weight's memory order
+  void* m;             // (n,) by `format`; null where the optimizer has none
+  void* v;
+  float* m_scale;      // (ceil(n / kStateBlock),), bits8 only
+  float* v_scale;
+  int64_t n;
+  StateFormat format;  // of m and v
+  bool bf16_weight;
+  float inv_scale;     // gradient = grad * inv_scale
+  uint64_t seed;       // Philox key
+  uint32_t stream;     // third counter word; the fourth is optim.step
+  OptimParams optim;
+};
+
 // Weight gradient of a convolution (a linear layer: kH = kW = H = W = 1) and, with finish, the
 // optimizer step on it.
 struct WeightUpdateParams {

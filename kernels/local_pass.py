@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 import triton
 import triton.language as tl
-from ffengine.kernels import losses
+from ffengine.kernels import losses, philox
 from ffengine.kernels.launch import Launch, Variant, plan_launch
 from ffengine.kernels.tile import aligned, bases, blended, group_of, positions, span_of, tile_h
 
@@ -300,9 +300,9 @@ def _stats(tensors: LocalPassTensors, call: LocalPassCall, v: Variant, launch: L
 def _batch_words(call: LocalPassCall) -> tuple[int, ...]:
     """What names this batch's rows and random words, 32-bit words as int32 patterns."""
     seed = call.dropout_seed
-    words = (seed, seed >> 32, call.dropout_layer, call.dropout_step, call.dropout_threshold)
-    signed = (((w & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000 for w in words)
-    return (*signed, call.start, call.half, call.half_start)
+    words = philox.int32_patterns(seed, seed >> 32, call.dropout_layer, call.dropout_step,
+                                  call.dropout_threshold)
+    return (*words, call.start, call.half, call.half_start)
 
 
 def _nchw(a: torch.Tensor) -> tuple[int, int, int, int]:

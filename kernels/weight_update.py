@@ -1,5 +1,7 @@
 """The optimizer step of `weight_update`: SGD, Adam and AdamW in one sweep over the weights.
 
+Weights and states in fp32, or stored in fewer bits (kernels/states.py) and stepped in fp32.
+
 reference: ffengine/reference/weight_update.py   op: ffengine/ops/weight_update.py
 """
 
@@ -11,10 +13,13 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
+from ffengine.kernels import philox, states
 
-#: fp32 elements a program owns: 128 threads with two 16-byte loads a tensor each.
+#: Elements a program owns: 128 threads with two 16-byte loads of an fp32 tensor each.
 BLOCK = 1024
 KINDS = ("sgd", "adam", "adamw")
+#: What m and v are stored in, by format.
+STATE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "8bit": torch.uint8}
 
 
 class Scalars(NamedTuple):
@@ -37,12 +42,36 @@ class Variant(NamedTuple):
     kind: str
     momentum: bool
     nesterov: bool
+    states: str  # of STATE_DTYPES
+    bf16_weight: bool
     block: int
 
 
 @triton.jit
-def optimizer_kernel(p_weight, p_grad, p_m, p_v, numel, s, v: tl.constexpr):
-    """One optimizer step in place, g = grad / da_scale; all tensors (numel,).
+def load_state(p, p_scale, i, b, numel, signed: tl.constexpr, v: tl.constexpr):
+    if v.states == "fp32":
+        x = tl.load(p + i, mask=b, other=0.0)
+    elif v.states == "bf16":
+        x = states.load_bf16(p, i, b)
+    else:
+        x = states.load_codes(p, p_scale, i, b, numel, signed, v.block)
+    return x
+
+
+@triton.jit
+def store_state(p, p_scale, i, b, x, random, numel, signed: tl.constexpr, v: tl.constexpr):
+    if v.states == "fp32":
+        tl.store(p + i, x, mask=b)
+    elif v.states == "bf16":
+        states.store_bf16(p, i, b, x, random)
+    else:
+        states.store_codes(p, p_scale, i, b, x, random, numel, signed, v.block)
+
+
+@triton.jit(do_not_specialize=["seed_lo", "seed_hi", "stream", "step"])
+def optimizer_kernel(p_weight, p_grad, p_m, p_v, p_m_scale, p_v_scale, numel, seed_lo, seed_hi,
+                     stream, step, s, v: tl.constexpr):
+    """One optimizer step in place, g = grad / da_scale; all tensors (numel,), scales one a block.
 
     sgd:   g += decay w;  m = momentum m + g;  w -= lr (g + momentum m if nesterov else m)
     adam:  g += decay w;  m += (1 - b1) (g - m);  v = b2 v + (1 - b2) g^2;
@@ -51,27 +80,37 @@ def optimizer_kernel(p_weight, p_grad, p_m, p_v, numel, s, v: tl.constexpr):
     """
     i = tl.program_id(0).to(tl.int64) * v.block + tl.arange(0, v.block)
     b = i < numel
-    w = tl.load(p_weight + i, mask=b, other=0.0)
+    if v.bf16_weight:
+        w = states.load_bf16(p_weight, i, b)
+    else:
+        w = tl.load(p_weight + i, mask=b, other=0.0)
     g = tl.load(p_grad + i, mask=b, other=0.0).to(tl.float32) * s.inv_scale
+    word = 0
+    if v.states != "fp32":
+        word = states.random_words((seed_lo, seed_hi, stream, step), v.block)
     if v.kind == "adamw":
         w -= s.decay * w
     else:
         g += s.decay * w
     if v.kind == "sgd":
         if v.momentum:
-            m = s.beta1 * tl.load(p_m + i, mask=b, other=0.0) + g
-            tl.store(p_m + i, m, mask=b)
+            m = s.beta1 * load_state(p_m, p_m_scale, i, b, numel, True, v) + g
+            store_state(p_m, p_m_scale, i, b, m, word & 0xFFFF, numel, True, v)
             g = g + s.beta1 * m if v.nesterov else m
         w -= s.step_size * g
     else:
-        m = tl.load(p_m + i, mask=b, other=0.0)
+        m = load_state(p_m, p_m_scale, i, b, numel, True, v)
+        square = load_state(p_v, p_v_scale, i, b, numel, False, v)
         m += s.one_minus_beta1 * (g - m)
-        square = tl.load(p_v + i, mask=b, other=0.0)
         square = s.beta2 * square + s.one_minus_beta2 * g * g
-        tl.store(p_m + i, m, mask=b)
-        tl.store(p_v + i, square, mask=b)
+        store_state(p_m, p_m_scale, i, b, m, word & 0xFFFF, numel, True, v)
+        store_state(p_v, p_v_scale, i, b, square, word >> 16, numel, False, v)
         w -= s.step_size * m / (tl.sqrt(square) / s.root_correction + s.eps)
-    tl.store(p_weight + i, w, mask=b)
+    if v.bf16_weight:
+        key = (seed_lo, seed_hi, stream ^ states.WEIGHT_STREAM, step)
+        states.store_bf16(p_weight, i, b, w, states.random_words(key, v.block) & 0xFFFF)
+    else:
+        tl.store(p_weight + i, w, mask=b)
 
 
 def scalars(optim: Any, step: int, inv_scale: float) -> Scalars:
@@ -94,18 +133,40 @@ def optimizer_step(weight: torch.Tensor, grad: torch.Tensor, m: torch.Tensor | N
     bf16 or fp16; copied first where its memory order is not weight's. Semantics of torch.optim,
     step 1 the first.
     """
+    _launch(weight, grad, {"m": m, "v": v}, "fp32", optim, step, inv_scale, (0, 0))
+
+
+def compressed_step(weight: torch.Tensor, grad: torch.Tensor, state: Any, *, optim: Any,
+                    inv_scale: float) -> None:
+    """The same for a weight in fp32 or bf16 and states in `state.format`, rounded stochastically.
+
+    state: an ffengine.ops.optim.OptimState; its step is the updates taken before this one, and is
+    left as it is. Random words: Philox of state.seed, state.stream and this update's number.
+    """
+    held = {"m": state.m, "v": state.v, "m_scale": state.m_scale, "v_scale": state.v_scale}
+    _launch(weight, grad, held, state.format, optim, state.step + 1, inv_scale,
+            (state.seed, state.stream))
+
+
+def _launch(weight: torch.Tensor, grad: torch.Tensor, held: dict[str, torch.Tensor | None],
+            form: str, optim: Any, step: int, inv_scale: float, key: tuple[int, int]) -> None:
     variant = Variant(optim.kind, optim.kind == "sgd" and optim.momentum != 0.0,
-                      optim.kind == "sgd" and bool(optim.nesterov), BLOCK)
-    _check(weight, grad, m, v, variant, step)
+                      optim.kind == "sgd" and bool(optim.nesterov), form,
+                      weight.dtype is torch.bfloat16, BLOCK)
+    _check(weight, grad, held, variant, step)
     numel = weight.numel()
     if numel == 0:
         return
     if not _same_order(grad, weight):
         grad = torch.empty_like(weight, dtype=grad.dtype).copy_(grad)
+    seed, stream = key
+    patterns = [t.view(torch.int16) if t is not None and t.dtype is torch.bfloat16 else t
+                for t in (weight, held["m"], held["v"])]
     with torch.cuda.device_of(weight):
         optimizer_kernel[(triton.cdiv(numel, BLOCK),)](
-            weight, grad, m, v, numel, scalars(optim, step, inv_scale), v=variant,
-            num_warps=4, enable_fp_fusion=True)
+            *patterns[:1], grad, *patterns[1:], held.get("m_scale"), held.get("v_scale"), numel,
+            *philox.int32_patterns(seed, seed >> 32, stream, step),
+            scalars(optim, step, inv_scale), v=variant, num_warps=4, enable_fp_fusion=True)
 
 
 def _same_order(t: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -115,27 +176,36 @@ def _same_order(t: torch.Tensor, weight: torch.Tensor) -> bool:
                if f is torch.contiguous_format or weight.dim() == 4)
 
 
-def _check(weight: torch.Tensor, grad: torch.Tensor, m: torch.Tensor | None,
-           v: torch.Tensor | None, variant: Variant, step: int) -> None:
+def _check(weight: torch.Tensor, grad: torch.Tensor, held: dict[str, torch.Tensor | None],
+           variant: Variant, step: int) -> None:
     if variant.kind not in KINDS:
         raise ValueError(f"[weight_update] optimizer must be one of {', '.join(KINDS)}, "
                          f"got {variant.kind!r}")
     if step < 1:
         raise ValueError(f"[weight_update] step counts from 1, got {step}")
+    _expect("grad", grad, weight, grad.dtype)
+    if not variant.bf16_weight:
+        _expect("weight", weight, weight, torch.float32)
     adam = variant.kind != "sgd"
-    needed = {"weight": weight, "grad": grad}
-    if adam or variant.momentum:
-        needed["m"] = m
-    if adam:
-        needed["v"] = v
-    for name, t in needed.items():
-        if t is None:
+    for name in ("m", "v")[:2 if adam else int(variant.momentum)]:
+        state, scale = held[name], held.get(f"{name}_scale")
+        if state is None:
             raise ValueError(f"[weight_update] {variant.kind} needs the state {name}, got None")
-        if name != "grad" and t.dtype is not torch.float32:
-            raise TypeError(f"[weight_update] {name} must be float32, got {t.dtype}")
-        if t.shape != weight.shape:
-            raise ValueError(f"[weight_update] {name} must have the weight's shape "
-                             f"{tuple(weight.shape)}, got {tuple(t.shape)}")
-        if name != "grad" and not _same_order(t, weight):
+        _expect(name, state, weight, STATE_DTYPES[variant.states])
+        if not _same_order(state, weight):
             raise ValueError("[weight_update] weight and states must all be contiguous or all "
-                             f"channels_last, got strides {t.stride()} of {name}")
+                             f"channels_last, got strides {state.stride()} of {name}")
+        count = triton.cdiv(weight.numel(), states.SCALED.value)
+        if variant.states == "8bit" and (scale is None or scale.shape != (count,)
+                                         or scale.dtype is not torch.float32):
+            raise ValueError(f"[weight_update] {name}_scale must be float32 ({count},), got "
+                             f"{None if scale is None else (scale.dtype, tuple(scale.shape))}")
+
+
+def _expect(name: str, t: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> None:
+    if t.dtype is not dtype:
+        raise TypeError(f"[weight_update] {name} must be {str(dtype).removeprefix('torch.')}, "
+                        f"got {t.dtype}")
+    if t.shape != weight.shape:
+        raise ValueError(f"[weight_update] {name} must have the weight's shape "
+                         f"{tuple(weight.shape)}, got {tuple(t.shape)}")

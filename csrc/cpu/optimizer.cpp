@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../common/state_formats.h"
 #include "../ops.h"
 #include "optimizer_kernel.h"
 
@@ -34,6 +35,16 @@ void optimizer_step_cpu(float* weight, float* m, float* v, const float* grad, in
     const int64_t i = r * kRun, count = std::min(kRun, n - i);
     FF_ISA_CALL(optimizer_run(k, count, grad + i, inv_scale, weight + i, m ? m + i : nullptr,
                               v ? v + i : nullptr))
+  }
+}
+
+void compressed_step_cpu(const CompressedStepParams& p) {
+  const StepCoefficients k = step_coefficients(p.optim, p.m != nullptr);
+  const int64_t run = kStateRun * kStateBlock, runs = (p.n + run - 1) / run;
+#pragma omp parallel for num_threads(num_threads()) schedule(static) if (runs > 1)
+  for (int64_t r = 0; r < runs; ++r) {
+    const int64_t first = r * run, count = std::min(run, p.n - first);
+    FF_ISA_CALL(compressed_run(p, k, first, count))
   }
 }
 

@@ -16,7 +16,7 @@ namespace FF_ISA {
 constexpr int kLanes = 8, kUnroll = 4;
 typedef uint64_t Lanes64 __attribute__((vector_size(64)));
 FF_HD Lanes64 mul32(Lanes64 a, Lanes64 b) {
-  return Lanes64(_mm512_mul_epu32(__m512i(a), __m512i(b)));
+  return Lanes64(_mm512_maskz_mul_epu32(0xff, __m512i(a), __m512i(b)));  // gcc 12 warns without
 }
 #elif defined(__AVX2__)
 constexpr int kLanes = 4, kUnroll = 2;
@@ -65,6 +65,9 @@ FF_HD void philox_start(const DropoutParams& d, int u, Lanes64 counter, Lanes64 
   c[3][u] = zero + d.step;
 }
 
+// Two words in one store, seen as words where they are read.
+typedef uint64_t WordPair __attribute__((may_alias));
+
 // out[4 * b + w] = word w of counter first + b, for `blocks` counters rounded up to kPhiloxStep.
 static void philox_run(const DropoutParams& d, uint64_t first, int64_t blocks, uint32_t* out) {
   Lanes64 iota;
@@ -76,15 +79,15 @@ static void philox_run(const DropoutParams& d, uint64_t first, int64_t blocks, u
     for (int u = 0; u < kUnroll; ++u) {
       const Lanes64 low = (c[0][u] & 0xffffffffu) | (c[1][u] << 32);
       const Lanes64 high = (c[2][u] & 0xffffffffu) | (c[3][u] << 32);
-      uint64_t* to = reinterpret_cast<uint64_t*>(out + 4 * (b + u * kLanes));
+      WordPair* to = reinterpret_cast<WordPair*>(out + 4 * (b + u * kLanes));
       for (int l = 0; l < kLanes; ++l) to[2 * l] = low[l], to[2 * l + 1] = high[l];
     }
   }
 }
 
 // out[w * pitch + l] = word w of counters[l], for n counters rounded up to kPhiloxStep.
-static void philox_columns(const DropoutParams& d, const uint64_t* counters, int64_t n,
-                           uint32_t* out, int64_t pitch) {
+[[maybe_unused]] static void philox_columns(const DropoutParams& d, const uint64_t* counters,
+                                            int64_t n, uint32_t* out, int64_t pitch) {
   for (int64_t b = 0; b < n; b += kPhiloxStep) {
     Lanes64 c[4][kUnroll];
     for (int u = 0; u < kUnroll; ++u) {

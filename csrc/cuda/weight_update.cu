@@ -1,27 +1,12 @@
 // The optimizer step on CUDA: one read of the gradient, one read and write of weight and states.
 // (The weight gradient itself is a library convolution or the Triton kernel on this back-end.)
-#include "../cpu/optimizer_kernel.h"
 #include "../ops.h"
 #include "chunk.cuh"
+#include "optimizer.cuh"
 #include "runtime.h"
 
 namespace ff {
 namespace {
-
-// One weight; the same operations in the same order as csrc/cpu/optimizer_kernel.cpp.
-__device__ __forceinline__ void step_weight(const StepCoefficients& k, float g, float& w, float& m,
-                                            float& v) {
-  if (k.kind == Optim::sgd) {
-    const float grad = g + k.l2 * w;
-    m = k.momentum * m + grad;
-    w -= k.lr * (!k.has_m ? grad : (k.nesterov ? grad + k.momentum * m : m));
-    return;
-  }
-  const float weight = w * k.decay, grad = g + k.l2 * weight;
-  m += k.one_minus_beta1 * (grad - m);
-  v = v * k.beta2 + k.one_minus_beta2 * (grad * grad);
-  w = weight - k.step_size * (m / (sqrtf(v) * k.inv_root + k.eps));
-}
 
 // V weights a thread; m and v are null where the optimizer has none.
 template <int V>

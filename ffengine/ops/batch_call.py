@@ -47,6 +47,10 @@ def run(backend: str, tensors: BatchPassTensors, call: BatchPassCall) -> None:
     if tensors.a.shape[0] == 0:
         return
     a = tensors.a
+    if backend == "cpu" and scratch.active():
+        scratch.declare(cpu_scratch(a, call))
+    if scratch.rehearsing():
+        return
     if backend == "triton":
         from ffengine.kernels import batch_pass as kernels
 
@@ -56,8 +60,6 @@ def run(backend: str, tensors: BatchPassTensors, call: BatchPassCall) -> None:
     assert ext is not None  # resolve() checked
     pointers = [0 if t is None else t.data_ptr() for t in tensors]
     if backend == "cpu":
-        if scratch.active():
-            scratch.declare(cpu_scratch(a, call))
         ext.batch_pass_cpu(pointers, nchw(a), _dtype_code(a), call)
     else:
         stream = torch.cuda.current_stream(a.device).cuda_stream

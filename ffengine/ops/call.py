@@ -107,6 +107,11 @@ def run(backend: str, tensors: LocalPassTensors, call: LocalPassCall) -> None:
     if torch.compiler.is_compiling():
         library.local_pass(backend, tensors, call)
         return
+    if backend == "cpu" and scratch.active():
+        scratch.declare(cpu_scratch(tensors.a, call, tensors.h_prev is not None,
+                                    tensors.z is not None))
+    if scratch.rehearsing():
+        return
     if backend == "triton":
         from ffengine.kernels import local_pass as kernels
 
@@ -115,9 +120,6 @@ def run(backend: str, tensors: LocalPassTensors, call: LocalPassCall) -> None:
     ext = backends.extension()
     assert ext is not None  # resolve() checked
     if backend == "cpu":
-        if scratch.active():
-            scratch.declare(cpu_scratch(tensors.a, call, tensors.h_prev is not None,
-                                        tensors.z is not None))
         ext.local_pass_cpu(*_pointers(tensors), nchw(tensors.a), _dtype_code(tensors.a), call)
     else:
         stream = torch.cuda.current_stream(tensors.a.device).cuda_stream
@@ -154,7 +156,8 @@ _offset_cache: dict[tuple[tuple[int, ...], str], torch.Tensor] = {}
 
 def offsets_tensor(offsets: tuple[int, ...], device: str) -> torch.Tensor:
     key = (offsets, device)
-    if torch.compiler.is_compiling():  # a traced tensor must not outlive its trace
+    if torch.compiler.is_compiling() or scratch.rehearsing():
+        # a traced or fake tensor must not outlive its trace
         return torch.tensor(offsets, dtype=torch.int64, device=device)
     if key not in _offset_cache:
         _offset_cache[key] = torch.tensor(offsets, dtype=torch.int64, device=device)

@@ -22,30 +22,31 @@ library: Any = torch.library.Library("ffengine", "FRAGMENT")  # type: ignore[no-
 library.define(
     "weight_update(Tensor(a!) weight, Tensor x, Tensor da, Tensor(b!)? m, Tensor(c!)? v, "
     "Tensor(d!)? accumulate, Tensor(e!)? grad_out, Tensor(f!)? bias, Tensor(g!)? bias_m, "
-    "Tensor(h!)? bias_v, Tensor(i!)? bias_accumulate, Tensor(j!)? bias_grad_out, str kind, "
-    "float[] numbers, bool nesterov, int step, int[] geometry, bool finish, float da_scale, "
-    "str backend) -> ()")
+    "Tensor(h!)? bias_v, Tensor(i!)? bias_accumulate, Tensor(j!)? bias_grad_out, "
+    "Tensor(k!)? m_scale, Tensor(l!)? v_scale, Tensor(m!)? bias_m_scale, Tensor(n!)? bias_v_scale, "
+    "str[] words, float[] numbers, bool nesterov, int[] random, int[] geometry, bool finish, "
+    "float da_scale, str backend) -> ()")
 
 
 def _weight_update(
     weight: torch.Tensor, x: torch.Tensor, da: torch.Tensor, m: torch.Tensor | None,
     v: torch.Tensor | None, accumulate: torch.Tensor | None, grad_out: torch.Tensor | None,
     bias: torch.Tensor | None, bias_m: torch.Tensor | None, bias_v: torch.Tensor | None,
-    bias_accumulate: torch.Tensor | None, bias_grad_out: torch.Tensor | None, kind: str,
-    numbers: list[float], nesterov: bool, step: int, geometry: list[int], finish: bool,
+    bias_accumulate: torch.Tensor | None, bias_grad_out: torch.Tensor | None,
+    m_scale: torch.Tensor | None, v_scale: torch.Tensor | None,
+    bias_m_scale: torch.Tensor | None, bias_v_scale: torch.Tensor | None, words: list[str],
+    numbers: list[float], nesterov: bool, random: list[int], geometry: list[int], finish: bool,
     da_scale: float, backend: str,
 ) -> None:
     from ffengine.ops import weight_update as op
 
-    lr, beta1, beta2, eps, weight_decay, momentum = numbers
     op.weight_update(
-        weight, x, da,
-        optim=OptimConfig(kind, lr, (beta1, beta2), eps,  # type: ignore[arg-type]
-                          weight_decay, momentum, nesterov),
-        state=OptimState(m, v, step),
+        weight, x, da, optim=unpack_optim(words, numbers, nesterov),
+        state=unpack_state((m, v, m_scale, v_scale), random[:3]),
         geometry=ConvGeometry((geometry[0], geometry[1]), *geometry[2:]) if geometry else None,
         accumulate=accumulate, finish=finish, grad_out=grad_out, bias=bias,
-        bias_state=OptimState(bias_m, bias_v, step), bias_accumulate=bias_accumulate,
+        bias_state=unpack_state((bias_m, bias_v, bias_m_scale, bias_v_scale), random[3:]),
+        bias_accumulate=bias_accumulate,
         bias_grad_out=bias_grad_out, da_scale=da_scale, backend=backend)
 
 
@@ -68,14 +69,49 @@ def weight_update(
     s, b = state or OptimState(None, None), bias_state or OptimState(None, None)
     torch.ops.ffengine.weight_update(
         weight, x, da, s.m, s.v, accumulate, grad_out, bias, b.m, b.v, bias_accumulate,
-        bias_grad_out, optim.kind,
-        [optim.lr, *optim.betas, optim.eps, optim.weight_decay, optim.momentum], optim.nesterov,
-        s.step, [*geometry.kernel, geometry.stride, geometry.padding, geometry.groups]
+        bias_grad_out, s.m_scale, s.v_scale, b.m_scale, b.v_scale, *pack_optim(optim),
+        [*pack_random(s), *pack_random(b)],
+        [*geometry.kernel, geometry.stride, geometry.padding, geometry.groups]
         if geometry else [], finish, da_scale, backend)
     if finish:
         for counted in (state, bias_state):
             if counted is not None:
                 counted.step += 1
+
+
+Parts = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+
+
+def pack_optim(optim: OptimConfig) -> tuple[list[str], list[float], bool]:
+    """(words, numbers, nesterov), as the schemas carry an optimizer's settings."""
+    return ([optim.kind, optim.state_precision],
+            [optim.lr, *optim.betas, optim.eps, optim.weight_decay, optim.momentum],
+            optim.nesterov)
+
+
+def unpack_optim(words: list[str], numbers: list[float], nesterov: bool) -> OptimConfig:
+    """The inverse of `pack_optim`."""
+    kind, precision = words
+    lr, beta1, beta2, eps, weight_decay, momentum = numbers
+    return OptimConfig(kind, lr, (beta1, beta2), eps,  # type: ignore[arg-type]
+                       weight_decay, momentum, nesterov, precision)  # type: ignore[arg-type]
+
+
+def signed(seed: int) -> int:
+    """A 64-bit seed in the schemas' signed 64 bits."""
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
+def pack_random(state: OptimState) -> list[int]:
+    """A state's numbers: step, seed, stream."""
+    return [state.step, signed(state.seed), state.stream]
+
+
+def unpack_state(parts: Parts, numbers: list[int]) -> OptimState:
+    """The state of (m, v, m_scale, v_scale) and `pack_random`'s numbers."""
+    m, v, m_scale, v_scale = parts
+    step, seed, stream = numbers
+    return OptimState(m, v, step, m_scale, v_scale, seed % 2**64, stream)
 
 
 library.define(
@@ -110,8 +146,8 @@ def pack_call(call: LocalPassCall) -> tuple[list[int], list[float]]:
         value = getattr(call, f.name)
         if f.type == "float":
             floats.append(value)
-        else:  # a 64-bit seed travels in the schema's signed 64 bits
-            ints.append(value - 2**64 if value >= 2**63 else int(value))
+        else:
+            ints.append(signed(int(value)))
     return ints, floats
 
 

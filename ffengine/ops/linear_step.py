@@ -22,7 +22,8 @@ from ffengine.ops import backends, linear_tile, scratch
 from ffengine.ops import local_pass as sweep
 from ffengine.ops import weight_update as update
 from ffengine.ops.config import LocalPassConfig, Loss, Norm, Tile
-from ffengine.ops.optim import OptimConfig, OptimState
+from ffengine.ops.optim import OptimConfig, OptimState, state_bytes
+from ffengine.ops.optimizer_step import check_state, step_dtype
 from ffengine.reference import linear_step as reference
 
 __all__ = ["LinearStepOutput", "bytes_moved", "extra_bytes", "linear_step"]
@@ -39,19 +40,23 @@ class LinearStepOutput(NamedTuple):
 
 
 def bytes_moved(x_shape: tuple[int, int], weight_shape: tuple[int, int], dtype: torch.dtype,
-                config: LocalPassConfig, *, optim: OptimConfig, finish: bool = True) -> int:
-    """Bytes a step must move: x read once, weight and states read and written, (N, K) results."""
-    wide = 8 if dtype is torch.float64 else 4
-    k = len(config.offsets(weight_shape[0])) - 1
-    weights = 2 * (1 + optim.states) if finish else 2
-    return (dtype.itemsize * math.prod(x_shape) + wide * weights * math.prod(weight_shape)
+                config: LocalPassConfig, *, optim: OptimConfig, finish: bool = True,
+                weight_dtype: torch.dtype | None = None) -> int:
+    """Bytes a step must move: x read once, weight and states read and written, (N, K) results.
+
+    Without `finish`: the gradient instead. weight_dtype: default is fp32 below fp64.
+    """
+    wide, n_w = 8 if dtype is torch.float64 else 4, math.prod(weight_shape)
+    k, kept = len(config.offsets(weight_shape[0])) - 1, weight_dtype or step_dtype(dtype)
+    stored = n_w * kept.itemsize + state_bytes(n_w, kept, optim) if finish else wide * n_w
+    return (dtype.itemsize * math.prod(x_shape) + 2 * stored
             + wide * x_shape[0] * (2 * k + 1))
 
 
 def extra_bytes(x_shape: tuple[int, int], weight_shape: tuple[int, int], dtype: torch.dtype,
                 config: LocalPassConfig, *, input_norm: Norm = NO_NORM, bias: bool = False,
                 g0: bool = False, tile_rows: int | None = None, grad_out: bool = False,
-                backend: str = "cpu") -> int:
+                backend: str = "cpu", weight_dtype: torch.dtype | None = None) -> int:
     """Most bytes a step holds beside its arguments and results: a tile's, and the gradient.
 
     For dense x, and without what a loss that is a function allocates; `grad_out`: buffers for the
@@ -67,7 +72,8 @@ def extra_bytes(x_shape: tuple[int, int], weight_shape: tuple[int, int], dtype: 
     paired = _paired(config)
     device = "cpu" if backend == "cpu" else "cuda"
     rows = min(n, tile_rows or linear_tile.choose_rows(n, features, out, dtype, input_norm, device))
-    low = item * (numel + out * bias) if item < 4 else 0
+    low = item * (numel * ((weight_dtype or step_dtype(dtype)) is not dtype) + out * bias)
+    low = low if item < 4 else 0
     tile = rows * linear_tile.row_bytes(features, out, dtype, input_norm, device)
     gathered = rows * (8 + 4 * k * g0) * paired
     results = 4 * (2 * rows * k + rows // (1 + paired)) + sweep.extra_bytes(
@@ -112,19 +118,20 @@ def linear_step(
     the tile, but for the order of sums.
 
     Args:
-        weight: (O, in) fp32 (fp64: reference only), contiguous; updated in place, as is bias.
+        weight: (O, in) fp32, or bf16 where x is bf16 (fp64: reference only), contiguous; updated
+            in place, as is bias.
         x: layer input (N, in), fp32 | bf16 | fp16 (fp64: reference only); products take its dtype.
         y: targets int64 (N,) as for local_pass, or, if `config.loss` is a function, a tensor of N
             rows; the function sees a tile of rows at a time.
         config: groups, goodness, loss, relu_gradient, dropout. Its norm counts for nothing (no z is
             formed); pool and blend must be off.
         state, bias_state: of weight and bias; their step rises by one. None without `finish`.
-        bias: (O,), dtype of weight.
+        bias: (O,) fp32 (fp64).
         input_norm: none, or length of scope sample: x / (||x|| + eps), folded in as a row scale.
         g0: (N, K) fp32 term added to the goodness (collaborative FF).
         tile_rows: most samples at a time, None: by shape and dtype. A loss of pairs takes row n and
             row n + N/2 together.
-        grad_out, bias_grad_out: receive the gradients, before weight decay.
+        grad_out, bias_grad_out: receive the gradients, before weight decay; fp32 (fp64).
         finish: False leaves weight, bias and states alone: only the gradients are wanted.
 
     Returns:
@@ -182,23 +189,26 @@ def _paired(config: LocalPassConfig) -> bool:
 def _results(c: Call) -> LinearStepOutput:
     n, k = c.x.shape[0], len(c.config.offsets(c.weight.shape[0])) - 1
     loss = n // 2 if _paired(c.config) else n
-    return LinearStepOutput(*(torch.empty(size, dtype=c.weight.dtype, device=c.x.device)
+    wide = step_dtype(c.weight.dtype)
+    return LinearStepOutput(*(torch.empty(size, dtype=wide, device=c.x.device)
                               for size in ((n, k), (loss,), (n, k))))
 
 
 @torch.no_grad()
 def run(c: Call, backend: str, result: LinearStepOutput) -> None:
     """A checked call: fills `result`, then steps; the states' counts are the caller's to raise."""
+    wide = step_dtype(c.weight.dtype)
     if backend == "reference":
         found = reference.linear_step(
-            c.weight, c.x, c.y, config=c.config, bias=c.bias, input_norm=c.input_norm, g0=c.g0,
-            tile_rows=c.tile_rows)
+            c.weight.to(wide), c.x, c.y, config=c.config, bias=c.bias, input_norm=c.input_norm,
+            g0=c.g0, tile_rows=c.tile_rows)
         for mine, value in zip(result, found, strict=False):
             mine.copy_(value)
         dw, db = found.weight, None if c.bias is None else found.bias
     else:
         with scratch.allocating("gradient"):
-            dw = torch.zeros_like(c.weight) if c.grad_out is None else c.grad_out.zero_()
+            dw = c.grad_out.zero_() if c.grad_out is not None else torch.zeros_like(
+                c.weight, dtype=wide)
             db = c.bias_grad_out.zero_() if c.bias_grad_out is not None else (
                 None if c.bias is None else torch.zeros_like(c.bias))
         _run_tiles(c, backend, result, dw, db)
@@ -297,10 +307,10 @@ def _check(c: Call) -> None:
         if not isinstance(t, torch.Tensor) or t.dim() != 2:
             came = tuple(t.shape) if isinstance(t, torch.Tensor) else type(t).__name__
             raise ValueError(f"[linear_step] {name} must be a matrix, got {came}")
-    wide = torch.float64 if c.x.dtype is torch.float64 else torch.float32
-    if c.x.dtype not in (*update.DTYPE_CODES, torch.float64) or c.weight.dtype is not wide:
-        raise TypeError("[linear_step] expected a weight of float32 with x of float32, bfloat16 or "
-                        f"float16, or both of float64, got {c.weight.dtype} with {c.x.dtype}")
+    if c.x.dtype not in (*update.DTYPE_CODES, torch.float64):
+        raise TypeError("[linear_step] x must be of float32, bfloat16, float16 or float64, got "
+                        f"{c.x.dtype}")
+    update.check_weight_dtype("linear_step", c.weight, c.x.dtype)
     if c.x.shape[1] != c.weight.shape[1] or c.x.device != c.weight.device:
         raise ValueError(f"[linear_step] x must be (N, {c.weight.shape[1]}) on {c.weight.device} "
                          f"as the weight, got {tuple(c.x.shape)} on {c.x.device}")
@@ -346,14 +356,14 @@ def _check_parameter(c: Call, role: str, p: torch.Tensor | None, state: OptimSta
     if not c.finish and out is None:
         raise ValueError(f"[linear_step] finish=False expected a tensor for the gradient of the "
                          f"{role}, got None")
-    held = [state.m, state.v] if state is not None and c.finish else []
-    if c.finish and [t is not None for t in held] != [c.optim.states > 0, c.optim.states > 1]:
-        raise ValueError(f"[linear_step] {c.optim.kind} expected a state of {c.optim.states} "
-                         f"tensors for the {role}: make it with OptimState.create(weight, optim)")
-    for name, t in ((role, p), (f"a state of the {role}", held[0] if held else None),
-                    (f"a state of the {role}", held[1] if held else None),
-                    (f"the gradient of the {role}", out)):
-        if t is not None and (tuple(t.shape) != size or t.dtype != c.weight.dtype
+    wide = step_dtype(c.weight.dtype)
+    for name, t, dtype in ((role, p, c.weight.dtype if role == "weight" else wide),
+                           (f"the gradient of the {role}", out, wide)):
+        if t is not None and (tuple(t.shape) != size or t.dtype != dtype
                               or t.device != c.weight.device or not t.is_contiguous()):
-            raise ValueError(f"[linear_step] {name} must be contiguous {size} {c.weight.dtype} on "
+            raise ValueError(f"[linear_step] {name} must be contiguous {size} {dtype} on "
                              f"{c.weight.device}, got {tuple(t.shape)} {t.dtype} on {t.device}")
+    if c.finish and state is None:
+        raise ValueError(f"[linear_step] finish=True expected a state for the {role}, got None")
+    if c.finish and state is not None:
+        check_state("linear_step", role, p, state, c.optim)

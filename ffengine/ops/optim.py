@@ -1,21 +1,35 @@
 """Settings and state of an optimizer step, and a convolution's geometry, for `weight_update`.
 
-The codes are those of csrc/params.h.
+The codes are those of csrc/params.h. States are fp32, or bf16, or 8 bits with a scale for every
+block (ffengine/reference/state_formats.py defines the formats).
 """
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from ffengine.reference.state_formats import BLOCK
+
 OPTIM_CODES = {"sgd": 0, "adam": 1, "adamw": 2}
+STATE_CODES = {"fp32": 0, "bf16": 1, "8bit": 2}
+StatePrecision = Literal["fp32", "bf16", "8bit"]
+#: Parameters with fewer elements keep fp32 states, and layer weights stay fp32: they weigh nothing.
+SMALLEST_COMPRESSED = 4096
+#: Streams of optimizer steps; dropout's third counter word is a layer's number, far below.
+STREAMS = 0x80000000
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """An optimizer with the semantics of torch.optim (bias correction included)."""
+    """An optimizer with the semantics of torch.optim (bias correction included).
+
+    state_precision: of the states of parameters with at least SMALLEST_COMPRESSED elements, below
+    fp64; they are rounded stochastically, the step itself is computed in fp32.
+    """
 
     kind: Literal["adam", "adamw", "sgd"] = "adamw"
     lr: float = 1e-3
@@ -24,11 +38,15 @@ class OptimConfig:
     weight_decay: float = 0.0
     momentum: float = 0.0
     nesterov: bool = False
+    state_precision: StatePrecision = "fp32"
 
     def __post_init__(self) -> None:
         if self.kind not in OPTIM_CODES:
             raise ValueError(
                 f"[optimizer] kind must be one of {', '.join(OPTIM_CODES)}, got {self.kind!r}")
+        if self.state_precision not in STATE_CODES:
+            raise ValueError("[optimizer] state_precision must be one of "
+                             f"{', '.join(STATE_CODES)}, got {self.state_precision!r}")
         if self.nesterov and (self.kind != "sgd" or self.momentum <= 0):
             raise ValueError("[optimizer] nesterov expected sgd with momentum > 0, got "
                              f"{self.kind} with momentum={self.momentum}")
@@ -71,18 +89,81 @@ LINEAR = ConvGeometry((1, 1))
 
 @dataclass
 class OptimState:
-    """State of one weight: m (Adam's first moment, SGD's momentum), v, steps taken."""
+    """State of one weight: m (Adam's first moment, SGD's momentum), v, steps taken.
+
+    m and v have the weight's shape and memory layout. In 8 bits they are uint8 codes, and
+    `m_scale`, `v_scale` fp32 scales of every BLOCK elements in memory order. seed and stream pick
+    the random bits of stochastic rounding: see csrc/common/state_formats.h.
+    """
 
     m: torch.Tensor | None
     v: torch.Tensor | None
     step: int = 0
+    m_scale: torch.Tensor | None = None
+    v_scale: torch.Tensor | None = None
+    seed: int = 0
+    stream: int = STREAMS
 
     @classmethod
-    def create(cls, weight: torch.Tensor, config: OptimConfig) -> OptimState:
-        """Zeros in the weight's dtype (fp32, or fp64) and memory layout."""
-        m, v = (torch.zeros_like(weight, requires_grad=False) if config.states > i else None
-                for i in range(2))
-        return cls(m, v)
+    def create(cls, weight: torch.Tensor, config: OptimConfig, *, seed: int = 0,
+               name: str = "") -> OptimState:
+        """Zeros like the weight, in the format that `config` and the weight's size ask for.
+
+        Args:
+            seed: 64 bits; of stochastic rounding.
+            name: states of different names draw different random bits.
+        """
+        form = state_format(weight.numel(), weight.dtype, config)
+        made = [torch.zeros_like(weight, dtype=FORMAT_DTYPES[form] if weight.dtype
+                                 is not torch.float64 else None, requires_grad=False)
+                if config.states > i else None for i in range(2)]
+        scales = [torch.zeros(blocks(weight.numel()), device=weight.device)
+                  if form == "8bit" and config.states > i else None for i in range(2)]
+        return cls(made[0], made[1], 0, scales[0], scales[1], seed, stream_of(name))
+
+    @property
+    def format(self) -> StatePrecision:
+        """What m and v are stored as (fp64 states count as fp32: they are not rounded)."""
+        if self.m is None or self.m.dtype in (torch.float32, torch.float64):
+            return "fp32"
+        return "bf16" if self.m.dtype is torch.bfloat16 else "8bit"
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What the state holds in memory, by name."""
+        parts = {"m": self.m, "v": self.v, "m_scale": self.m_scale, "v_scale": self.v_scale}
+        return {name: t for name, t in parts.items() if t is not None}
+
+
+FORMAT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "8bit": torch.uint8}
+
+
+def stream_of(name: str) -> int:
+    """The third counter word of a state's random bits."""
+    return STREAMS | (zlib.crc32(name.encode()) & (STREAMS - 1))
+
+
+def blocks(numel: int) -> int:
+    """Blocks that share a scale in 8 bits; the last may be short."""
+    return -(-numel // BLOCK)
+
+
+def state_format(numel: int, dtype: torch.dtype, config: OptimConfig) -> StatePrecision:
+    """What the states of a weight of this size and dtype are stored as."""
+    small = numel < SMALLEST_COMPRESSED or dtype is torch.float64
+    return "fp32" if small else config.state_precision
+
+
+def state_bytes(numel: int, dtype: torch.dtype, config: OptimConfig) -> int:
+    """Bytes of a weight's states."""
+    form = state_format(numel, dtype, config)
+    item = 8 if dtype is torch.float64 else FORMAT_DTYPES[form].itemsize
+    return config.states * (numel * item + (4 * blocks(numel) if form == "8bit" else 0))
+
+
+def compressed(numel: int, dtype: torch.dtype, config: OptimConfig) -> bool:
+    """The step decodes and rounds: a gradient in memory, then one sweep (`compressed_step`)."""
+    return dtype is torch.bfloat16 or (
+        config.states > 0 and state_format(numel, dtype, config) != "fp32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +185,20 @@ def optim_call(optim: OptimConfig, step: int) -> OptimCall:
     """The flat form of `optim` at its `step`-th update (1 at the first)."""
     return OptimCall(OPTIM_CODES[optim.kind], optim.lr, optim.weight_decay, *optim.betas,
                      optim.eps, optim.momentum, optim.nesterov, step)
+
+
+@dataclass(frozen=True, slots=True)
+class CompressedCall:
+    """A step on rounded weights or states, as the kernels read it (CompressedStepParams)."""
+
+    format: int
+    bf16_weight: bool
+    seed: int
+    stream: int
+    optim: OptimCall
+
+
+def compressed_call(weight: torch.Tensor, state: OptimState, optim: OptimConfig) -> CompressedCall:
+    """The flat form of `optim`'s next step on `weight`."""
+    return CompressedCall(STATE_CODES[state.format], weight.dtype is torch.bfloat16, state.seed,
+                          state.stream, optim_call(optim, state.step + 1))

@@ -1,6 +1,7 @@
 """Where kernels declare memory that no tensor shows: packing buffers inside C++ calls.
 
-The memory meter listens while it is on; otherwise a declaration costs one `if`.
+The memory meter listens while it is on; otherwise a declaration costs one `if`. In a rehearsal
+(ffengine.engine.rehearsal) the declaration is all that a kernel call does.
 """
 
 from __future__ import annotations
@@ -18,6 +19,25 @@ def declare(nbytes: int) -> None:
 
 def active() -> bool:
     return bool(_listeners)
+
+
+_rehearsals = 0
+
+
+class rehearsal:
+    """Inside, tensors are fake: kernel calls declare what they hold and return."""
+
+    def __enter__(self) -> None:
+        global _rehearsals
+        _rehearsals += 1
+
+    def __exit__(self, *exc: object) -> None:
+        global _rehearsals
+        _rehearsals -= 1
+
+
+def rehearsing() -> bool:
+    return _rehearsals > 0
 
 
 def listen(callback: Callable[[int], None]) -> None:

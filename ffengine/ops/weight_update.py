@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 
@@ -24,12 +23,28 @@ from ffengine.ops.optim import (
     OptimCall,
     OptimConfig,
     OptimState,
+    compressed,
     optim_call,
+    state_bytes,
+)
+from ffengine.ops.optimizer_step import (
+    Parameter,
+    address,
+    as_laid_out,
+    check_state,
+    extension,
+    finish_gradient,
+    is_channels_last,
+    is_compressed,
+    optimizer_step,
+    same_layout,
+    step_dtype,
 )
 from ffengine.reference import weight_update as reference
+from ffengine.reference.state_formats import SCRATCH_BYTES
 
 __all__ = ["ConvGeometry", "OptimConfig", "OptimState", "bytes_moved", "choose", "extra_bytes",
-           "gradient_update", "weight_update"]
+           "gradient_update", "optimizer_step", "weight_update"]
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -45,15 +60,6 @@ class WeightUpdateCall:
     finish: bool
     inv_scale: float
     optim: OptimCall | None
-
-
-class Parameter(NamedTuple):
-    """A parameter with what belongs to it: weight or bias."""
-
-    value: torch.Tensor
-    state: OptimState | None
-    accumulate: torch.Tensor | None
-    grad_out: torch.Tensor | None
 
 
 #: Where the library's fp32 convolution gradient beats ours: input channels below `limit`. ms of one
@@ -84,42 +90,56 @@ def choose(shape: tuple[int, ...], dtype: torch.dtype) -> Literal["library", "im
 
 def bytes_moved(x_shape: tuple[int, ...], da_shape: tuple[int, ...],
                 weight_shape: tuple[int, ...], dtype: torch.dtype, *, optim: OptimConfig,
-                accumulate: bool = False, finish: bool = True) -> int:
-    """Bytes a call must move: x and da read once; buffer, weight and states read and written."""
-    wide = 8 if dtype is torch.float64 else 4
-    tensors = 2 * accumulate + 2 * (1 + optim.states) * finish
-    return dtype.itemsize * (math.prod(x_shape) + math.prod(da_shape)) + (
-        wide * tensors * math.prod(weight_shape))
+                accumulate: bool = False, finish: bool = True,
+                weight_dtype: torch.dtype | None = None) -> int:
+    """Bytes a call must move: x and da read once; buffer, weight and states read and written.
+
+    A step on rounded weights or states reads a gradient that was written. weight_dtype: default is
+    fp32 below fp64.
+    """
+    n_w, kept = math.prod(weight_shape), weight_dtype or step_dtype(dtype)
+    buffer = accumulate or (finish and compressed(n_w, kept, optim))
+    stored = n_w * kept.itemsize + state_bytes(n_w, kept, optim) if finish else 0
+    return dtype.itemsize * (math.prod(x_shape) + math.prod(da_shape)) + 2 * (
+        stored + step_dtype(dtype).itemsize * n_w * buffer)
 
 
 def extra_bytes(x_shape: tuple[int, ...], da_shape: tuple[int, ...],
                 weight_shape: tuple[int, ...], dtype: torch.dtype, *,
                 geometry: ConvGeometry | None = None, accumulate: bool = False,
-                bias: bool = False, backend: str = "cpu") -> int:
+                bias: bool = False, compressed: bool = False, backend: str = "cpu",
+                weight_dtype: torch.dtype | None = None) -> int:
     """Most bytes a call holds beside its arguments: packing buffers, gradients, casts.
 
-    For dense x and da of one layout; `accumulate`: a buffer is given. On the CPU it depends on the
-    number of threads and the instruction set in use, as the packing does.
+    For dense x and da of one layout; `accumulate`: a buffer is given; `compressed`: the step rounds
+    weight or states (ffengine.ops.optim.compressed). On the CPU it depends on the number of threads
+    and the instruction set in use, as the packing does.
     """
     shape = conv_shape(weight_shape, x_shape, geometry or LINEAR)
     wide, item = (8 if dtype is torch.float64 else 4), dtype.itemsize
+    kept = weight_dtype or step_dtype(dtype)
     n_w, n_x, n_da = math.prod(weight_shape), math.prod(x_shape), math.prod(da_shape)
     bias_bytes = 4 * wide * da_shape[1] + wide * min(n_da, BIAS_CHUNK) if bias else 0
     if backend == "cpu" and shape[1] == weight_shape[1] and choose(shape, dtype) == "im2col":
-        return max(_kernel_scratch(shape, dtype, accumulate), bias_bytes)
+        buffer = wide * n_w * (compressed and not accumulate)
+        inside = _kernel_scratch(shape, dtype, accumulate or compressed)
+        return max(buffer + inside, bias_bytes)
     if backend in ("triton", "cuda"):
         # the weight's and dW's 16-bit forms; the C++ step takes an fp32 gradient
-        return n_w * (2 * item + (4 if backend == "cuda" and item == 2 else 0)) + bias_bytes
+        forms = item * (1 + (kept is not dtype or item > 2))
+        return n_w * (forms + (4 if backend == "cuda" and item == 2 else 0)) + bias_bytes
     casts = wide * (n_x + n_da) if item < 4 else 0
+    casts += wide * n_w * (kept.itemsize < wide)  # the gradient's operator wants an fp32 weight
     if backend == "cpu":
-        return wide * 2 * n_w + bias_bytes
+        return wide * 2 * n_w + wide * n_w * (kept.itemsize < wide) + bias_bytes
+    casts += SCRATCH_BYTES * compressed
     # the library's fp64 convolution unfolds x and reorders both; Adam holds two temporaries
     unfolded = wide * (n_x + n_da + n_w + shape[0] * shape[1] * math.prod(shape[5:9]))
     return wide * 4 * n_w + casts + (unfolded if geometry else 0) + wide * n_da * bias
 
 
 def _kernel_scratch(shape: tuple[int, ...], dtype: torch.dtype, accumulate: bool) -> int:
-    ext = _extension()
+    ext = extension()
     return int(ext.weight_update_scratch_cpu(shape, DTYPE_CODES[dtype], accumulate,
                                              ext.num_threads()))
 
@@ -145,8 +165,9 @@ def weight_update(
     """Add the gradient of these samples to the sum so far and, with `finish`, step the optimizer.
 
     Args:
-        weight: (O, C, kH, kW) or (O, in), fp32 (fp64: reference only), contiguous or
-            channels_last; updated in place. State, accumulate and grad_out share its layout.
+        weight: (O, C, kH, kW) or (O, in), fp32, or bf16 where x is bf16 (fp64: reference only),
+            contiguous or channels_last; updated in place. State, accumulate and grad_out share its
+            layout; the two buffers are fp32 (fp64).
         x: layer input (N, C, H, W) or (N, in), fp32 | bf16 | fp16, contiguous or channels_last;
             other strides are copied first.
         da: gradient at the pre-activation (N, O, P, Q) or (N, O), dtype of x, times da_scale.
@@ -187,32 +208,49 @@ def _update_weight(p: Parameter, x: torch.Tensor, da: torch.Tensor, optim: Optim
                    geometry: ConvGeometry, finish: bool, da_scale: float, backend: str) -> None:
     shape = conv_shape(tuple(p.value.shape), tuple(x.shape), geometry)
     if backend == "cpu" and geometry.groups == 1 and (
-            choose(shape, x.dtype) == "im2col" or _channels_last(x) != _channels_last(da)):
-        _run_cpu(p, x, da, shape, optim, finish, da_scale)
+            choose(shape, x.dtype) == "im2col" or is_channels_last(x) != is_channels_last(da)):
+        if finish and p.state is not None and is_compressed(p.value, p.state):
+            _update_in_two(p, x, da, shape, optim, da_scale)
+        else:
+            _run_cpu(p, x, da, shape, optim, finish, da_scale, p.accumulate is not None)
         return
     # The library's gradient on a GPU, in the compute dtype. In fp16 it would add up N·P products of
     # a da that is already scaled to order one, past the dtype's range at large batches.
     upcast = backend in ("reference", "cpu") or x.dtype is torch.float16
-    weight = p.value if upcast else p.value.to(x.dtype)
+    weight = p.value.to(step_dtype(x.dtype) if upcast else x.dtype)
     with backends.exact(x.device.type):
         grad = reference.weight_gradient(x, da, weight, geometry.stride, geometry.padding,
                                          geometry.groups)
-    finish_gradient(p, _as_laid_out(grad, p.value), optim, finish, da_scale, backend)
+    finish_gradient(p, as_laid_out(grad, p.value), optim, finish, da_scale, backend)
+
+
+def _update_in_two(p: Parameter, x: torch.Tensor, da: torch.Tensor, shape: tuple[int, ...],
+                   optim: OptimConfig, da_scale: float) -> None:
+    """The gradient into a buffer, the caller's or a new one, and then the sweep that rounds."""
+    with scratch.allocating("gradient"):
+        buffer = p.accumulate if p.accumulate is not None else torch.empty_like(
+            p.value, dtype=torch.float32)
+    into = p._replace(accumulate=buffer, state=None, grad_out=None)
+    _run_cpu(into, x, da, shape, optim, False, da_scale, p.accumulate is not None)
+    finish_gradient(p._replace(accumulate=None), buffer, optim, True, 1.0, "cpu")
 
 
 def _run_cpu(p: Parameter, x: torch.Tensor, da: torch.Tensor, shape: tuple[int, ...],
-             optim: OptimConfig, finish: bool, da_scale: float) -> None:
+             optim: OptimConfig, finish: bool, da_scale: float, add: bool) -> None:
+    """add: the buffer holds earlier tiles' sum; else it is written."""
     state = p.state if finish else None
     call = WeightUpdateCall(
-        _channels_last(x), _channels_last(da), not p.value.is_contiguous(),
-        accumulate=p.accumulate is not None, finish=finish, inv_scale=1.0 / da_scale,
+        is_channels_last(x), is_channels_last(da), not p.value.is_contiguous(),
+        accumulate=add, finish=finish, inv_scale=1.0 / da_scale,
         optim=optim_call(optim, state.step + 1) if state else None)
-    ext = _extension()
+    ext = extension()
     if scratch.active():
         scratch.declare(_kernel_scratch(shape, x.dtype, p.accumulate is not None))
+    if scratch.rehearsing():
+        return
     ext.weight_update_cpu(
-        x.data_ptr(), da.data_ptr(), p.value.data_ptr(), _address(state.m if state else None),
-        _address(state.v if state else None), _address(p.accumulate), _address(p.grad_out), shape,
+        x.data_ptr(), da.data_ptr(), p.value.data_ptr(), address(state.m if state else None),
+        address(state.v if state else None), address(p.accumulate), address(p.grad_out), shape,
         DTYPE_CODES[x.dtype], call)
 
 
@@ -224,64 +262,22 @@ def conv_shape(weight: tuple[int, ...], x: tuple[int, ...],
             geometry.stride, geometry.padding)
 
 
-def _address(t: torch.Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
-
-
-def finish_gradient(p: Parameter, grad: torch.Tensor, optim: OptimConfig, finish: bool,
-                    da_scale: float, backend: str) -> None:
-    """A gradient that exists in memory (scaled by da_scale): add it up, step the optimizer."""
-    inv_scale = 1.0 / da_scale
-    if p.accumulate is not None:
-        p.accumulate.add_(grad, alpha=inv_scale)
-        grad, inv_scale = p.accumulate, 1.0
-    if not finish:
-        return
-    if p.grad_out is not None:
-        torch.mul(grad, inv_scale, out=p.grad_out)
-    if p.state is not None:
-        optimizer_step(p.value, grad, p.state, optim, inv_scale, backend)
-
-
 def gradient_update(weight: torch.Tensor, grad: torch.Tensor, *, optim: OptimConfig,
                     state: OptimState, grad_out: torch.Tensor | None = None, scale: float = 1.0,
                     backend: str = "auto") -> None:
     """Step the optimizer with a gradient that exists: affine maps, embeddings, folded weights.
 
     Args:
-        weight: updated in place, fp32 (fp64: reference only), dense.
+        weight: updated in place, fp32 or bf16 (fp64: reference only), dense.
         grad: of weight's shape, times `scale`.
         state: its step rises by one.
         grad_out: receives the gradient.
     """
     name = backends.resolve("weight_update", backend, weight.device.type, weight.dtype)
     with torch.no_grad():
-        finish_gradient(Parameter(weight, state, None, grad_out), _as_laid_out(grad, weight),
+        finish_gradient(Parameter(weight, state, None, grad_out), as_laid_out(grad, weight),
                         optim, True, scale, name)
     state.step += 1
-
-
-def optimizer_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
-                   optim: OptimConfig, inv_scale: float, backend: str) -> None:
-    """One optimizer step with gradient grad * inv_scale; state.step is left as it is."""
-    if backend == "triton":
-        from ffengine.kernels import weight_update as kernels
-
-        kernels.optimizer_step(weight, grad, state.m, state.v, optim=optim, step=state.step + 1,
-                               inv_scale=inv_scale)
-        return
-    if backend == "reference":
-        grad = grad if inv_scale == 1.0 else grad * inv_scale
-        reference.optimizer_step(weight, grad, state.m, state.v, optim, state.step + 1)
-        return
-    grad = grad.float()
-    arguments = (weight.data_ptr(), _address(state.m), _address(state.v), grad.data_ptr(),
-                 weight.numel(), inv_scale, optim_call(optim, state.step + 1))
-    if backend == "cpu":
-        _extension().optimizer_step_cpu(*arguments)
-    else:
-        stream = torch.cuda.current_stream(weight.device).cuda_stream
-        _extension().optimizer_step_cuda(*arguments, stream)
 
 
 def bias_gradient(da: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -295,24 +291,8 @@ def bias_gradient(da: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return total
 
 
-def _extension() -> ModuleType:
-    ext = backends.extension()
-    assert ext is not None  # resolve() checked
-    return ext
-
-
-def _as_laid_out(grad: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    if _same_layout(grad, like):
-        return grad
-    return torch.empty_like(like, dtype=grad.dtype).copy_(grad)
-
-
 def _dense(t: torch.Tensor) -> torch.Tensor:
-    return t if t.is_contiguous() or _channels_last(t) else t.contiguous()
-
-
-def _channels_last(t: torch.Tensor) -> bool:
-    return t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)
+    return t if t.is_contiguous() or is_channels_last(t) else t.contiguous()
 
 
 def _check(main: Parameter, bias: Parameter | None, x: torch.Tensor, da: torch.Tensor,
@@ -321,10 +301,7 @@ def _check(main: Parameter, bias: Parameter | None, x: torch.Tensor, da: torch.T
     if x.dtype not in (*DTYPE_CODES, torch.float64) or da.dtype != x.dtype:
         raise TypeError("[weight_update] x and da must share a dtype of float32, bfloat16, "
                         f"float16 or float64, got {x.dtype} and {da.dtype}")
-    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
-    if weight.dtype is not wide:
-        raise TypeError(f"[weight_update] weight must be {wide} for {x.dtype} inputs, "
-                        f"got {weight.dtype}")
+    check_weight_dtype("weight_update", weight, x.dtype)
     _check_shapes(weight, x, da, geometry)
     for role, p in (("weight", main), ("bias", bias)):
         if p is not None:
@@ -364,25 +341,26 @@ def _check_parameter(role: str, p: Parameter, optim: OptimConfig, finish: bool,
                      weight: torch.Tensor) -> None:
     if finish and p.state is None:
         raise ValueError(f"[weight_update] finish=True expected a state for the {role}, got None")
-    if not (p.value.is_contiguous() or _channels_last(p.value)) or p.value.dtype != weight.dtype:
-        raise ValueError(f"[weight_update] {role} must be dense {weight.dtype}, got strides "
+    wide = step_dtype(weight.dtype)
+    kind = weight.dtype if role == "weight" else wide
+    if not (p.value.is_contiguous() or is_channels_last(p.value)) or p.value.dtype != kind:
+        raise ValueError(f"[weight_update] {role} must be dense {kind}, got strides "
                          f"{p.value.stride()} {p.value.dtype}")
-    state = p.state if finish else None
-    if state is not None and [state.m is not None, state.v is not None] != [
-            optim.states > 0, optim.states > 1]:
-        raise ValueError(f"[weight_update] {optim.kind} expected {optim.states} state tensors for "
-                         f"the {role}: make the state with OptimState.create(weight, optim)")
-    for name, t in (("state.m", state.m if state else None),
-                    ("state.v", state.v if state else None),
-                    ("accumulate", p.accumulate), ("grad_out", p.grad_out)):
-        if t is not None and (t.shape != p.value.shape or t.dtype != p.value.dtype
-                              or t.device != p.value.device or not _same_layout(t, p.value)):
+    if finish and p.state is not None:
+        check_state("weight_update", role, p.value, p.state, optim)
+    for name, t in (("accumulate", p.accumulate), ("grad_out", p.grad_out)):
+        if t is not None and (t.shape != p.value.shape or t.dtype != wide
+                              or t.device != p.value.device or not same_layout(t, p.value)):
             raise ValueError(
                 f"[weight_update] {name} of the {role} must be {tuple(p.value.shape)} "
-                f"{p.value.dtype} with the {role}'s strides {p.value.stride()}, got "
+                f"{wide} with the {role}'s strides {p.value.stride()}, got "
                 f"{tuple(t.shape)} {t.dtype} with {t.stride()}")
 
 
-def _same_layout(t: torch.Tensor, like: torch.Tensor) -> bool:
-    return (like.is_contiguous() and t.is_contiguous()) or (
-        _channels_last(like) and _channels_last(t))
+def check_weight_dtype(op: str, weight: torch.Tensor, dtype: torch.dtype) -> None:
+    """TypeError unless a weight of this dtype trains on inputs of `dtype`."""
+    wide = step_dtype(dtype)
+    also = dtype is torch.bfloat16
+    if weight.dtype is not wide and not (also and weight.dtype is torch.bfloat16):
+        raise TypeError(f"[{op}] weight must be {wide}{' or torch.bfloat16' * also} for {dtype} "
+                        f"inputs, got {weight.dtype}")

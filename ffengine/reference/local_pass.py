@@ -187,7 +187,7 @@ def _sizes(h: torch.Tensor, offsets: tuple[int, ...]) -> torch.Tensor:
 def _spread(coef: torch.Tensor, offsets: tuple[int, ...], h: torch.Tensor) -> torch.Tensor:
     """coef (N, K) at the size of h."""
     width = torch.tensor(offsets, device=h.device).diff()
-    wide = coef.repeat_interleave(width, dim=1)
+    wide = coef.repeat_interleave(width, dim=1, output_size=h.shape[1])
     return wide.view(*wide.shape, *([1] * (h.dim() - 2))).expand_as(h)
 
 

@@ -14,6 +14,7 @@ import torch
 from ffengine.ops.batch_call import BatchPassCall, BatchPassTensors
 from ffengine.ops.call import nchw
 from ffengine.ops.local_pass import LocalPassCall, LocalPassTensors
+from ffengine.ops.optim import OptimCall, OptimConfig, OptimState, compressed_call
 
 HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "csrc"
@@ -39,7 +40,7 @@ def build(folder: Path, names: tuple[str, ...] = ("local_pass.cu", "local_pass_c
     library = folder / "emulated.so"
     subprocess.run(
         ["g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-Wno-unknown-pragmas",
-         f"-I{HERE / 'emulator'}", f"-I{folder}", str(HERE / "emulator" / entry),
+         f"-I{HERE / 'emulator'}", f"-I{folder}", f"-I{CSRC}", str(HERE / "emulator" / entry),
          "-o", str(library)], check=True, capture_output=True)
     return ctypes.CDLL(str(library))
 
@@ -78,3 +79,29 @@ def run_batch(library: ctypes.CDLL, t: BatchPassTensors, call: BatchPassCall) ->
             call.squares, call.straight_through]
     pointers: list[Any] = [None if x is None else x.data_ptr() for x in t]
     library.emulate_batch((ctypes.c_void_p * 9)(*pointers), (ctypes.c_int64 * len(ints))(*ints))
+
+
+def optim_numbers(o: OptimCall) -> tuple[Any, Any]:
+    """Integers and reals, in the order of emulator/optimizer_entry.cpp."""
+    reals = (o.lr, o.weight_decay, o.beta1, o.beta2, o.eps, o.momentum)
+    return (ctypes.c_int64 * 3)(o.kind, o.nesterov, o.step), (ctypes.c_double * 6)(*reals)
+
+
+def run_step(library: ctypes.CDLL, weight: int, m: int, v: int, grad: int, numel: int,
+             inv_scale: float, call: OptimCall) -> None:
+    """One optimizer step in fp32 on tensors at these addresses, 0 where there is none."""
+    library.emulate_step((ctypes.c_void_p * 4)(weight, m, v, grad), ctypes.c_int64(numel),
+                         ctypes.c_double(inv_scale), *optim_numbers(call))
+
+
+def run_compressed(library: ctypes.CDLL, weight: torch.Tensor, grad: torch.Tensor,
+                   state: OptimState, optim: OptimConfig, inv_scale: float) -> None:
+    """One step on rounded weights or states."""
+    call = compressed_call(weight, state, optim)
+    tensors = (weight, grad, state.m, state.v, state.m_scale, state.v_scale)
+    pointers: list[Any] = [None if x is None else x.data_ptr() for x in tensors]
+    seed = call.seed - 2**64 * (call.seed >> 63)
+    library.emulate_compressed(
+        (ctypes.c_void_p * 6)(*pointers),
+        (ctypes.c_int64 * 5)(weight.numel(), call.format, call.bf16_weight, seed, call.stream),
+        ctypes.c_double(inv_scale), *optim_numbers(call.optim))

@@ -14,9 +14,10 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
 from local_pass_cuda_cases import CASES, CLUSTER_CASES, check  # noqa: E402
+from test_optimizer_cuda import compressed  # noqa: E402
 
 from ffengine.ops.local_pass import local_pass  # noqa: E402
-from tests import batch_pass_cases, linear_step_cases  # noqa: E402
+from tests import batch_pass_cases, compressed_step_cases, linear_step_cases  # noqa: E402
 
 
 def run(*args, **kwargs):  # type: ignore[no-untyped-def]
@@ -34,7 +35,10 @@ def main(few: bool) -> int:
         case.check("cuda", "cuda")
     for step in linear_step_cases.CASES[::4 if few else 1]:
         linear_step_cases.check(step, torch.float32, None, "cuda", "cuda")
-    print(f"{len(cases)} cases of local_pass, and those of batch_pass and linear_step, right")
+    for name, rounded in list(compressed_step_cases.CASES.items())[::4 if few else 1]:
+        compressed_step_cases.check(name, rounded, compressed, "cuda")
+    print(f"{len(cases)} cases of local_pass, and those of batch_pass, linear_step and "
+          "compressed_step, right")
     return 0
 
 

@@ -14,8 +14,8 @@ import pytest
 CSRC = Path(__file__).parent.parent.parent / "csrc"
 EVERY, CLUSTERS = ("75", "80", "87", "90", "100"), ("90", "100")
 #: Architectures a file has kernels for; the cluster kernels are empty on the others.
-FILES = {"batch_pass.cu": EVERY, "linear_step.cu": EVERY, "local_pass.cu": EVERY,
-         "local_pass_cluster.cu": CLUSTERS, "weight_update.cu": EVERY}
+FILES = {"batch_pass.cu": EVERY, "compressed_step.cu": EVERY, "linear_step.cu": EVERY,
+         "local_pass.cu": EVERY, "local_pass_cluster.cu": CLUSTERS, "weight_update.cu": EVERY}
 #: Most registers a thread may have for the blocks a multiprocessor is meant to hold.
 REGISTERS = 128
 ENTRY = re.compile(

@@ -18,13 +18,15 @@ SENTINEL = 987_654_321
 
 
 class Banded:
-    """A tensor between guard bands of NaN (a sentinel for integers)."""
+    """A tensor between guard bands of NaN (a sentinel for integers), `offset` elements further."""
 
-    def __init__(self, like: torch.Tensor, fill: bool) -> None:
-        poison = math.nan if like.is_floating_point() else SENTINEL
-        self.store = torch.full((like.numel() + 2 * BAND,), poison, dtype=like.dtype,
+    def __init__(self, like: torch.Tensor, fill: bool, offset: int = 0) -> None:
+        self.first = BAND + offset
+        poison = (math.nan if like.is_floating_point()
+                  else SENTINEL & torch.iinfo(like.dtype).max)
+        self.store = torch.full((self.first + like.numel() + BAND,), poison, dtype=like.dtype,
                                 device=like.device)
-        self.view = self.store.as_strided(like.shape, like.stride(), BAND)
+        self.view = self.store.as_strided(like.shape, like.stride(), self.first)
         if fill:
             self.view.copy_(like)
         self.before = self.store.clone()
@@ -35,7 +37,7 @@ class Banded:
     def check(self, name: str, written: bool) -> None:
         """Bands untouched; inputs bit-identical as a whole."""
         same = (self.bits(self.store) == self.bits(self.before)).all(1)
-        outside = torch.cat((same[:BAND], same[same.numel() - BAND:]))
+        outside = torch.cat((same[:self.first], same[same.numel() - BAND:]))
         assert outside.all(), f"{name}: written outside its buffer"
         assert written or same.all(), f"{name}: an input was changed"
 

@@ -17,7 +17,7 @@ def interpreted() -> dict[str, str]:
     """Case id -> "" or what went wrong, for every interpreter case, from two processes."""
     from tests.kernels.worker import Worker
 
-    workers = [Worker("interpreter_worker", str(part), "2") for part in range(2)]
+    workers = [Worker("tests.kernels.interpreter_worker", str(part), "2") for part in range(2)]
     found: dict[str, str] = {}
     for worker in workers:
         found |= worker.result()

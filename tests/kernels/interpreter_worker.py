@@ -19,6 +19,7 @@ warnings.filterwarnings("ignore", category=RuntimeWarning)  # numpy: inf and NaN
 
 import torch  # noqa: E402
 
+from tests import compressed_step_cases  # noqa: E402
 from tests.batch_pass_cases import cases as batch_cases  # noqa: E402
 from tests.conftest import _poisoned  # noqa: E402
 from tests.kernels import cases, check, optimizer_cases  # noqa: E402
@@ -43,6 +44,9 @@ def main() -> None:
         jobs[case.id] = lambda case=case: check.check(case, "cpu")
     for name in optimizer_cases.CASES:
         jobs[name] = lambda name=name: optimizer_cases.check(name, "cpu")
+    for name, state_case in optimizer_cases.COMPRESSED.items():
+        jobs[name] = lambda name=name, case=state_case: compressed_step_cases.check(
+            name, case, optimizer_cases.compressed_step)
     for name, batch_case in batch_cases().items():
         jobs[name] = lambda case=batch_case: case.check("triton", "cpu")
     for name, (case, dtype, rows) in LINEAR_STEPS.items():

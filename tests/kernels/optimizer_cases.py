@@ -1,4 +1,4 @@
-"""Cases of the Triton optimizer step, against torch.optim in fp64."""
+"""Cases of the Triton optimizer step, against torch.optim in fp64, and of compressed states."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import torch
 
+from ffengine.ops.optim import OptimConfig, OptimState
+from tests import compressed_step_cases
 from tests.kernels.check import Banded
 from tests.tolerances import assert_close
 
@@ -23,6 +25,7 @@ CASES = {
     "optimizer-adamw-bf16": {"kind": "adamw", "weight_decay": 0.1, "grad": torch.bfloat16},
     "optimizer-sgd-fp16": {"kind": "sgd", "momentum": 0.9, "grad": torch.float16},
 }
+COMPRESSED = {**compressed_step_cases.CASES, **compressed_step_cases.GRADIENTS_16}
 #: one above a block, and a multiple of 16
 SHAPES = ((41, 25), (16, 4, 3, 3))
 
@@ -64,3 +67,11 @@ def check(name: str, device: str) -> None:
         for what, banded in (("weight", weight), ("m", m), ("v", v)):
             banded.check(what, written=True)
         assert_close(weight.view, exact, same, reduction=STEPS, what=f"weight {shape}")
+
+
+def compressed_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
+                    optim: OptimConfig, inv_scale: float) -> None:
+    """The Triton kernel, as compressed_step_cases.check calls it."""
+    from ffengine.kernels import weight_update as kernels
+
+    kernels.compressed_step(weight, grad, state, optim=optim, inv_scale=inv_scale)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kernels.test_aot_triton import MOST_REGISTERS, Compiled, is_wide
+from tests.kernels.test_aot_triton import MOST_REGISTERS, Compiled
 from tests.kernels.worker import Worker
 
 WIDE = ("batch-nhwc-fp32", "batch-nhwc-bf16", "batch-nchw-bf16", "batch-linear-fp32")
@@ -16,7 +16,7 @@ ARCHITECTURES = (80, 90, 100)
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     workers = {
-        arch: Worker("aot_worker", str(arch), *ALL,
+        arch: Worker("bench.aot", str(arch), *ALL,
                      TRITON_CACHE_DIR=str(tmp_path_factory.mktemp(f"triton-{arch}")))
         for arch in ARCHITECTURES
     }
@@ -39,5 +39,5 @@ def test_maps_move_16_bytes_at_once(arch: int, variant: str, compiled: Compiled)
     rows = [r for r in compiled[arch] if r["variant"] == variant]
     assert len(rows) == 2
     for row in rows:
-        assert any(is_wide(i) for i in row["loads"]), row
-    assert any(is_wide(i) for i in rows[1]["stores"]), rows[1]
+        assert row["loads_16"], row
+    assert rows[1]["stores_16"], rows[1]

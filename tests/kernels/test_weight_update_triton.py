@@ -7,10 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.kernels.optimizer_cases import BASE, CASES, check
+from ffengine.ops.optim import OptimConfig, OptimState
+from tests import compressed_step_cases
+from tests.kernels.optimizer_cases import BASE, CASES, COMPRESSED, check, compressed_step
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *COMPRESSED])
 def test_interpreted(case: str, interpreted: dict[str, str]) -> None:
     assert not interpreted[case], interpreted[case]
 
@@ -19,6 +21,12 @@ def test_interpreted(case: str, interpreted: dict[str, str]) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_compiled(case: str) -> None:
     check(case, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_compressed_states_compiled(name: str) -> None:
+    compressed_step_cases.check(name, COMPRESSED[name], compressed_step, "cuda")
 
 
 def test_bias_corrections_are_formed_in_double() -> None:
@@ -49,3 +57,20 @@ def test_rejects(change: dict[str, object], message: str) -> None:
     settings = {**BASE, **{k: v for k, v in change.items() if k in (*BASE, "kind")}}
     with pytest.raises((ValueError, TypeError), match=r"\[weight_update\] .*" + message):
         optimizer_step(**tensors, optim=SimpleNamespace(**settings), step=step, inv_scale=1.0)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"m": torch.zeros(300)}, r"v must be float32, got torch.uint8"),
+    ({"v": torch.zeros(300).bfloat16()}, r"v must be uint8, got torch.bfloat16"),
+    ({"v_scale": None}, r"v_scale must be float32 \(2,\), got None"),
+    ({"m_scale": torch.zeros(1)}, r"m_scale must be float32 \(2,\), got .*\(1,\)"),
+    ({"weight": torch.zeros(300).half()}, r"weight must be float32, got torch.float16"),
+    ({"grad": torch.zeros(299)}, r"grad must have the weight's shape \(300,\), got \(299,\)"),
+])
+def test_rejects_compressed(change: dict[str, torch.Tensor | None], message: str) -> None:
+    given = {"weight": torch.zeros(300), "grad": torch.zeros(300),
+             "m": torch.zeros(300, dtype=torch.uint8), "v": torch.zeros(300, dtype=torch.uint8),
+             "m_scale": torch.zeros(2), "v_scale": torch.zeros(2), **change}
+    weight, grad = given.pop("weight"), given.pop("grad")
+    with pytest.raises((ValueError, TypeError), match=r"\[weight_update\] " + message):
+        compressed_step(weight, grad, OptimState(**given), OptimConfig("adamw"), 1.0)

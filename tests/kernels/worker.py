@@ -15,13 +15,13 @@ ROOT = Path(__file__).parents[2]
 
 
 class Worker:
-    """A started `python -m tests.kernels.<module> arguments`; its last line of output is JSON."""
+    """A started `python -m module arguments`; its last line of output is JSON."""
 
     def __init__(self, module: str, *arguments: str, **environment: str) -> None:
         kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         path = os.pathsep.join(filter(None, (str(ROOT), kept.get("PYTHONPATH"))))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", f"tests.kernels.{module}", *arguments], cwd=ROOT,
+            [sys.executable, "-m", module, *arguments], cwd=ROOT,
             env={**kept, "PYTHONPATH": path, **environment}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

@@ -272,10 +272,11 @@ def test_a_call_survives_its_schema() -> None:
                              dropout=Dropout(0.3, 2**64 - 3, 7, 9))
     weight, x = torch.zeros(8, 3), torch.zeros(2, 3)
     optim = OptimConfig("sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.2)
-    call = op.Call(weight, x, torch.zeros(2), config, optim, OptimState(weight, None, 4), None,
-                   None, L2, None, 6, weight, None, False)
+    state = OptimState(weight, None, 4, x, None, 2**63 + 5, 2**31 + 7)
+    call = op.Call(weight, x, torch.zeros(2), config, optim, state, None, None, L2, None, 6,
+                   weight, None, False)
     given = library_linear_step.arguments(call, "cpu", op.LinearStepOutput(x, x, x))
-    again = library_linear_step.unpack(given[:11], *given[14:18])
+    again = library_linear_step.unpack(given[:15], *given[18:22])
     assert again._replace(bias_state=None) == call
 
 

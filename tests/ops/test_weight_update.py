@@ -333,8 +333,8 @@ def test_registered_op(name: str) -> None:
     assert library.library is not None
     torch.library.opcheck(torch.ops.ffengine.weight_update.default, (
         weight, x, da, state.m, state.v, buffer, torch.zeros_like(weight), None, None, None, None,
-        None, optim.kind, [optim.lr, *optim.betas, optim.eps, 0.0, 0.0], False, 0, geometry, True,
-        1.0, "auto"))
+        None, None, None, None, None, *library.pack_optim(optim),
+        [*library.pack_random(state), 0, 0, 0], geometry, True, 1.0, "auto"))
 
 
 def test_registered_op_equals_the_function() -> None:

@@ -41,7 +41,7 @@ struct Block {
   std::vector<unsigned char> shared;
   Barrier threads;
   std::vector<Barrier> warps;
-  std::vector<float> slots;
+  std::vector<uint32_t> slots;
 };
 
 struct Cluster {
@@ -139,14 +139,15 @@ inline unsigned char* dynamic_shared() {
   return reinterpret_cast<unsigned char*>((at + 15) / 16 * 16);
 }
 
-inline float exchange(float x, int source) {
+template <class T> T exchange(T x, int source) {
+  static_assert(sizeof(T) == 4, "one register");
   Block& b = block();
   const unsigned t = state.fiber->thread, warp = t / 32;
-  b.slots[t] = x;
+  std::memcpy(&b.slots[t], &x, 4);
   sync(b.warps[warp]);
-  const float out = b.slots[warp * 32 + unsigned(source)];
+  std::memcpy(&x, &b.slots[warp * 32 + unsigned(source)], 4);
   sync(b.warps[warp]);
-  return out;
+  return x;
 }
 
 }  // namespace emulator
@@ -157,7 +158,7 @@ inline dim3 &blockDim = emulator::state.block, &gridDim = emulator::state.grid;
 
 inline void __syncthreads() { emulator::sync(emulator::block().threads); }
 inline void __syncwarp() { emulator::sync(emulator::block().warps[threadIdx.x / 32]); }
-inline float __shfl_xor_sync(unsigned, float x, int mask) {
+template <class T> T __shfl_xor_sync(unsigned, T x, int mask) {
   return emulator::exchange(x, int(threadIdx.x % 32) ^ mask);
 }
 inline float __shfl_down_sync(unsigned, float x, int by, int width) {
@@ -165,6 +166,19 @@ inline float __shfl_down_sync(unsigned, float x, int by, int width) {
   return emulator::exchange(x, lane % width + by < width ? lane + by : lane);
 }
 inline float __shfl_sync(unsigned, float x, int source) { return emulator::exchange(x, source); }
+
+inline uint32_t __float_as_uint(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+inline float __uint_as_float(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
 
 using cudaStream_t = void*;
 using cudaError_t = int;

@@ -1,0 +1,129 @@
+"""Calls on the Triton kernels, one or two of each, that bench/aot.py compiles without a GPU.
+
+Layouts and settings with the most registers, and each way a call is specialised. `VARIANTS` maps a
+name to a function that makes the call on CPU tensors, whose values do not matter.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from ffengine.kernels import batch_pass, linear_step, weight_update
+
+from ffengine.ops import config as c
+from ffengine.ops import local_pass as op
+from ffengine.ops.batch_call import BatchPassCall, BatchPassTensors
+from ffengine.ops.optim import OptimConfig, OptimState, StatePrecision
+
+
+def sweep(shape: tuple[int, ...], config: c.LocalPassConfig, dtype: torch.dtype = torch.float32,
+          channels_last: bool = False, tile: c.Tile = op.WHOLE) -> None:
+    """One local_pass of every result, through the op's own argument layout."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    a = torch.zeros(shape, dtype=dtype).contiguous(memory_format=layout)
+    n, k = shape[0], len(config.offsets(shape[1])) - 1
+    h_prev = torch.zeros_like(a) if config.blend != 1.0 else None
+    op._run_kernel(op._Request(
+        a, torch.zeros(n, dtype=torch.int64), config, torch.zeros(n, k), h_prev, None, True, True,
+        tile, op._pooled_shape(shape, config), 1.0), "triton")
+
+
+def step(kind: str, count: int = 2) -> None:
+    """One optimizer step."""
+    optim = SimpleNamespace(kind=kind, lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01,
+                            momentum=0.9, nesterov=True)
+    weight_update.optimizer_step(*torch.zeros(4, 4096), optim=optim, step=count, inv_scale=1.0)
+
+
+def compressed(form: StatePrecision, dtype: torch.dtype = torch.float32, count: int = 2,
+               seed: int = 2) -> None:
+    """One optimizer step on states of this format and a weight of this dtype."""
+    weight, grad = torch.zeros(4096, dtype=dtype), torch.zeros(4096)
+    optim = OptimConfig("adamw", weight_decay=0.01, state_precision=form)
+    state = OptimState.create(weight, optim, seed=seed, name=str(seed))
+    state.step = count
+    weight_update.compressed_step(weight, grad, state, optim=optim, inv_scale=1.0)
+
+
+def surround(dtype: torch.dtype, n: int = 64, scaled: bool = True) -> None:
+    """linear_step's two passes around a tile's local_pass, 784 -> 512."""
+    x, a = torch.zeros(n, 784, dtype=dtype), torch.zeros(n, 512, dtype=dtype)
+    bias, scale, norm = torch.zeros(512), torch.zeros(n), c.Norm("length")
+    if scaled:
+        linear_step.prepare(x, a, a, bias, scale, norm)
+    else:
+        linear_step.prepare(x, x, torch.zeros_like(x), None, None, norm)
+    linear_step.finish(a, scale if scaled else None, torch.zeros(-(-n // 64), 512), 64)
+
+
+def sweeps(shape: tuple[int, ...], pool: bool = False, norm_first: bool = False,
+           dtype: torch.dtype = torch.float32, channels_last: bool = False) -> None:
+    """Both sweeps under BatchNorm, of every result."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    a = torch.zeros(shape, dtype=dtype).contiguous(memory_format=layout)
+    n, channels = shape[:2]
+    size_z = [s // 2 if pool else s for s in shape[2:]]
+    z = torch.zeros(n, channels, *size_z, dtype=dtype)
+    zeros = torch.zeros
+    for phase in (0, 1):
+        batch_pass.batch_pass(
+            BatchPassTensors(
+                a, gamma=zeros(channels), table=zeros(5, channels), weight=zeros(n, channels),
+                moments=zeros(2, n, channels), extrema=zeros(2, n, channels), z=z,
+                da=torch.zeros_like(a)),
+            BatchPassCall(phase, channels_last, pool, norm_first, True, False))
+
+
+def peer() -> None:
+    """The two kernels of peer normalisation."""
+    a = torch.zeros(8, 1000)
+    for phase in (2, 3):
+        batch_pass.batch_pass(
+            BatchPassTensors(a, y=torch.zeros(8, dtype=torch.int64), table=torch.zeros(1000),
+                             moments=torch.zeros(1000), da=torch.zeros_like(a)),
+            BatchPassCall(phase, False, False, False, False, False))
+
+
+DROP = c.Dropout(0.2, 1, 2, 3)
+CONV, LINEAR = (2, 128, 16, 16), (2, 2048)
+VARIANTS = {
+    "group-fp32": lambda: sweep(CONV, c.LocalPassConfig(groups=8)),
+    "group-bf16": lambda: sweep(CONV, c.LocalPassConfig(groups=8), torch.bfloat16),
+    "dropout-fp32": lambda: sweep(CONV, c.LocalPassConfig(groups=8, dropout=DROP)),
+    "dropout-nhwc-bf16": lambda: sweep(
+        CONV, c.LocalPassConfig(groups=8, dropout=DROP), torch.bfloat16, True),
+    "dropout-pool-nhwc-fp32": lambda: sweep(
+        CONV, c.LocalPassConfig(groups=8, dropout=DROP, pool="max2", goodness="mean_sq",
+                                loss=c.cwg()), channels_last=True),
+    "pool-sum-fp32": lambda: sweep(
+        CONV, c.LocalPassConfig(groups=8, pool="max2", goodness="sum_sq", loss=c.sparsemax())),
+    "group-nhwc-fp32": lambda: sweep(CONV, c.LocalPassConfig(groups=8, loss=c.cwc()),
+                                     channels_last=True),
+    "length-linear-fp16": lambda: sweep(
+        LINEAR, c.LocalPassConfig(groups=1, goodness="sum_sq", loss=c.symba(),
+                                  norm=c.Norm("length")), torch.float16),
+    "blend-linear-fp32": lambda: sweep(
+        LINEAR, c.LocalPassConfig(groups=1, goodness="mean_sq", loss=c.threshold(), blend=0.7,
+                                  norm=c.Norm("length", length="l2"))),
+    "unequal-k1000-fp32": lambda: sweep(
+        (2, 1024, 4, 4), c.LocalPassConfig(groups=(*range(1000), 1024), norm=c.Norm("layer"),
+                                           loss=c.pvn())),
+    "linear-step-fp32": lambda: surround(torch.float32),
+    "linear-step-bf16": lambda: surround(torch.bfloat16, scaled=False),
+    "adamw": lambda: step("adamw"),
+    "sgd": lambda: step("sgd"),
+    "states-8bit": lambda: compressed("8bit"),
+    "states-8bit-bf16-weight": lambda: compressed("8bit", torch.bfloat16),
+    "states-bf16": lambda: compressed("bf16"),
+    "states-bf16-bf16-weight": lambda: compressed("bf16", torch.bfloat16),
+    "states-fp32-bf16-weight": lambda: compressed("fp32", torch.bfloat16),
+    "batch-nhwc-fp32": lambda: sweeps((2, 240, 16, 16), channels_last=True),
+    "batch-nhwc-bf16": lambda: sweeps((2, 240, 16, 16), dtype=torch.bfloat16, channels_last=True),
+    "batch-nchw-bf16": lambda: sweeps((2, 240, 16, 16), dtype=torch.bfloat16),
+    "batch-linear-fp32": lambda: sweeps((2, 2048)),
+    "batch-pool-nhwc-fp32": lambda: sweeps((2, 80, 32, 32), True, channels_last=True),
+    "batch-first-nhwc-bf16": lambda: sweeps((2, 480, 16, 16), True, True, torch.bfloat16, True),
+    "batch-first-nchw-fp32": lambda: sweeps((2, 80, 33, 31), True, True),
+    "batch-peer": peer,
+}

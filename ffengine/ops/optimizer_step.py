@@ -1,0 +1,175 @@
+"""One optimizer step with a gradient that exists in memory, on every back-end.
+
+fp32 weights with fp32 states take the plain sweep; a bf16 weight, or states in fewer bits, are
+decoded, stepped in fp32 and rounded stochastically in one sweep (`compressed_step`):
+
+reference: ffengine/reference/state_formats.py   cpu: csrc/cpu/compressed_kernel.cpp
+triton: kernels/weight_update.py                 cuda: csrc/cuda/compressed_step.cu
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+
+from ffengine.ops import backends, scratch
+from ffengine.ops.optim import (
+    FORMAT_DTYPES,
+    OptimConfig,
+    OptimState,
+    blocks,
+    compressed_call,
+    optim_call,
+    state_format,
+)
+from ffengine.reference import state_formats
+from ffengine.reference import weight_update as reference
+
+
+class Parameter(NamedTuple):
+    """A parameter with what belongs to it: weight or bias."""
+
+    value: torch.Tensor
+    state: OptimState | None
+    accumulate: torch.Tensor | None
+    grad_out: torch.Tensor | None
+
+
+def step_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What gradients of weights of `dtype` are added up in, and steps computed in."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def finish_gradient(p: Parameter, grad: torch.Tensor, optim: OptimConfig, finish: bool,
+                    da_scale: float, backend: str) -> None:
+    """A gradient that exists in memory (scaled by da_scale): add it up, step the optimizer."""
+    inv_scale = 1.0 / da_scale
+    if p.accumulate is not None:
+        p.accumulate.add_(grad, alpha=inv_scale)
+        grad, inv_scale = p.accumulate, 1.0
+    if not finish:
+        return
+    if p.grad_out is not None:
+        torch.mul(grad, inv_scale, out=p.grad_out)
+    if p.state is not None:
+        optimizer_step(p.value, grad, p.state, optim, inv_scale, backend)
+
+
+def is_compressed(weight: torch.Tensor, state: OptimState) -> bool:
+    """The step decodes and rounds."""
+    return weight.dtype is torch.bfloat16 or state.format != "fp32"
+
+
+def optimizer_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
+                   optim: OptimConfig, inv_scale: float, backend: str) -> None:
+    """One optimizer step with gradient grad * inv_scale; state.step is left as it is."""
+    if is_compressed(weight, state):
+        _compressed_step(weight, grad, state, optim, inv_scale, backend)
+        return
+    if backend == "triton":
+        if scratch.rehearsing():
+            return
+        from ffengine.kernels import weight_update as kernels
+
+        kernels.optimizer_step(weight, grad, state.m, state.v, optim=optim, step=state.step + 1,
+                               inv_scale=inv_scale)
+        return
+    if backend == "reference":
+        grad = grad if inv_scale == 1.0 else grad * inv_scale
+        reference.optimizer_step(weight, grad, state.m, state.v, optim, state.step + 1)
+        return
+    grad = grad.float()
+    if scratch.rehearsing():
+        return
+    arguments = (weight.data_ptr(), address(state.m), address(state.v), grad.data_ptr(),
+                 weight.numel(), inv_scale, optim_call(optim, state.step + 1))
+    if backend == "cpu":
+        extension().optimizer_step_cpu(*arguments)
+    else:
+        extension().optimizer_step_cuda(*arguments, _stream(weight))
+
+
+def _compressed_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
+                     optim: OptimConfig, inv_scale: float, backend: str) -> None:
+    if backend == "triton":
+        if scratch.rehearsing():
+            return
+        from ffengine.kernels import weight_update as kernels
+
+        kernels.compressed_step(weight, grad, state, optim=optim, inv_scale=inv_scale)
+        return
+    grad = grad.float()
+    if backend == "reference":
+        grad = grad if inv_scale == 1.0 else grad * inv_scale
+        state_formats.compressed_step(weight, grad, state, optim)
+        return
+    if scratch.rehearsing():
+        return
+    arguments = (weight.data_ptr(), grad.data_ptr(), address(state.m), address(state.v),
+                 address(state.m_scale), address(state.v_scale), weight.numel(), inv_scale,
+                 compressed_call(weight, state, optim))
+    if backend == "cpu":
+        extension().compressed_step_cpu(*arguments)
+    else:
+        extension().compressed_step_cuda(*arguments, _stream(weight))
+
+
+def check_state(op: str, role: str, value: torch.Tensor, state: OptimState,
+                optim: OptimConfig) -> None:
+    """ValueError unless the state is what OptimState.create(value, optim) makes, steps aside."""
+    form = state_format(value.numel(), value.dtype, optim)
+    dtype = torch.float64 if value.dtype is torch.float64 else FORMAT_DTYPES[form]
+    for i, t in enumerate((state.m, state.v)):
+        if (t is not None) != (optim.states > i):
+            raise ValueError(f"[{op}] {optim.kind} expected {optim.states} state tensors for the "
+                             f"{role}: make the state with OptimState.create(weight, optim)")
+        if t is not None and not (t.shape == value.shape and t.dtype is dtype
+                                  and t.device == value.device and same_layout(t, value)):
+            raise ValueError(
+                f"[{op}] state.{'mv'[i]} of the {role} must be {tuple(value.shape)} {dtype} with "
+                f"the {role}'s strides {value.stride()}, got {tuple(t.shape)} {t.dtype} with "
+                f"{t.stride()}")
+    if form == "8bit":
+        _check_scales(op, role, value, state, optim)
+
+
+def _check_scales(op: str, role: str, value: torch.Tensor, state: OptimState,
+                  optim: OptimConfig) -> None:
+    wanted = (blocks(value.numel()),)
+    for name, t in (("m_scale", state.m_scale), ("v_scale", state.v_scale))[:optim.states]:
+        if t is None or tuple(t.shape) != wanted or t.dtype is not torch.float32 or (
+                t.device != value.device or not t.is_contiguous()):
+            came = "None" if t is None else f"{tuple(t.shape)} {t.dtype}"
+            raise ValueError(f"[{op}] state.{name} of the {role} must be {wanted} torch.float32 on "
+                             f"{value.device}, got {came}")
+
+
+def same_layout(t: torch.Tensor, like: torch.Tensor) -> bool:
+    return (like.is_contiguous() and t.is_contiguous()) or (
+        is_channels_last(like) and is_channels_last(t))
+
+
+def is_channels_last(t: torch.Tensor) -> bool:
+    return t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)
+
+
+def as_laid_out(grad: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    if same_layout(grad, like):
+        return grad
+    return torch.empty_like(like, dtype=grad.dtype).copy_(grad)
+
+
+def extension() -> ModuleType:
+    ext = backends.extension()
+    assert ext is not None  # resolve() checked
+    return ext
+
+
+def address(t: torch.Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _stream(weight: torch.Tensor) -> int:
+    return int(torch.cuda.current_stream(weight.device).cuda_stream)
