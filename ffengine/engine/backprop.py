@@ -33,8 +33,9 @@ class Backprop(Schedule):
         if dtype is torch.bfloat16:
             cast = torch.autocast(item.x.device.type, dtype)
         with torch.enable_grad(), cast:
-            logits = net.differentiable_logits(item.x.to(named[0][1].dtype))
-            loss = F.cross_entropy(logits.to(named[0][1].dtype), item.y)
+            wide = torch.promote_types(named[0][1].dtype, torch.float32)
+            logits = net.differentiable_logits(item.x.to(wide))
+            loss = F.cross_entropy(logits.to(wide), item.y)
         gradients = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
         for (name, p), gradient in zip(named, gradients, strict=True):
             if gradient is not None:

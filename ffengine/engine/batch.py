@@ -35,6 +35,14 @@ def whole(pieces: list[torch.Tensor], dim: int = 0) -> torch.Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
 
 
+def joined(pieces: list[torch.Tensor], halves: bool) -> torch.Tensor:
+    """The pieces' rows as one tensor; with `halves` every piece holds rows of both, and so does
+    the whole: positives first."""
+    if not halves or len(pieces) == 1:
+        return whole(pieces)
+    return torch.cat([t for half in zip(*(p.chunk(2) for p in pieces), strict=True) for t in half])
+
+
 def as_batch(batch: Any, y: torch.Tensor | None) -> Batch:
     """A Batch from `step(x, y)`, `step((x, y))`, `step({"x": …, "y": …})` or `step(Batch(…))`."""
     if y is not None:

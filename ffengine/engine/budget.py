@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
@@ -25,6 +26,8 @@ def parse_bytes(amount: str | int | None) -> int | None:
                      f"plain bytes, got {amount!r}")
 
 
-def megabytes(nbytes: int) -> str:
-    """A size for people: megabytes of 10^6."""
-    return f"{nbytes / 1e6:.1f} MB"
+def megabytes(nbytes: int, enough: bool = False) -> str:
+    """A size for people: megabytes of 10^6, kilobytes below one; rounded up to be `enough`."""
+    unit, name = (1e6, "MB") if nbytes >= 1e6 else (1e3, "kB")
+    tenths = nbytes / unit * 10
+    return f"{(math.ceil(tenths) if enough else round(tenths)) / 10:.1f} {name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -104,10 +105,10 @@ class Cascade(Layerwise):
         with torch.no_grad():
             for count, item in enumerate(batches_from(loader, epoch, 0), 1):
                 x = net.prepare(as_batch(item, None).x.to(trainer.device, trainer.dtype))
-                zs: list[torch.Tensor] = []
                 if index:
-                    net.run(x, end=index - 1, backend=trainer.backend, features=zs)
-                    x = zs[-1]
+                    last: deque[torch.Tensor] = deque(maxlen=1)
+                    net.run(x, end=index - 1, backend=trainer.backend, features=last)
+                    x = last.pop()
                 net.layer(index).couple = replace(couple, momentum=1.0 / count)
                 net.layer(index).infer(net.transform(index, x), want_z=False, training=True,
                                        backend=trainer.backend)
@@ -118,8 +119,8 @@ class Cascade(Layerwise):
                 and not self.net.batch_statistics
                 and self.features != "recompute")
 
-    def stored_shape(self, stage: int) -> tuple[int, ...]:
-        return (heads.of(self.net, stage).weight.shape[1],)
+    def stored_shape(self, phase: int) -> tuple[int, ...]:
+        return (heads.of(self.net, phase).weight.shape[1],)
 
     def stored_rows(self, trainer: Trainer, stage: int, batch: Batch) -> tuple[torch.Tensor,
                                                                              torch.Tensor | None]:

@@ -21,6 +21,7 @@ from typing import IO, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ffengine.engine.optim import round_weights
 from ffengine.nn.heads import LinearHead
 from ffengine.nn.network import LocalNet
 from ffengine.ops.config import Loss
@@ -216,5 +217,7 @@ def shown(tensor: torch.Tensor | None) -> str:
 def load_network(found: Checkpoint, net: LocalNet) -> None:
     """Weights and layer range into `net`, once everything fits; else nothing changes."""
     check_architecture(found, net)
+    if found.meta["settings"].get("weights") == "bf16":
+        round_weights(net)
     check_tensors(Checkpoint(found.path, found.meta, found.part("net")), net.state_dict())
     net.load_state_dict(found.part("net"))

@@ -36,8 +36,8 @@ class Samples:
 def rows_within(sizes: NetSizes, room: int) -> int:
     """Samples whose widest layer of inference fits `room` bytes; one at least."""
     each = max(s.x_bytes + s.shortcut_in_bytes + s.transform_bytes + 2 * s.a_bytes + s.out_bytes
-               + s.pooled_branch_bytes for s in sizes.layers)
-    return max(1, room // (each + sizes.input_bytes // max(sizes.batch, 1)))
+               + s.shortcut_out_bytes for s in sizes.layers)
+    return max(1, room // (each + sizes.input_bytes))
 
 
 def accuracy(net: LocalNet, samples: Iterable[tuple[torch.Tensor, torch.Tensor]],

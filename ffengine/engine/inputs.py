@@ -10,7 +10,7 @@ import torch
 from ffengine.data import negatives
 from ffengine.data.seeding import negatives_generator
 from ffengine.engine.batch import Batch, paired
-from ffengine.nn.layers import as_laid_out
+from ffengine.nn.layers import LocalLinear, as_laid_out
 
 if TYPE_CHECKING:
     from ffengine.engine.step import StepContext
@@ -30,51 +30,64 @@ def entrance(ctx: StepContext, item: Batch | torch.Tensor, dtype: torch.dtype) -
     net = ctx.net
     if isinstance(item, torch.Tensor):
         return as_laid_out(net.prepare(item.to(dtype)))
-    x = item.x.to(dtype)
     if item.features is not None:
         x = item.features.to(dtype)
     elif paired(net):
-        x = net.normalise_input(halves(ctx, item, x), ours=True)
+        x = net.normalise_input(halves(ctx, item, dtype), ours=True)
+        ctx.differ = differing_columns(net, item, dtype)
     else:
-        x = net.prepare(x)
+        x = net.prepare(item.x.to(dtype))
     if paired(net) and ctx.y.shape[0] != x.shape[0]:
         half = x.shape[0] // 2
         ctx.y = torch.cat([ctx.y.new_ones(half), ctx.y.new_zeros(half)])
     return as_laid_out(x)
 
 
+def differing_columns(net: LocalNet, item: Batch, dtype: torch.dtype) -> slice | None:
+    """Columns of a label that alone tell the halves' rows apart; None where more does.
+
+    One-hot rows have one length, so normalised rows stay equal. A 16-bit sum would be rounded once
+    more than a product over all columns is.
+    """
+    encoding, layer = net.encoding, net.layer(0)
+    labels = item.negatives is not None and not item.negatives.is_floating_point()
+    plain = isinstance(layer, LocalLinear) and layer.pre_norm is None
+    wide = dtype in (torch.float32, torch.float64)
+    return encoding.columns if encoding is not None and labels and plain and wide else None
+
+
 def completed(ctx: StepContext, item: Batch, dtype: torch.dtype) -> Batch:
     """The batch with its negatives, drawn where none were given."""
     if item.negatives is not None or item.features is not None or not paired(ctx.net):
         return item
-    return replace(item, negatives=drawn(ctx, item, item.x.to(dtype)))
+    return replace(item, negatives=drawn(ctx, item, dtype))
 
 
-def halves(ctx: StepContext, item: Batch, x: torch.Tensor) -> torch.Tensor:
-    """Positive then negative rows (2N, ...), labels encoded."""
-    encoding = ctx.net.encoding
+def halves(ctx: StepContext, item: Batch, dtype: torch.dtype) -> torch.Tensor:
+    """Positive then negative rows (2N, ...) in `dtype`, labels encoded; no other copy is made."""
+    encoding, x = ctx.net.encoding, item.x
     other = item.negatives
     assert other is not None  # completed() has drawn them
     if encoding is None:  # without labels a negative is an image
-        return torch.cat([x, other.to(x.dtype)])
-    base = encoding.base(x)
-    # the overlay's value is the batch's, the same for both halves
-    scale = encoding.scale(x)
-    rows = encoding.mark(torch.cat([encoding.rows(item.y, x), encoding.rows(other, x)]) * scale)
-    for half in rows.chunk(2):
-        half.add_(base)
-    return rows
+        return torch.cat([x.to(dtype), other.to(dtype)])
+    layout = torch.channels_last if len(encoding.shape) == 3 else torch.contiguous_format
+    out = torch.empty((2 * len(x), *encoding.shape), dtype=dtype, device=x.device,
+                      memory_format=layout)
+    scale = encoding.scale(x)  # the overlay's value is the batch's, the same for both halves
+    for half, labels in zip(out.chunk(2), (item.y, other), strict=True):
+        encoding.write(half, x, encoding.rows(labels, out) * scale)
+    return out
 
 
-def drawn(ctx: StepContext, item: Batch, x: torch.Tensor) -> torch.Tensor:
+def drawn(ctx: StepContext, item: Batch, dtype: torch.dtype) -> torch.Tensor:
     """Negatives where none were given: a function of the seed and the step alone."""
     net, kind = ctx.net, ctx.net.negatives
     # a full-batch recipe keeps one permutation for the whole training, as the published code does
     generator = negatives_generator(ctx.seed, 0 if kind == "permuted" else ctx.step)
     goodness = None
     if kind == "hardest":
-        rows = net.goodness(x, backend=ctx.backend)
+        rows = net.goodness(item.x.to(dtype), backend=ctx.backend)
         start, end = net.layer_range
         goodness = net.readout.of_goodness(rows[start:end + 1])
     return negatives.draw(kind, item.y, net.num_classes, generator, x=item.x, goodness=goodness,
-                          dtype=x.dtype)
+                          dtype=dtype)

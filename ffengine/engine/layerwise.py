@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,7 @@ import torch
 from ffengine.data.batches import Loader
 from ffengine.engine import affine
 from ffengine.engine.batch import Batch, paired, whole
+from ffengine.engine.budget import megabytes
 from ffengine.engine.inputs import completed, entrance
 from ffengine.engine.plan import Plan
 from ffengine.engine.schedule import Schedule
@@ -118,26 +120,32 @@ class Layerwise(Schedule):
             return kept.over(loader)
         if not self.storable(loader, stage):
             return loader
-        kind = self.features
-        if trainer.out is not None:
-            trainer.out.mkdir(parents=True, exist_ok=True)
-        if kind == "auto":
-            plan = trainer.plan_for(loader.batch_size)
-            room = None if trainer.budget is None else trainer.budget - plan.peak_bytes
-            row_bytes = math.prod(self.stored_shape(stage)) * trainer.dtype.itemsize
-            kind = choose_store(len(loader.image_set), (1 + self.pairs) * row_bytes,
-                                room, free_disk(trainer.out))
+        kind = self.chosen_store(trainer, loader, epoch)
         if kind == "recompute":
             return loader
         trainer.stored = Stored(trainer, loader, self, stage, kind)
         return trainer.stored.over(loader)
 
+    def chosen_store(self, trainer: Trainer, loader: Loader, epoch: int) -> Features:
+        """Where the stage's input is kept: what the caller asked for, or the budget allows."""
+        stage, kind, folder = self.stage(epoch), self.features, trainer.out
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        if kind != "auto":
+            return kind
+        plan, count = trainer.planning.plans(loader.batch_size), len(loader.image_set)
+        room = None if trainer.budget is None else trainer.budget - plan.at(epoch).peak_bytes
+        row_bytes = math.prod(self.stored_shape(stage)) * trainer.dtype.itemsize
+        kind = choose_store(count, (1 + self.pairs) * row_bytes, room, free_disk(folder))
+        if room is not None and kind != "ram":
+            where = "on disk" if kind == "disk" else "made again every epoch"
+            trainer.planning.give_up(
+                f"what layer {stage} sees is {where} instead of in RAM: saves "
+                f"{megabytes(count * (1 + self.pairs) * row_bytes)}")
+        return kind
+
     def stage_started(self, trainer: Trainer, loader: Any, epoch: int) -> None:
         """Told before the first epoch of a stage."""
-
-    def stored_shape(self, stage: int) -> tuple[int, ...]:
-        """Per-sample shape of what a stage stores."""
-        return self.net.shapes[stage]
 
     def stored_rows(self, trainer: Trainer, stage: int,
                     batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -146,10 +154,10 @@ class Layerwise(Schedule):
         ctx = StepContext(net, trainer.optimizer, batch.y, n, trainer.settings.seed, 0,
                           trainer.backend)
         rows = entrance(ctx, completed(ctx, batch, trainer.dtype), trainer.dtype)
-        zs: list[torch.Tensor] = []
-        goodness = net.run(rows, end=stage - 1, backend=trainer.backend, features=zs)
+        last: deque[torch.Tensor] = deque(maxlen=1)
+        goodness = net.run(rows, end=stage - 1, backend=trainer.backend, features=last)
         below = torch.stack(goodness).sum(0)[:, 0] if goodness[0].shape[1] == 1 else None
-        return zs[-1], below
+        return last[0], below
 
     @property
     def pairs(self) -> bool:
@@ -236,6 +244,8 @@ class Collaborative(Layerwise):
     with their current weights. A learned gamma steps by dL/dG (A-CFF).
     """
 
+    runs_below = False
+
     def begin(self, net: LocalNet, epochs: int) -> None:
         if not isinstance(net, CollaborativeNet):
             raise ValueError("[schedule] collaborative training expected a CollaborativeNet, got "
@@ -251,29 +261,33 @@ class Collaborative(Layerwise):
         """Every layer's gamma has moments and a step count of its own."""
         return {"gamma": tuple(gamma_owner(i) for i in range(1, len(self.net.layers)))}
 
+    @torch.no_grad()
+    def enter(self, ctx: StepContext, item: Batch, dtype: torch.dtype) -> Batch:
+        """One pass through all layers first: the stage's input, and what is added to its goodness.
+        """
+        net, stage = ctx.net, ctx.whose().layers[0]
+        assert isinstance(net, CollaborativeNet)
+        item = completed(ctx, item, dtype)
+        kept, first = deque([entrance(ctx, item, dtype)], 1), 0 if item.features is None else stage
+        goodness = [] if first == stage else net.run(
+            kept.pop(), end=stage - 1, backend=ctx.backend, features=kept)
+        above = net.run(kept[0], start=stage, backend=ctx.backend)
+        others = net.pooled([*goodness, *above[1:]])
+        if item.below is not None and first:
+            others = others + item.below[:, None].to(others.dtype) * net.pair_weight
+        gamma = net.gamma.detach()[stage]
+        ctx.g0[stage], ctx.others = gamma.to(others.dtype) * others, others
+        return replace(item, features=kept.pop())
+
     def train(self, ctx: StepContext, item: Batch, plan: Plan, dtype: torch.dtype) -> BatchReport:
         net, stage = ctx.net, ctx.whose().layers[0]
         assert isinstance(net, CollaborativeNet)
-        with torch.no_grad():
-            item = completed(ctx, item, dtype)
-            rows = entrance(ctx, item, dtype)
-            first = stage if item.features is not None else 0
-            zs: list[torch.Tensor] = []
-            goodness = net.run(rows, start=first, backend=ctx.backend, features=zs)
-            features = rows if first == stage else zs[stage - 1]
-            del zs
-            others = net.pooled([g for i, g in enumerate(goodness, first) if i != stage])
-            if item.below is not None and first:
-                others = others + item.below[:, None].to(others.dtype) * net.pair_weight
-            gamma = net.gamma.detach()[stage]
-            ctx.g0[stage] = gamma.to(others.dtype) * others
-            del rows, goodness
-        report = super().train(ctx, replace(item, features=features), plan, dtype)
+        report = super().train(ctx, item, plan, dtype)
         if net.gamma.requires_grad:
-            coef = whole(ctx.coef[stage])
-            slope = coef * net.group_size(stage)
+            assert ctx.others is not None
+            slope = whole(ctx.coef[stage]) * net.group_size(stage)
             grad = torch.zeros_like(net.gamma)
-            grad[stage] = (slope * others.to(slope.dtype)).sum().to(grad.dtype)
+            grad[stage] = (slope * ctx.others.to(slope.dtype)).sum().to(grad.dtype)
             affine.step(ctx, "net", "gamma", net.gamma, grad, gamma_owner(stage))
         return report
 

@@ -8,9 +8,10 @@ measured once per signature (on the CPU from the allocator's own events).
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from typing import Any
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -31,6 +33,23 @@ LIBRARY_OPS = ("conv", "mm", "addmm", "bmm", "linear", "group_norm", "layer_norm
 
 #: Peak bytes inside a library op, by signature; a profile costs milliseconds, so all meters share.
 _inside: dict[Any, int] = {}
+#: The same as a rehearsal expects them.
+_expected: dict[Any, int] = {}
+#: Output pixels of a call from which the library's choice of kernel no longer changes (measured on
+#: AVX-512 and AMX: the last change is at 64).
+SETTLED_PIXELS = 256
+
+#: Told (live bytes by kind, bytes inside the call that runs) at every change a meter sees.
+Listener = Callable[[dict[str, int], int], None]
+_listeners: list[Listener] = []
+
+
+def listen(callback: Listener) -> None:
+    _listeners.append(callback)
+
+
+def unlisten(callback: Listener) -> None:
+    _listeners.remove(callback)
 
 
 @dataclass
@@ -77,12 +96,20 @@ class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def died(_: Any, key: int = key, kind: str = kind, size: int = size) -> None:
             if self._refs.pop(key, None) is not None:
                 self._live[kind] -= size
+                self._note()
 
         self._refs[key] = weakref.ref(storage, died)
         self._note()
 
+    @property
+    def live_bytes(self) -> int:
+        """What is live now."""
+        return sum(self._live.values())
+
     def _note(self, inside: int = 0) -> None:
-        total = sum(self._live.values()) + inside
+        for tell in _listeners:
+            tell(self._live, inside)
+        total = self.live_bytes + inside
         if total > self.report.peak_bytes:
             self.report.peak_bytes = total
             self.report.at_peak = {**self._live, "scratch": self._live["scratch"] + inside}
@@ -115,11 +142,17 @@ class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _library_call(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run a library op; its inside is measured at the first call of a signature."""
         key = (func.name(), *(signature(leaf) for leaf in tree_leaves((args, kwargs))))
-        if key not in _inside:
+        if scratch.rehearsing():
+            out = func(*args, **kwargs)
+            if key not in _expected:
+                _expected[key] = expected_inside(func, args, kwargs, out)
+            self._note(_expected[key])
+        elif key not in _inside:
             out, _inside[key] = call_measured(func, args, kwargs)
+            self._note(_inside[key])
         else:
             out = func(*args, **kwargs)
-        self._note(_inside[key])
+            self._note(_inside[key])
         return out
 
 
@@ -143,6 +176,49 @@ def call_measured(func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:
     with allocator_events() as events:
         out = func(*args, **kwargs)
     return out, events.peak
+
+
+def expected_inside(func: Any, args: Any, kwargs: Any, out: Any) -> int:
+    """`call_measured`'s bytes for a call on fake tensors that answered `out`.
+
+    Measured on zeros; a call on maps, on few samples where more would not change it. On a GPU the
+    library's workspace is not part of a rehearsal: `allocated` shows it.
+    """
+    outputs = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+    results = sum(t.numel() * t.element_size() for t in outputs)
+    if any(t.device.type != "cpu" for t in outputs):
+        return results
+    first = args[0] if args and isinstance(args[0], torch.Tensor) else None
+    if first is None or first.dim() != 4 or not outputs:
+        return _on_zeros(func, args, kwargs, None)
+    n = first.shape[0]
+    few = max(2, -(-SETTLED_PIXELS // max(math.prod(outputs[0].shape[2:]), 1)))
+    if n <= 2 * few:
+        return _on_zeros(func, args, kwargs, None)
+    low, high = (_on_zeros(func, args, kwargs, k) for k in (few, 2 * few))
+    return low + (high - low) * (n - few) // few
+
+
+def _on_zeros(func: Any, args: Any, kwargs: Any, samples: int | None) -> int:
+    """`call_measured` on zeros like fake tensors; `samples`: the batch's extent, cut to these."""
+    backward = "backward" in func.name()
+
+    def made(t: Any, position: int | None) -> Any:
+        if isinstance(t, (list, tuple)):
+            return [made(each, position) for each in t]
+        if not isinstance(t, torch.Tensor):
+            return t
+        # the second argument of a forward convolution is its weight
+        batched = t.dim() == 4 and (position == 0 or (backward and position == 1)
+                                    or "pool" in func.name())
+        size = (samples, *t.shape[1:]) if batched and samples else tuple(t.shape)
+        return torch.empty_strided(size, t.stride(), dtype=t.dtype).zero_()
+
+    with unset_fake_temporarily(), torch.no_grad():
+        real = [made(t, i) for i, t in enumerate(args)]
+        named = {k: made(t, None) for k, t in kwargs.items()}
+        func(*real, **named)
+        return call_measured(func, real, named)[1]
 
 
 class allocator_events:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from ffengine.engine.batch import Batch, paired, whole
+from ffengine.engine.batch import Batch, joined, paired, whole
 from ffengine.ops import scratch
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ class Sums:
             with scratch.allocating("gradient"):
                 self._sums[key] = torch.zeros_like(parameter, dtype=wide, requires_grad=False)
         return self._sums[key]
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Every sum, for the meter."""
+        return list(self._sums.values())
 
 
 def check(schedule: Schedule, net: LocalNet, size: int) -> None:
@@ -110,11 +114,6 @@ def pieces(item: Batch, size: int) -> Iterator[Batch]:
 def merged(reports: list[BatchReport], shares: list[float], pairs: bool) -> BatchReport:
     """One report of the whole batch: losses weighted, rows joined, positives first."""
     first = reports[0]
-
-    def joined(parts: list[torch.Tensor], halves: bool) -> torch.Tensor:
-        if not halves or len(parts) == 1:
-            return whole(parts)
-        return whole([t for half in zip(*(p.chunk(2) for p in parts), strict=True) for t in half])
 
     def mean(values: list[torch.Tensor]) -> torch.Tensor:
         return torch.stack([v * share for v, share in zip(values, shares, strict=True)]).sum(0)

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ffengine.nn.layers import LocalLayer
 from ffengine.ops import scratch
+from ffengine.ops.optim import SMALLEST_COMPRESSED, state_bytes
 from ffengine.ops.weight_update import OptimConfig, OptimState
 
 
@@ -27,13 +29,14 @@ class LocalOptimizer(torch.optim.Optimizer):
         second: parameter name -> names of further owners. Each owner has a state of its own
             beside the parameter's (Trifecta: two losses train a weight).
         active: names that have states at the start; default all.
+        seed: of the stochastic rounding of states and weights in fewer bits than fp32.
     """
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *,
                  own: Mapping[str, OptimConfig] | None = None,
                  second: Mapping[str, Collection[str]] | None = None,
-                 active: Collection[str] | None = None) -> None:
-        self.named = dict(named)
+                 active: Collection[str] | None = None, seed: int = 0) -> None:
+        self.named, self.seed = dict(named), seed
         groups: dict[OptimConfig, list[str]] = {config: []}
         for name in self.named:
             groups.setdefault((own or {}).get(name, config), []).append(name)
@@ -63,7 +66,8 @@ class LocalOptimizer(torch.optim.Optimizer):
                     k = key(name, owner)
                     if k in wanted and k not in self.states:
                         self.states[k] = OptimState.create(
-                            self.named[name].detach(), self._configs[self._group[name]])
+                            self.named[name].detach(), self._configs[self._group[name]],
+                            seed=self.seed, name=k)
 
     def config(self, parameter: nn.Parameter | None = None) -> OptimConfig:
         """Hyper-parameters as of now (a scheduler may have moved the learning rate)."""
@@ -77,7 +81,7 @@ class LocalOptimizer(torch.optim.Optimizer):
 
     def state_tensors(self) -> list[torch.Tensor]:
         """Every state tensor, for the meter."""
-        return [t for s in self.states.values() for t in (s.m, s.v) if t is not None]
+        return [t for s in self.states.values() for t in s.tensors().values()]
 
     def mark_stepped(self) -> None:
         """Tell schedulers that a step was taken (they warn otherwise)."""
@@ -90,9 +94,9 @@ class LocalOptimizer(torch.optim.Optimizer):
 
     def export_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """(tensors by name, plain values) for a checkpoint."""
-        tensors = {f"{n}.{k}": t for n, s in self.states.items()
-                   for k, t in (("m", s.m), ("v", s.v)) if t is not None}
-        values = {"kind": self.kind, "steps": {n: s.step for n, s in self.states.items()},
+        tensors = {f"{n}.{k}": t for n, s in self.states.items() for k, t in s.tensors().items()}
+        values = {"kind": self.kind, "state_precision": self._configs[0].state_precision,
+                  "steps": {n: s.step for n, s in self.states.items()},
                   "lr": [group["lr"] for group in self.param_groups]}
         return tensors, values
 
@@ -101,15 +105,17 @@ class LocalOptimizer(torch.optim.Optimizer):
         if values.get("kind") != self.kind:
             raise ValueError(f"[checkpoint] expected optimizer {self.kind}, "
                              f"got {values.get('kind')!r}")
+        precision, saved_as = (self._configs[0].state_precision,
+                               values.get("state_precision", "fp32"))
+        if saved_as != precision:
+            raise ValueError(f"[checkpoint] expected {precision} optimizer states, got {saved_as}")
         for name, state in self.states.items():
-            for part, mine in (("m", state.m), ("v", state.v)):
-                if mine is None:
-                    continue
+            for part, mine in state.tensors().items():
                 saved = tensors.get(f"{name}.{part}")
-                if saved is None or saved.shape != mine.shape:
-                    came = "nothing" if saved is None else tuple(saved.shape)
+                if saved is None or saved.shape != mine.shape or saved.dtype != mine.dtype:
+                    came = "nothing" if saved is None else f"{tuple(saved.shape)} {saved.dtype}"
                     raise ValueError(f"[checkpoint] expected optimizer state {name}.{part} of "
-                                     f"{tuple(mine.shape)}, got {came}")
+                                     f"{tuple(mine.shape)} {mine.dtype}, got {came}")
                 mine.copy_(saved)
             state.step = int(values["steps"][name])
         for group, lr in zip(self.param_groups, values["lr"], strict=True):
@@ -137,16 +143,34 @@ def own_settings(net: nn.Module, base: OptimConfig) -> dict[str, OptimConfig]:
             own = getattr(module, f"{name}_optim", changes)
             if own:
                 plain = own.get("kind", base.kind) != base.kind
-                start = OptimConfig(lr=base.lr) if plain else base
+                start = base if not plain else OptimConfig(
+                    lr=base.lr, state_precision=base.state_precision)
                 found[f"{prefix}.{name}" if prefix else name] = replace(start, **own)
     return found
 
 
 def floor_bytes(net: nn.Module, base: OptimConfig, phases: Iterable[Collection[str]],
-                owners: Mapping[str, Collection[str]]) -> int:
-    """Parameters, and the optimizer states of the phase that has most of them."""
-    own = own_settings(net, base)
-    sizes = {n: p.numel() * p.element_size() for n, p in net.named_parameters()}
-    states = [sum(sizes[n] * own.get(n, base).states * (1 + len(owners.get(n, ())))
+                owners: Mapping[str, Collection[str]], weights: str = "fp32") -> int:
+    """Parameters, and the optimizer states of the phase that has most of them.
+
+    weights: "bf16" counts as if `round_weights` had been called on the network.
+    """
+    own, rounded = own_settings(net, base), rounds_weights(net) if weights == "bf16" else set()
+    named = {n: (p.numel(), torch.bfloat16 if n in rounded else p.dtype)
+             for n, p in net.named_parameters()}
+    states = [sum(state_bytes(*named[n], own.get(n, base)) * (1 + len(owners.get(n, ())))
                   for n in names) for names in phases]
-    return sum(sizes.values()) + max(states, default=0)
+    return sum(numel * dtype.itemsize for numel, dtype in named.values()) + max(states, default=0)
+
+
+def rounds_weights(net: nn.Module) -> set[str]:
+    """Names of the parameters that are bf16 where a run keeps its weights in bf16."""
+    return {f"{prefix}.weight" if prefix else "weight" for prefix, module in net.named_modules()
+            if isinstance(module, LocalLayer) and module.weight.numel() >= SMALLEST_COMPRESSED}
+
+
+def round_weights(net: nn.Module) -> None:
+    """Make the weights of layers bf16 (the nearest), in place; small ones and all else stay."""
+    named = dict(net.named_parameters())
+    for name in rounds_weights(net):
+        named[name].data = named[name].data.to(torch.bfloat16)

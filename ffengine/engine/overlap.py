@@ -1,25 +1,31 @@
 """Overlapping local updates (Trifecta, sec. 4): a loss crosses one layer boundary, no more.
 
 The layer that takes the loss updates itself and, through its own input gradient, the layer before
-it, which kept its pre-activation for that. Two layers are live at once.
+it. Of that layer only what its update needs is held: the input its weight saw, and a byte an
+element that says where a gradient goes through relu and pool. Pre-activations live a tile of rows
+at a time; batch statistics are taken before the tiles.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from ffengine.engine import affine, heads
-from ffengine.engine.affine import Swept
-from ffengine.engine.batch import Batch
+from ffengine.engine.batch import Batch, joined, paired
 from ffengine.engine.inputs import completed, entrance
-from ffengine.engine.step import BatchReport, StepContext, sweep
+from ffengine.engine.step import BatchReport, StepContext
 from ffengine.nn.encoding import LabelChannel
 from ffengine.nn.layers import LocalLayer
 from ffengine.nn.norms import Normalised
 from ffengine.ops.config import Tile
+from ffengine.ops.local_pass import local_pass
+
+#: Bytes of pre-activations that live at once.
+TILE_BYTES = 1 << 24
 
 
 class Held(NamedTuple):
@@ -27,9 +33,41 @@ class Held(NamedTuple):
 
     u: torch.Tensor
     made: Normalised | None
-    a: torch.Tensor
+    routes: torch.Tensor
     #: Gradients of its own loss, not stepped yet: those of the next loss are at the same weights.
     own: affine.Gradients
+
+
+class Rows(NamedTuple):
+    """A tile: rows start..stop; of paired halves those of both, positives first."""
+
+    start: int
+    stop: int
+    half: int  # rows of a half; 0: no halves
+
+    def of(self, t: torch.Tensor) -> torch.Tensor:
+        """The tile's rows of a map."""
+        if not self.half or self.stop - self.start == self.half:
+            return t[self.start:self.stop + self.half]
+        return torch.cat([t[self.start:self.stop], t[self.half + self.start:self.half + self.stop]])
+
+    def put(self, whole: torch.Tensor | None, part: torch.Tensor | None) -> None:
+        """Write the tile's rows into those of a map."""
+        if whole is None or part is None:
+            return
+        count = self.stop - self.start
+        whole[self.start:self.stop].copy_(part[:count])
+        if self.half:
+            whole[self.half + self.start:self.half + self.stop].copy_(part[count:])
+
+
+def tiles(layer: LocalLayer, u: torch.Tensor, halves: bool) -> Iterator[Rows]:
+    """Tiles of TILE_BYTES of pre-activations, a pair at least."""
+    count = u.shape[0] // 2 if halves else u.shape[0]
+    row = (1 + halves) * u.element_size() * math.prod(layer.out_shape(tuple(u.shape[1:])))
+    step = max(1, TILE_BYTES // row)
+    for start in range(0, count, step):
+        yield Rows(start, min(start + step, count), count if halves else 0)
 
 
 def train_overlapping(ctx: StepContext, item: Batch, dtype: torch.dtype) -> BatchReport:
@@ -38,83 +76,166 @@ def train_overlapping(ctx: StepContext, item: Batch, dtype: torch.dtype) -> Batc
     with torch.no_grad():
         item = completed(ctx, item, dtype)
         results = heads.train_neutral(ctx, item, dtype)
-        rows = (item.y, item.negatives)
-        x, shortcut, held = entrance(ctx, item, dtype), None, None
+        labels = (item.y, item.negatives)
+        maps, shortcut, held = [entrance(ctx, item, dtype)], None, None
         for i in range(turn.depth):
-            z, held = _turn(ctx, i, net.transform(i, x), held, rows)
-            if i + 1 < turn.depth or i in ctx.read_by_heads():
-                assert z is not None
-                x, shortcut = net.join(i, z, shortcut)
+            z, held = _turn(ctx, i, maps, held, labels)
+            if z is not None:
+                maps = [z]
+                del z
+                x, shortcut = net.join(i, maps.pop(), shortcut)
+                maps = [x]
                 if i in ctx.read_by_heads():
                     ctx.features.setdefault(i, []).append(x)
+                del x
         results |= heads.train_on_pass(ctx)
     ctx.optimizer.mark_stepped()
     return ctx.report(results)
 
 
-def _turn(ctx: StepContext, i: int, x: torch.Tensor, held: Held | None,
+def _turn(ctx: StepContext, i: int, maps: list[torch.Tensor], held: Held | None,
           labels: tuple[torch.Tensor, torch.Tensor | None]) -> tuple[torch.Tensor | None,
-                                                                    Held | None]:
-    """(z, what layer i keeps for its successor)."""
+                                                                     Held | None]:
+    """(z, what layer i keeps for its successor) of the map in `maps`, which is taken out."""
     layer, turn = ctx.net.layer(i), ctx.whose()
-    u, made = layer.enter(x, training=True)
-    a = layer.preactivation(u)
-    next_takes = i + 1 in turn.layers
-    keep = Held(u, made, a, []) if next_takes else None
-    if i not in turn.layers:
-        z, _ = layer.sweep(a, want_z=ctx.wants_z(i), backend=ctx.backend)
-        return z, keep
-    swept = sweep(ctx, i, a, Tile(0, ctx.batch), want_z=ctx.wants_z(i), keep_a=next_takes)
-    assert swept.loss is not None and swept.da is not None
-    ctx.note(i, x.shape[0], swept.loss, swept.g)
-    du = None
-    if held is not None or (i == 0 and _learned(ctx)):
-        du = affine.input_gradient(layer, u, swept.da)
-        dx = through_norm(layer, du, made)
-        if held is not None:
-            _update_before(ctx, i - 1, held, dx, swept.da_scale)
-        else:
-            _update_embedding(ctx, dx, labels, swept.da_scale)
-    if keep is None or made is None:
-        affine.update(ctx, i, u, made, swept, du=du)
-    else:
-        keep.own.extend(affine.normalised_gradients(ctx, i, u, made, swept.da, swept.da_scale, du))
-    return swept.z, keep
+    u, made = layer.enter(ctx.net.transform(i, maps.pop()), training=True)
+    takes, keeps = i in turn.layers, i + 1 in turn.layers
+    crosses = takes and (held is not None or (i == 0 and _learned(ctx)))
+    z = _empty(layer, u) if ctx.wants_z(i) else None
+    routes = _empty(layer, u, torch.uint8) if keeps else None
+    du = torch.empty_like(u) if crosses else None
+    sums = affine.GradientSums(ctx, i) if takes else None
+    goodness, losses, scale, halves = [], [], 1.0, paired(ctx.net)
+    operands = layer.operands(u)
+    for rows in tiles(layer, u, halves):
+        seen = rows.of(u)
+        a = layer.preactivation(seen, operands)
+        rows.put(routes, routes_of(layer, a) if keeps else None)
+        if sums is None:
+            rows.put(z, layer.sweep(a, want_z=z is not None, backend=ctx.backend)[0])
+            continue
+        swept = _sweep(ctx, i, a, rows, want_z=z is not None)
+        del a
+        rows.put(z, swept.z)
+        goodness.append(swept.g)
+        losses.append(swept.loss)
+        scale = swept.da_scale
+        part = affine.input_gradient(layer, seen, swept.da) if crosses else None
+        rows.put(du, part)
+        sums.add(seen, None if made is None else rows.of(made.x_hat), swept.da, scale, part)
+        del swept, part
+    own: affine.Gradients = []
+    if sums is not None:
+        ctx.note(i, u.shape[0], joined(losses, halves and losses[0].shape == goodness[0].shape[:1]),
+                 joined(goodness, halves))
+        if du is not None:
+            dx = through_norm(layer, du, made)
+            del du
+            if held is not None:
+                _update_before(ctx, i - 1, held, dx, scale)
+            else:
+                _update_embedding(ctx, dx, labels, scale)
+        own = sums.done()
+    if routes is None or made is None:
+        affine.step_all(ctx, i, own, "")
+        own = []
+    return z, None if routes is None else Held(u, made, routes, own)
+
+
+class Swept(NamedTuple):
+    """What a tile's sweep left of a layer that takes its loss."""
+
+    z: torch.Tensor | None
+    g: torch.Tensor
+    loss: torch.Tensor
+    da: torch.Tensor
+    da_scale: float
+
+
+def _sweep(ctx: StepContext, i: int, a: torch.Tensor, rows: Rows, want_z: bool) -> Swept:
+    """Goodness, loss and gradient of a tile, scaled by the whole batch."""
+    config = ctx.net.layer(i).settings(ctx.seed, i, ctx.step)
+    over = a if config.pool == "none" else None
+    made = local_pass(
+        a, rows.of(ctx.targets(i, Tile(0, ctx.batch), ctx.batch)), config=config,
+        out=over if want_z else None, want_z=want_z, want_da=True,
+        da_out=None if want_z else over, tile=Tile(rows.start, ctx.batch, bool(rows.half)),
+        backend=ctx.backend)
+    assert made.da is not None and made.loss is not None
+    return Swept(made.z, made.g, made.loss, made.da, made.da_scale)
 
 
 def through_norm(layer: LocalLayer, du: torch.Tensor, made: Normalised | None) -> torch.Tensor:
-    """dL/dx at the layer's input, from what `affine.input_gradient` gave."""
+    """dL/dx at the layer's input, from what `affine.input_gradient` gave; written over it."""
     norm = layer.pre_norm
     if norm is None or made is None:
         return du
-    dx_hat = du if norm.folded else du * norm.weight.detach().to(du.dtype)
+    dx_hat = du if norm.folded else du.mul_(norm.weight.detach().to(du.dtype))
     return norm.input_gradient(dx_hat, made, training=True)
 
 
 def _update_before(ctx: StepContext, i: int, held: Held, dz: torch.Tensor, scale: float) -> None:
     """Layer i by the loss of layer i + 1, with the optimizer states that loss owns."""
-    layer = ctx.net.layer(i)
-    after = held.a.shape if layer.config.pool == "none" else (
-        *held.a.shape[:2], held.a.shape[2] // 2, held.a.shape[3] // 2)
-    da = activation_gradient(layer, held.a, dz.reshape(after)).to(held.u.dtype)
-    if held.made is not None:
-        found = affine.normalised_gradients(ctx, i, held.u, held.made, da, scale, None)
-        affine.step_all(ctx, i, held.own, "")
-        affine.step_all(ctx, i, found, "next")
-        return
-    empty = held.a.new_zeros(0)
-    affine.update(ctx, i, held.u, held.made, Swept(None, empty, None, da, scale), owner="next")
+    layer, u, sums = ctx.net.layer(i), held.u, affine.GradientSums(ctx, i)
+    dz = dz.reshape(held.routes.shape)  # flattened between a convolution and a linear layer
+    for rows in tiles(layer, u, False):
+        seen = rows.of(u)
+        da = activation_gradient(layer, rows.of(held.routes), rows.of(dz),
+                                 layer.out_shape(tuple(u.shape[1:]))).to(u.dtype)
+        sums.add(seen, None if held.made is None else rows.of(held.made.x_hat), da, scale)
+    found = sums.done()  # at the weights that its own loss saw
+    affine.step_all(ctx, i, held.own, "")
+    affine.step_all(ctx, i, found, "next")
 
 
-def activation_gradient(layer: LocalLayer, a: torch.Tensor, dz: torch.Tensor) -> torch.Tensor:
-    """dL/da of dL/dz through relu and pool; the arg-max is the first on ties."""
-    with torch.enable_grad():
-        leaf = F.relu(a.detach()).requires_grad_()
-        out = F.max_pool2d(leaf, 2) if layer.config.pool == "max2" else leaf * 1
-        (dh,) = torch.autograd.grad(out, leaf, dz.to(a.dtype))
-    if layer.config.relu_gradient == "straight_through":
-        return dh
-    return dh.mul_(a > 0)
+#: Where a pool's window takes no gradient.
+BLOCKED = 4
+CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
+
+
+def routes_of(layer: LocalLayer, a: torch.Tensor) -> torch.Tensor:
+    """uint8 like z: 1 where relu passes a gradient; of a pooled window its arg-max, the first in
+    row-major order on ties, or BLOCKED."""
+    straight = layer.config.relu_gradient == "straight_through"
+    if layer.config.pool == "none":
+        return torch.ones_like(a, dtype=torch.uint8) if straight else (a > 0).to(torch.uint8)
+    height, width = a.shape[2] // 2 * 2, a.shape[3] // 2 * 2
+    best, routes = None, None
+    for k, (r, c) in enumerate(CORNERS):
+        corner = a[:, :, r:height:2, c:width:2]
+        if best is None or routes is None:
+            best = corner.clamp(min=0)
+            # strictly above zero, or the relu's flat zero came first
+            routes = torch.zeros_like(best, dtype=torch.uint8)
+        else:
+            above = corner > best
+            routes.masked_fill_(above, k)
+            best = torch.maximum(best, corner)
+    assert best is not None and routes is not None
+    return routes if straight else routes.masked_fill_(best <= 0, BLOCKED)
+
+
+def activation_gradient(layer: LocalLayer, routes: torch.Tensor, dz: torch.Tensor,
+                        shape: tuple[int, ...]) -> torch.Tensor:
+    """dL/da (N, *shape) of dL/dz through relu and pool, along `routes_of`."""
+    if layer.config.pool == "none":
+        return torch.where(routes > 0, dz, 0)
+    n, height, width = dz.shape[0], shape[1] // 2 * 2, shape[2] // 2 * 2
+    da = torch.empty((n, *shape), dtype=dz.dtype, device=dz.device,
+                     memory_format=torch.channels_last)
+    if (height, width) != tuple(shape[1:]):
+        da.zero_()  # a last row or column that no window holds
+    for k, (r, c) in enumerate(CORNERS):
+        da[:, :, r:height:2, c:width:2] = torch.where(routes == k, dz, 0)
+    return da
+
+
+def _empty(layer: LocalLayer, u: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Room for the layer's z of all rows."""
+    shape = layer.z_shape(tuple(u.shape[1:]))
+    layout = torch.channels_last if len(shape) == 3 else torch.contiguous_format
+    return torch.empty((u.shape[0], *shape), dtype=dtype or u.dtype, device=u.device,
+                       memory_format=layout)
 
 
 def _learned(ctx: StepContext) -> bool:

@@ -40,6 +40,7 @@ class Recurrent(Schedule):
     """Every batch over `frames` frames (K_train)."""
 
     recurrent = True
+    tiles = False
     adds_up = False  # every frame updates
 
     def __init__(self, frames: int = 10) -> None:
@@ -69,7 +70,7 @@ class Recurrent(Schedule):
         assert isinstance(net, RecurrentNet)
         x = item.x.to(dtype)
         n = x.shape[0]
-        other = item.negatives if item.negatives is not None else drawn(ctx, item, x)
+        other = item.negatives if item.negatives is not None else drawn(ctx, item, dtype)
         labels = torch.cat([label_rows(t, net.num_classes, dtype) for t in (item.y, other)])
         ctx.y = torch.cat([item.y.new_ones(n), item.y.new_zeros(n)])
         h, unit = net.ends(torch.cat([x, x]), labels, self._states(ctx, item, n, x))

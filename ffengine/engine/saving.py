@@ -26,7 +26,7 @@ def tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 def description(trainer: Trainer) -> dict[str, Any]:
     """Everything else, as plain values."""
-    net, plan = trainer.net, trainer.plan
+    net = trainer.net
     return {
         "versions": {"ffengine": ffengine.__version__, "torch": torch.__version__,
                      "python": platform.python_version()},
@@ -36,8 +36,7 @@ def description(trainer: Trainer) -> dict[str, Any]:
         "settings": asdict(trainer.settings),
         "backend": trainer.backend,
         "memory_budget": trainer.budget,
-        "plan": None if plan is None else {
-            "batch": plan.batch, "cuts": plan.cuts, "tile": plan.tile},
+        "plan": trainer.planning.export(),
         "notes": trainer.notes,
         "optimizer": trainer.optimizer.export_state()[1],
         "lr": trainer.rate.now,
@@ -85,4 +84,4 @@ def restore(trainer: Trainer, found: checkpoint.Checkpoint) -> None:
     trainer.rate.rewind()
     trainer.rate.move_to(trainer.schedule.rate_epoch(trainer.epoch))
     if meta["plan"] is not None:  # other tiles would add up in another order
-        trainer.keep_plan(**meta["plan"])
+        trainer.planning.keep(meta["plan"])

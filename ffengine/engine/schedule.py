@@ -38,6 +38,10 @@ class Schedule:
 
     #: The memory plan describes its steps.
     planned = True
+    #: Its steps make a plan's runs and tiles; else whole batches go through all layers.
+    tiles = True
+    #: The runs hold the layers below the first that is not frozen, too.
+    runs_below = True
     #: One update a batch, whose gradient is a sum over samples: micro-batches may add it up.
     adds_up = True
 
@@ -73,6 +77,10 @@ class Schedule:
         """What an epoch holds in memory changes with this number."""
         return 0
 
+    def stored_shape(self, phase: int) -> tuple[int, ...]:
+        """Per-sample shape of the features that a phase may read in place of samples."""
+        return self.net.shapes[phase]
+
     def rate_epoch(self, epoch: int) -> int:
         """The epoch whose learning rate holds."""
         return epoch
@@ -91,7 +99,11 @@ class Schedule:
 
     def train(self, ctx: StepContext, item: Batch, plan: Plan, dtype: torch.dtype) -> BatchReport:
         """Train on the batch the layers of `ctx.turn`."""
-        return train_batch(ctx, item, plan, dtype)
+        return train_batch(ctx, self.enter(ctx, item, dtype), plan, dtype)
+
+    def enter(self, ctx: StepContext, item: Batch, dtype: torch.dtype) -> Batch:
+        """The batch as the plan's runs take it; a schedule may look at all of it first."""
+        return item
 
     def loader(self, trainer: Trainer, loader: Any, epoch: int) -> Any:
         """What an epoch reads: the caller's loader, or features of it."""
@@ -149,6 +161,9 @@ class Interleaved(Schedule):
                              f"layer, then the heads'), got {len(self.spans)}")
         super().begin(net, epochs)
 
+    def phase(self, epoch: int) -> int:
+        return sum(epoch >= bound for span in self.spans for bound in span)
+
     def turn(self, epoch: int, iteration: int) -> Turn:
         depth = len(self.net.layers)
         layers = tuple(i for i in range(depth) if self.spans[i][0] <= epoch < self.spans[i][1])
@@ -173,6 +188,7 @@ class Overlapping(Schedule):
         self.alternate = alternate
 
     crosses = True
+    tiles = False
 
     def begin(self, net: LocalNet, epochs: int) -> None:
         if len(net.layers) < 2:

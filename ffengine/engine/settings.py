@@ -17,6 +17,8 @@ from ffengine.ops.weight_update import OptimConfig
 
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16,
               "fp16": torch.float16}
+#: What optimizer states, and the weights of layers, are kept in.
+STATES, WEIGHTS = ("fp32", "bf16", "8bit"), ("fp32", "bf16")
 SchedulerFactory = Callable[[torch.optim.Optimizer], LRScheduler]
 
 
@@ -37,11 +39,14 @@ class Settings:
     momentum: float = 0.0
     lr_drops: tuple[tuple[int, float], ...] = ()
     lr_half_linear: bool = False
+    states: str = "fp32"
+    weights: str = "fp32"
 
     @classmethod
     def resolve(cls, recipe: Recipe, *, optimizer: str | None, lr: float | None,
                 lr_min: float | None, weight_decay: float | None, epochs: int | None,
-                batch_size: int | None, seed: int, precision: str) -> Settings:
+                batch_size: int | None, seed: int, precision: str, states: str = "fp32",
+                weights: str = "fp32") -> Settings:
         """The recipe where the caller was silent; a changed lr keeps the recipe's lr_min : lr."""
         top = recipe.lr if lr is None else lr
         if lr_min is None:
@@ -53,7 +58,8 @@ class Settings:
                    recipe.lr_epochs or total,
                    recipe.batch_size if batch_size is None else batch_size, seed, precision,
                    tuple(recipe.betas), recipe.momentum,
-                   tuple((int(e), float(f)) for e, f in recipe.lr_drops), recipe.lr_half_linear)
+                   tuple((int(e), float(f)) for e, f in recipe.lr_drops), recipe.lr_half_linear,
+                   states, weights)
         made._check()
         return made
 
@@ -61,6 +67,16 @@ class Settings:
         if self.precision not in PRECISIONS:
             raise ValueError(f"[trainer] precision must be one of {', '.join(PRECISIONS)}, "
                              f"got {self.precision!r}")
+        for name, known in (("states", STATES), ("weights", WEIGHTS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"[trainer] {name} must be one of {', '.join(known)}, "
+                                 f"got {getattr(self, name)!r}")
+        if self.weights == "bf16" and self.precision != "bf16":
+            raise ValueError("[trainer] weights=bf16 expected precision bf16, got "
+                             f"{self.precision}")
+        if self.states != "fp32" and self.precision == "fp64":
+            raise ValueError(f"[trainer] states={self.states} expected a precision below fp64, "
+                             f"got {self.precision}")
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -87,7 +103,8 @@ class Settings:
     def optim(self) -> OptimConfig:
         return OptimConfig(kind=self.optimizer, lr=self.lr,  # type: ignore[arg-type]
                            weight_decay=self.weight_decay, betas=(self.betas[0], self.betas[1]),
-                           momentum=self.momentum if self.optimizer == "sgd" else 0.0)
+                           momentum=self.momentum if self.optimizer == "sgd" else 0.0,
+                           state_precision=self.states)  # type: ignore[arg-type]
 
     def rate_factor(self, epoch: int) -> float:
         """The learning rate of an epoch over that of epoch 0."""
@@ -101,9 +118,9 @@ class Settings:
     def check_same(self, saved: dict[str, Any], where: Any) -> None:
         """ValueError if a run saved with other settings cannot go on bit-exactly with these."""
         for name, mine in json.loads(json.dumps(asdict(self))).items():
-            if name not in ("epochs", "lr_epochs") and saved[name] != mine:
-                raise ValueError(f"[checkpoint] expected {name} {mine}, got {saved[name]} in "
-                                 f"{where}")
+            had = saved.get(name, "fp32" if name in ("states", "weights") else None)
+            if name not in ("epochs", "lr_epochs") and had != mine:
+                raise ValueError(f"[checkpoint] expected {name} {mine}, got {had} in {where}")
 
 
 class LearningRate:

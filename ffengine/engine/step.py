@@ -24,14 +24,15 @@ from ffengine.engine.batch import Batch, whole
 from ffengine.engine.inputs import completed, entrance
 from ffengine.engine.micro import Adding, Sums
 from ffengine.engine.optim import LocalOptimizer
-from ffengine.engine.plan import Plan, Run
-from ffengine.nn.layers import LocalLayer
+from ffengine.engine.plan import Plan, Run, one_tile
+from ffengine.nn.layers import LocalLayer, LocalLinear
 from ffengine.nn.network import LocalNet
 from ffengine.ops import scratch
 from ffengine.ops.batch_pass import batch_pass
 from ffengine.ops.config import Loss, Tile
 from ffengine.ops.linear_step import linear_step
 from ffengine.ops.local_pass import local_pass
+from ffengine.ops.optimizer_step import step_dtype
 
 
 @dataclass
@@ -95,12 +96,16 @@ class StepContext:
     turn: Turn | None = None
     #: The first layer that is run: those below it gave the batch's features.
     first: int = 0
+    #: Columns in which the negative half of the entering rows differs from the positive one.
+    differ: slice | None = None
     #: Where the gradients of a batch's micro-batches add up.
     sums: Sums | None = None
     #: Handed gradients by layer index and parameter, when a test asks for them.
     grads: dict[tuple[int | str, str], torch.Tensor] | None = None
     #: Per layer, a term (rows, K) added to the goodness (collaborative FF).
     g0: dict[int, torch.Tensor] = field(default_factory=dict)
+    #: Goodness of the layers beside the one that trains, (rows, 1) (collaborative FF).
+    others: torch.Tensor | None = None
     loss_rows: dict[int, list[torch.Tensor]] = field(default_factory=dict)
     loss_sum: dict[int, torch.Tensor] = field(default_factory=dict)
     goodness: dict[int, list[torch.Tensor]] = field(default_factory=dict)
@@ -162,21 +167,35 @@ class StepContext:
 def train_batch(ctx: StepContext, item: Batch | torch.Tensor, plan: Plan,
                 dtype: torch.dtype) -> BatchReport:
     """One step: the layers of the turn train on the batch, and then the heads."""
-    turn = ctx.whose()
     with torch.no_grad():
-        if isinstance(item, Batch):
-            item = completed(ctx, item, dtype)
-            ctx.first = turn.start if item.features is not None else 0
-        results = heads.train_neutral(ctx, item, dtype)  # features of the weights before the step
-        if turn.depth:
-            maps = Maps(entrance(ctx, item, dtype))
-            del item
-            for run in plan.runs:
-                train_run(ctx, run, maps)
-            del maps
+        maps, results = begin(ctx, item, dtype)
+        del item
+        for run in covering(plan, range(ctx.first, ctx.whose().depth), ctx.batch):
+            train_run(ctx, run, maps)
+        del maps
         results |= heads.train_on_pass(ctx)
     ctx.optimizer.mark_stepped()
     return ctx.report(results)
+
+
+def begin(ctx: StepContext, item: Batch | torch.Tensor,
+          dtype: torch.dtype) -> tuple[Maps, heads.Results]:
+    """(the first run's maps, what the heads with a pass of their own left)."""
+    turn = ctx.whose()
+    if isinstance(item, Batch):
+        item = completed(ctx, item, dtype)
+        ctx.first = turn.start if item.features is not None else 0
+    results = heads.train_neutral(ctx, item, dtype)  # features of the weights before the step
+    return Maps(entrance(ctx, item, dtype) if turn.depth else None), results
+
+
+def covering(plan: Plan, layers: range, batch: int) -> list[Run]:
+    """The plan's runs; layers that it leaves out, being of another turn, go in one tile."""
+    if not plan.runs:
+        return list(one_tile(layers, batch).runs)
+    before = range(layers.start, plan.runs[0].layers.start)
+    after = range(plan.runs[-1].layers.stop, layers.stop)
+    return [*one_tile(before, batch).runs, *plan.runs, *one_tile(after, batch).runs]
 
 
 def train_run(ctx: StepContext, run: Run, maps: Maps) -> None:
@@ -189,20 +208,40 @@ def train_run(ctx: StepContext, run: Run, maps: Maps) -> None:
         for i in layers:
             layer_step(ctx, i, maps, Tile(0, ctx.batch), (None, None), finish=True)
         return
-    with scratch.allocating("gradient"):
-        buffers = {i: zeros_like_parameters(ctx.net.layer(i)) for i in layers if i in turn.layers}
     read = any(maps.x is t for tiles in ctx.features.values() for t in tiles)
     run = replace(run, overwrite_x=False) if read else run  # a head still wants it
     out = destination(maps, run, ctx.batch) if layers[-1] + 1 < turn.depth else Maps(None)
-    for start in range(0, ctx.batch, run.tile):
-        stop = min(start + run.tile, ctx.batch)
+    for upto, trained in passes(run, layers, turn):
+        train_tiles(ctx, run.tile, maps, upto, trained, out if upto is layers else Maps(None))
+    maps.x, maps.shortcut = out.x, out.shortcut
+
+
+def passes(run: Run, layers: list[int], turn: Turn) -> list[tuple[list[int], list[int]]]:
+    """(layers that the tiles go through, those of them that train), pass by pass.
+
+    One by one, the last layer trains first: no layer's features have changed when it is run anew.
+    """
+    if not run.one_by_one:
+        return [(layers, layers)]
+    below = [(layers[:k + 1], [layers[k]]) for k in range(len(layers) - 2, -1, -1)
+             if layers[k] in turn.layers]
+    return [(layers, layers[-1:]), *below]
+
+
+def train_tiles(ctx: StepContext, size: int, maps: Maps, layers: list[int], trained: list[int],
+                out: Maps) -> None:
+    """The batch's tiles through `layers`; the last layer's maps into `out`, where it has any."""
+    with scratch.allocating("gradient"):
+        buffers = {i: zeros_like_parameters(ctx.net.layer(i)) for i in trained
+                   if i in ctx.whose().layers and ctx.sums is None}
+    for start in range(0, ctx.batch, size):
+        stop = min(start + size, ctx.batch)
         piece = maps.rows(start, stop)
         for i in layers:
             layer_step(ctx, i, piece, Tile(start, ctx.batch), buffers.get(i, (None, None)),
-                       finish=stop == ctx.batch)
+                       finish=stop == ctx.batch, passing=i not in trained)
         store(piece, out, start, stop)
         del piece  # or its maps would live through the next tile
-    maps.x, maps.shortcut = out.x, out.shortcut
 
 
 def store(piece: Maps, out: Maps, start: int, stop: int) -> None:
@@ -235,12 +274,16 @@ def destination(maps: Maps, run: Run, batch: int) -> Maps:
 def zeros_like_parameters(layer: LocalLayer) -> Buffers:
     """Where the tiles of a run add up the gradients of (weight, bias)."""
     bias = None if layer.bias is None else torch.zeros_like(layer.bias)
-    return torch.zeros_like(layer.weight), bias
+    return torch.zeros_like(layer.weight, dtype=step_dtype(layer.weight.dtype)), bias
 
 
 def layer_step(ctx: StepContext, i: int, maps: Maps, tile: Tile, buffers: Buffers,
-               finish: bool) -> None:
-    """One layer's whole turn on a tile; `maps` goes in as its input and comes out as the next's."""
+               finish: bool, passing: bool = False) -> None:
+    """One layer's whole turn on a tile; `maps` goes in as its input and comes out as the next's.
+
+    Args:
+        passing: it gives the features that it trains with, and trains in another pass.
+    """
     net, layer, turn = ctx.net, ctx.net.layer(i), ctx.whose()
     assert maps.x is not None
     x = net.transform(i, maps.x)
@@ -249,6 +292,8 @@ def layer_step(ctx: StepContext, i: int, maps: Maps, tile: Tile, buffers: Buffer
     if i not in turn.layers:
         z, _ = layer.infer(x, want_z=want_z, training=i >= turn.start and layer.couples,
                            backend=ctx.backend)
+    elif passing:
+        z = pass_on(ctx, i, x, tile)
     else:
         z = train_layer(ctx, i, x, tile, buffers, finish, want_z)
     del x
@@ -256,7 +301,7 @@ def layer_step(ctx: StepContext, i: int, maps: Maps, tile: Tile, buffers: Buffer
         joined = [z]
         del z
         maps.x, maps.shortcut = net.join(i, joined.pop(), maps.shortcut)
-        if i in ctx.read_by_heads():
+        if i in ctx.read_by_heads() and not passing:
             ctx.features.setdefault(i, []).append(maps.x)
 
 
@@ -268,7 +313,7 @@ def train_layer(ctx: StepContext, i: int, x: torch.Tensor, tile: Tile, buffers: 
         stream_layer(ctx, i, x, tile)
         return None
     u, made = layer.enter(x, training=True)
-    a = layer.preactivation(u)
+    a = preactivation(ctx, i, u)
     swept = sweep(ctx, i, a, tile, want_z=want_z and not updated)
     del a
     assert swept.da is not None and swept.loss is not None
@@ -277,8 +322,26 @@ def train_layer(ctx: StepContext, i: int, x: torch.Tensor, tile: Tile, buffers: 
     affine.update(ctx, i, u, made, swept, buffers, finish)
     del swept, u, made
     if want_z and updated:
-        z, _ = layer.infer(x, backend=ctx.backend)
+        z, _ = layer.sweep(preactivation(ctx, i, layer.enter(x, training=False)[0]),
+                           backend=ctx.backend)
     return z
+
+
+def pass_on(ctx: StepContext, i: int, x: torch.Tensor, tile: Tile) -> torch.Tensor | None:
+    """z as `train_layer` gives it, dropout and all, of a layer whose samples do not couple."""
+    config = ctx.net.layer(i).settings(ctx.seed, i, ctx.step)
+    a = preactivation(ctx, i, x)
+    return local_pass(a, config=config, out=a if config.pool == "none" else None, tile=tile,
+                      backend=ctx.backend).z
+
+
+def preactivation(ctx: StepContext, i: int, u: torch.Tensor) -> torch.Tensor:
+    """a of what the layer's weight sees; what both halves share of it is multiplied once."""
+    layer = ctx.net.layer(i)
+    if i == 0 and ctx.differ is not None and u.shape[0] == ctx.batch:
+        assert isinstance(layer, LocalLinear)
+        return layer.of_halves(u, ctx.differ)
+    return layer.preactivation(u)
 
 
 def streams(layer: LocalLayer, x: torch.Tensor, tile: Tile) -> bool:
@@ -305,13 +368,12 @@ def stream_layer(ctx: StepContext, i: int, x: torch.Tensor, tile: Tile) -> None:
         ctx.coef[i] = [made.coef]
 
 
-def sweep(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, *, want_z: bool,
-          keep_a: bool = False) -> affine.Swept:
-    """The layer's goodness, loss and gradients at a; z, or da, over a unless it pools or a is
-    kept."""
+def sweep(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, *,
+          want_z: bool) -> affine.Swept:
+    """The layer's goodness, loss and gradients at a; z, or da, over a unless it pools."""
     layer, n = ctx.net.layer(i), a.shape[0]
     config = layer.settings(ctx.seed, i, ctx.step)
-    y, out = ctx.targets(i, tile, n), a if config.pool == "none" and not keep_a else None
+    y, out = ctx.targets(i, tile, n), a if config.pool == "none" else None
     if layer.couple is None:
         g0 = ctx.g0.get(i)
         made = local_pass(

@@ -28,9 +28,12 @@ from ffengine.engine.evaluation import (
 from ffengine.engine.guard import Interrupts, TrainingInterrupted, Watch
 from ffengine.engine.history import EpochSums, History, Row, mean
 from ffengine.engine.inputs import rows_of
+from ffengine.engine.limit import AllocatorLimit, enforced, limit_for
 from ffengine.engine.meter import MemoryMeter
-from ffengine.engine.optim import LocalOptimizer, floor_bytes, own_settings
-from ffengine.engine.plan import Plan, Planner
+from ffengine.engine.optim import LocalOptimizer, floor_bytes, own_settings, round_weights
+from ffengine.engine.plan import Plan
+from ffengine.engine.planning import Planning
+from ffengine.engine.plans import Job
 from ffengine.engine.progress import Progress
 from ffengine.engine.recipe import Recipe
 from ffengine.engine.schedule import Schedule, of
@@ -51,7 +54,10 @@ class Trainer:
         batch_size: lets the plan be made, and a budget refused, before the first batch.
         backend: of the ops; "auto" picks what is fastest here.
         precision: fp64 (reference only) | fp32 | bf16 | fp16; weights stay fp32 below fp64.
-        memory_budget: "440MB", "256MiB" or bytes that a training step may hold at once.
+        memory_budget: "440MB", "256MiB" or bytes that a training step may hold at once. The
+            fastest plan that fits is taken, by measured costs; with batch_size, and neither states
+            nor weights given, fewer bits where none fits (ffengine.engine.ladder). On a GPU it is
+            the allocator's limit too (ffengine.engine.limit).
         seed: of dropout.
         device: default is where the net is.
         out: run folder for history and checkpoints; None writes nothing.
@@ -64,6 +70,12 @@ class Trainer:
             leave it open (net.selects_range).
         micro_batch: train in pieces of this many samples, whose gradients add up to one update
             (ffengine.engine.micro); batch statistics are then each piece's own.
+        states: what Adam's moments (SGD's momentum) are kept in, fp32 | bf16 | 8bit (block-wise),
+            rounded stochastically; small parameters keep fp32. Default: fp32, if the budget
+            allows.
+        weights: fp32, or bf16 for those of layers, with precision bf16 only. Default: as states.
+        costs: what ranks the plans within a memory budget, measured (times this machine, once) or
+            modelled (the same everywhere).
         notes: plain values kept in checkpoints as they are, e.g. the data set.
     """
 
@@ -76,18 +88,21 @@ class Trainer:
                  out: str | os.PathLike[str] | None = None, recipe: Recipe | None = None,
                  plan: Plan | None = None, scheduler: SchedulerFactory | None = None,
                  schedule: Schedule | None = None, progress: bool = True, sip: bool = True,
-                 micro_batch: int | None = None,
+                 micro_batch: int | None = None, states: str | None = None,
+                 weights: str | None = None, costs: str = "measured",
                  notes: dict[str, Any] | None = None) -> None:
         self.settings = Settings.resolve(
             recipe or net.recipe or Recipe(), optimizer=optimizer, lr=lr, lr_min=lr_min,
             weight_decay=weight_decay, epochs=epochs, batch_size=batch_size, seed=seed,
-            precision=precision)
+            precision=precision, states=states or "fp32", weights=weights or "fp32")
         self.budget = parse_bytes(memory_budget)
         self.device = torch.device(device) if device else next(net.parameters()).device
         self.dtype = self.settings.dtype
         self.backend = backend
         backends.resolve("trainer", backend, self.device.type, self.dtype)
         self.net = net.to(device=self.device, dtype=self.settings.weight_dtype)
+        if self.settings.weights == "bf16":
+            round_weights(self.net)
         self.schedule = of(self.net, schedule)
         self.schedule.begin(self.net, self.settings.epochs)
         if self.budget is not None and not self.schedule.planned:
@@ -96,9 +111,13 @@ class Trainer:
         self.micro_batch = micro_batch
         if micro_batch is not None:
             micro.check(self.schedule, self.net, micro_batch)
-        self._base, self._plans = plan, dict[int, Plan]()
+        self.planning = Planning(
+            Job(self.net, self.schedule, self.settings, self.device.type, backend), self.budget,
+            micro_batch=micro_batch, plan=plan, costs=costs)
         if batch_size is not None:
-            self.plan_for(batch_size)
+            self.settings = self.planning.begin(batch_size, fixed=bool(states or weights))
+            if self.settings.weights == "bf16":  # the budget took it
+                round_weights(self.net)
         self.optimizer = self._make_optimizer()
         self.rate = LearningRate(self.optimizer, self.settings, scheduler)
         self.progress, self.sip, self.notes = progress, sip and net.selects_range, notes or {}
@@ -111,6 +130,7 @@ class Trainer:
         self.peak_bytes = 0
         self.write_into(out)
         self._meter_next = False
+        self._limit: AllocatorLimit | None = None
         self._shuffle = torch.get_rng_state()
         self.sums = EpochSums()
         self._watch = Watch(self.device, depth=len(self.net.layers))
@@ -120,7 +140,8 @@ class Trainer:
         trained = [(n, p) for n, p in self.net.named_parameters() if p.requires_grad]
         optim = self.settings.optim()
         return LocalOptimizer(trained, optim, own=own_settings(self.net, optim),
-                              second=self.schedule.owners(), active=self.schedule.active(0))
+                              second=self.schedule.owners(), active=self.schedule.active(0),
+                              seed=self.settings.seed)
 
     def write_into(self, out: str | os.PathLike[str] | None) -> None:
         """Keep history and checkpoints in this run folder; None writes nothing."""
@@ -134,8 +155,8 @@ class Trainer:
 
     @property
     def plan(self) -> Plan | None:
-        """The plan of the first batch size met."""
-        return self._base
+        """The plan of the largest batch met, in the phase that needs most."""
+        return None if self.planning.base is None else self.planning.base.largest
 
     @property
     def floor_bytes(self) -> int:
@@ -144,21 +165,9 @@ class Trainer:
                            self.schedule.owners())
 
     def plan_for(self, batch: int) -> Plan:
-        """The plan of a batch size; smaller batches keep the cuts of the first one met."""
-        if batch not in self._plans:
-            rows, base = rows_of(self.net, batch), self._base
-            planner = self._planner(rows)
-            if base is None or rows > base.batch:
-                self._plans[batch] = self._base = planner.best(self.budget)
-            else:
-                self._plans[batch] = planner.fixed(base.cuts, base.tile)
-        return self._plans[batch]
-
-    def _planner(self, rows: int) -> Planner:
-        return Planner(measure(self.net, rows, self.dtype,
-                               states=self.settings.optim().states, device=self.device.type,
-                               backend=self.backend, floor=self.floor_bytes,
-                               crosses=self.schedule.crosses))
+        """The plan of a batch size, in the phase that needs most; smaller batches keep the cuts of
+        the largest one met."""
+        return self.planning.plans(batch).largest
 
     def step(self, batch: Any, y: torch.Tensor | None = None, *, epoch: int | None = None,
              iteration: int | None = None) -> BatchReport:
@@ -186,8 +195,8 @@ class Trainer:
         if first and self.device.type != "cpu":
             check_range(item.y, label_count(self.net))
         self._watch.before(item.x, self.epoch, self.steps)
-        samples = item.y.shape[0]  # stored features hold both halves' rows
-        plan = self.plan_for(min(samples, self.micro_batch or samples))
+        # stored features hold both halves' rows
+        plan = self.planning.plans(item.y.shape[0]).at(self.epoch)
         self.rate.move_to(self.schedule.rate_epoch(self.epoch))
         report = self._train(item, plan)
         losses = [*report.losses, *(made and made[0] for made in report.heads)]
@@ -208,9 +217,17 @@ class Trainer:
         def step(ctx: StepContext, part: Batch) -> BatchReport:
             return self.schedule.train(ctx, part, plan, self.dtype)
 
-        if self.micro_batch is None:
-            return step(self._context(item), item)
-        return micro.train(self._context, item, self.micro_batch, step)
+        if self._limit is None:
+            held = [*self.net.parameters(), *self.optimizer.state_tensors(), item.x, item.y]
+            self._limit = limit_for(self.budget, held, self.device)
+        with enforced(self._limit, self.device):
+            if self.micro_batch is None:
+                return step(self._context(item), item)
+            return micro.train(self._context, item, self.micro_batch, step)
+
+    def meter_next(self) -> None:
+        """Meter the next step, which is slower for it: `peak_bytes` then covers it."""
+        self._meter_next = True
 
     def _train(self, item: Batch, plan: Plan) -> BatchReport:
         if not self._meter_next:
@@ -333,7 +350,7 @@ class Trainer:
 
     def _samples(self, loader: Iterable[Any]) -> Samples:
         """The loader in pieces that need no more memory than a training step."""
-        plan = self._base or self.plan_for(self.settings.batch_size)
+        plan = self.plan or self.plan_for(self.settings.batch_size)
         sizes = measure(self.net, 1, self.dtype, states=0, device=self.device.type,
                         backend=self.backend)
         rows = rows_within(sizes, plan.working_bytes)
@@ -370,9 +387,3 @@ class Trainer:
                 nothing in this trainer has changed.
         """
         saving.restore(self, checkpoint.load(run))
-
-    def keep_plan(self, batch: int, cuts: list[int], tile: list[int]) -> None:
-        """Use these cuts and tiles (of `batch` rows) from now on, unless they break the budget."""
-        plan = self._planner(batch).fixed(cuts, tile)
-        if self.budget is None or plan.peak_bytes <= self.budget:
-            self._base, self._plans = plan, {}

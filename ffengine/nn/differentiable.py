@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +17,34 @@ from ffengine.reference import local_pass as reference
 if TYPE_CHECKING:
     from ffengine.nn.network import LocalNet
 
+#: How the inside of a layer is called: as it is, or under torch.utils.checkpoint.
+Call = Callable[..., Any]
 
-def activation(layer: LocalLayer, x: torch.Tensor, training: bool) -> torch.Tensor:
-    """h of the layer's input x: input norm, weight, relu, dropout, pool, BatchNorm."""
+
+def direct(inside: Call, *inputs: torch.Tensor) -> Any:
+    """Call it, keeping what autograd keeps."""
+    return inside(*inputs)
+
+
+class StraightThrough(torch.autograd.Function):
+    """relu whose gradient is the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, a: torch.Tensor) -> torch.Tensor:
+        return a.relu()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad
+
+
+def activation(layer: LocalLayer, x: torch.Tensor, training: bool, *,
+               straight_through: bool = False) -> torch.Tensor:
+    """h of the layer's input x: input norm, weight, relu, dropout, pool, BatchNorm.
+
+    straight_through: relu passes gradients as they are (a local step that asks for it;
+    backpropagation never does).
+    """
     if layer.pre_norm is not None:
         x = layer.pre_norm(x)
     geometry = layer.geometry
@@ -26,7 +53,10 @@ def activation(layer: LocalLayer, x: torch.Tensor, training: bool) -> torch.Tens
     else:
         a = F.conv2d(x, layer.weight, layer.bias, geometry.stride, geometry.padding,
                      groups=geometry.groups)
-    h = F.relu(a, inplace=True)
+    if straight_through:
+        h: torch.Tensor = StraightThrough.apply(a)  # type: ignore[no-untyped-call]
+    else:
+        h = F.relu(a, inplace=True)
     h = F.dropout(h, layer.dropout, training) if layer.dropout else h
     pools, couple = layer.config.pool == "max2", layer.couple
     if not isinstance(couple, BatchNorm):
@@ -54,21 +84,43 @@ def normalise(layer: LocalLayer, h: torch.Tensor) -> torch.Tensor:
     return reference.normalise(h, config.offsets(h.shape[1]), config)
 
 
-def logits(net: LocalNet, x: torch.Tensor) -> torch.Tensor:
-    """Logits (N, classes) of samples x: of the first head, else the last layer's goodness."""
+def features(net: LocalNet, i: int, x: torch.Tensor) -> torch.Tensor:
+    """z of layer i, before the join, from the map that arrives."""
+    layer = net.layer(i)
+    return normalise(layer, activation(layer, net.transform(i, x), net.training))
+
+
+def logits(net: LocalNet, x: torch.Tensor, call: Call = direct,
+           layout: torch.memory_format = torch.preserve_format) -> torch.Tensor:
+    """Logits (N, classes) of samples x: of the first head, else the last layer's goodness.
+
+    Args:
+        call: of every layer's inside but the last one's, whose backward pass comes first.
+        layout: memory format of the first layer's input, if it is a map.
+    """
     head = net.heads[0] if len(net.heads) else None
-    end = len(net.layers) - 1
-    if isinstance(head, LinearHead):
-        end = max(head.layers)
+    assert head is None or isinstance(head, LinearHead)
+    end = len(net.layers) - 1 if head is None else max(head.layers)
+    read = set() if head is None else set(head.layers)
     x = net.blank(x)
-    shortcut, zs, h = None, [], x
-    for i in range(end + 1):
-        layer = net.layer(i)
-        h = activation(layer, net.transform(i, x), net.training)
-        if head is None and i == end:
-            return goodness(layer, h)
-        x, shortcut = net.join(i, normalise(layer, h), shortcut)
-        zs.append(x)
-    assert isinstance(head, LinearHead)
-    scores: torch.Tensor = head(torch.cat([zs[i].flatten(1) for i in head.layers], 1))
+    if x.dim() == 4 and layout is not torch.preserve_format:
+        x = x.contiguous(memory_format=layout)
+    shortcut, zs = None, {}
+    for i in range(end + (head is not None)):
+        inside = functools.partial(features, net, i)
+        x, shortcut = net.join(i, inside(x) if i == end else call(inside, x), shortcut)
+        if i in read:
+            zs[i] = x.flatten(1)
+    if head is None:
+        layer = net.layer(end)
+        return goodness(layer, activation(layer, net.transform(end, x), net.training))
+    seen = [zs[i] for i in head.layers]
+    scores: torch.Tensor = head(seen[0] if len(seen) == 1 else torch.cat(seen, 1))
     return scores
+
+
+def batch_statistics(net: LocalNet) -> bool:
+    """Backpropagation of the network depends on what else is in the batch."""
+    layers = [net.layer(i) for i in range(len(net.layers))]
+    return any((isinstance(layer.couple, BatchNorm) and not layer.couple.use_running)
+               or (layer.pre_norm is not None and layer.pre_norm.couples) for layer in layers)

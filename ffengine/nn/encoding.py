@@ -61,9 +61,15 @@ class LabelEncoding(nn.Module):
             return labels.to(like.dtype)
         return F.one_hot(labels, self.num_classes).to(like.dtype)
 
+    def write(self, out: torch.Tensor, x: torch.Tensor, rows: torch.Tensor) -> None:
+        """Encode x and label rows (N, K), already scaled, into out (N, *shape)."""
+        out.copy_(self.base(x)).add_(self.mark(rows))
+
     def place(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Encoded input (N, *shape) of x and label rows (N, K)."""
-        return self.base(x).add_(self.mark(rows * self.scale(x)))
+        out = x.new_empty(x.shape[0], *self.shape)
+        self.write(out, x, rows * self.scale(x))
+        return out
 
     def blank(self, x: torch.Tensor) -> torch.Tensor:
         """The image alone, as the first layer's input (backpropagation twins)."""
@@ -109,6 +115,10 @@ class Overlay(LabelEncoding):
     def mark(self, rows: torch.Tensor) -> torch.Tensor:
         return F.pad(rows, (0, self.shape[0] - self.num_classes))
 
+    def write(self, out: torch.Tensor, x: torch.Tensor, rows: torch.Tensor) -> None:
+        out.copy_(x.flatten(1))
+        out[:, :self.num_classes] = rows
+
     def blank(self, x: torch.Tensor) -> torch.Tensor:
         return x.flatten(1)
 
@@ -134,6 +144,10 @@ class Concat(LabelEncoding):
 
     def mark(self, rows: torch.Tensor) -> torch.Tensor:
         return F.pad(rows, (self.shape[0] - self.num_classes, 0))
+
+    def write(self, out: torch.Tensor, x: torch.Tensor, rows: torch.Tensor) -> None:
+        out[:, :-self.num_classes] = x.flatten(1)
+        out[:, -self.num_classes:] = rows
 
     def neutral_rows(self, n: int, like: torch.Tensor) -> torch.Tensor:
         return like.new_zeros(n, self.num_classes)
@@ -172,9 +186,15 @@ class LabelChannel(LabelEncoding):
         return F.pad(x, (0, 0, 0, 0, 0, 1))
 
     def mark(self, rows: torch.Tensor) -> torch.Tensor:
-        _, height, width = self.shape
-        maps = (rows @ self.weight.detach().to(rows.dtype)).view(-1, 1, height, width)
-        return F.pad(maps, (0, 0, 0, 0, self.shape[0] - 1, 0))
+        return F.pad(self._maps(rows)[:, None], (0, 0, 0, 0, self.shape[0] - 1, 0))
+
+    def write(self, out: torch.Tensor, x: torch.Tensor, rows: torch.Tensor) -> None:
+        out[:, :-1] = x
+        out[:, -1] = self._maps(rows)
+
+    def _maps(self, rows: torch.Tensor) -> torch.Tensor:
+        """The embeddings that label rows (N, K) name, (N, H, W)."""
+        return (rows @ self.weight.detach().to(rows.dtype)).view(-1, *self.shape[1:])
 
     def neutral_rows(self, n: int, like: torch.Tensor) -> torch.Tensor:
         if self.neutral_kind == "mean":

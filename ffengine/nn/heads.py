@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,38 @@ from ffengine.nn.checks import one_of
 
 #: double-softmax: cross-entropy of softmax(logits), CwComp's published bug.
 HeadLoss = Literal["ce", "double-softmax", "sparsemax"]
+
+
+class Receiver(Protocol):
+    """Takes the features of one layer after the other."""
+
+    def append(self, z: torch.Tensor, /) -> None: ...
+
+
+class Columns:
+    """Features of some layers side by side, (N, sum of widths); what nobody reads is not kept.
+
+    Args:
+        widths: layer -> elements of its features, in the order of the columns.
+    """
+
+    rows: torch.Tensor
+
+    def __init__(self, widths: dict[int, int]) -> None:
+        self.widths, self._next = widths, 0
+
+    def append(self, z: torch.Tensor, /) -> None:
+        """The next layer's features, from layer 0 on."""
+        i, self._next = self._next, self._next + 1
+        if i not in self.widths:
+            return
+        if len(self.widths) == 1:
+            self.rows = z.flatten(1)
+            return
+        if not hasattr(self, "rows"):
+            self.rows = z.new_empty(z.shape[0], sum(self.widths.values()))
+        start = sum(w for at, w in list(self.widths.items())[:list(self.widths).index(i)])
+        self.rows[:, start:start + self.widths[i]].copy_(z.flatten(1))
 
 
 class LinearHead(nn.Module):

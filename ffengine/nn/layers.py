@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,12 +30,21 @@ Init = Literal["he", "torch"]
 FEW_ROWS = 16
 
 
+class Operands(NamedTuple):
+    """A layer's weight, bias and what a folded norm's bias adds to every pre-activation."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    shift: torch.Tensor | None
+
+
 class LocalLayer(nn.Module):
     """Base of the local layers: weight, optional bias, and the settings of the sweep.
 
     x -> [pre_norm] -> weight, bias -> a -> sweep (activation, pool, goodness, loss, norm) -> z
 
-    `weight` is fp32 (fp64 for the reference) and, for convolutions, channels_last in memory.
+    `weight` is fp32 (fp64 for the reference; bf16 in runs that keep it so) and, for convolutions,
+    channels_last in memory.
 
     Args:
         out: C, the neurons (units or channels) of the layer.
@@ -104,17 +113,26 @@ class LocalLayer(nn.Module):
             return as_laid_out(made.x_hat), made
         return as_laid_out(self.pre_norm.affine(made.x_hat)), made
 
-    def preactivation(self, u: torch.Tensor) -> torch.Tensor:
-        """a of what `enter` gave, in its dtype."""
+    def operands(self, u: torch.Tensor) -> Operands:
+        """What `preactivation` multiplies and adds, in u's dtype; tiles share it."""
         bias = None if self.bias is None else self.bias.detach().to(u.dtype)
         weight = self.weight.detach()
         norm = self.pre_norm
         if norm is None or not norm.folded:
-            return self.apply_weight(u, weight.to(u.dtype), bias)
+            return Operands(weight.to(u.dtype), bias, None)
         columns = (1, -1, *[1] * (weight.dim() - 2))
-        a = self.apply_weight(u, (weight * norm.weight.detach().view(columns)).to(u.dtype), bias)
-        shift = norm.bias.detach().view(columns).expand(1, -1, *u.shape[2:]).to(weight.dtype)
-        return a.add_(self.apply_weight(shift.contiguous(), weight, None))
+        weight = weight.to(norm.weight.dtype)  # a bf16 weight is not to round the shift too
+        constant = norm.bias.detach().view(columns).expand(1, -1, *u.shape[2:])
+        shift = self.apply_weight(as_laid_out(constant.to(weight.dtype)), weight, None)
+        # in a's own dtype and layout: 1 ms instead of 13 beside a 16-bit convolution's 0.5
+        return Operands((weight * norm.weight.detach().view(columns)).to(u.dtype), bias,
+                        as_laid_out(shift.to(u.dtype)))
+
+    def preactivation(self, u: torch.Tensor, operands: Operands | None = None) -> torch.Tensor:
+        """a of what `enter` gave, in its dtype."""
+        given = self.operands(u) if operands is None else operands
+        a = self.apply_weight(u, given.weight, given.bias)
+        return a if given.shift is None else a.add_(given.shift)
 
     def apply_weight(self, u: torch.Tensor, weight: torch.Tensor,
                      bias: torch.Tensor | None) -> torch.Tensor:
@@ -242,6 +260,21 @@ class LocalLinear(LocalLayer):
             a = torch.mm(weight, u.t()).t().contiguous()
             return a if bias is None else a.add_(bias)
         return F.linear(u, weight, bias)
+
+    def of_halves(self, u: torch.Tensor, columns: slice) -> torch.Tensor:
+        """`preactivation` of rows (2N, in) whose halves differ in `columns` alone.
+
+        What they share is multiplied once: 2 x 128 rows, 794 -> 2000, 2.9 ms instead of 5.1.
+        """
+        (weight, bias, _), n = self.operands(u), u.shape[0] // 2
+        a = u.new_empty(2 * n, self.out_features)
+        positive, negative = a.chunk(2)
+        torch.mm(u[:n], weight.t(), out=positive)
+        if bias is not None:
+            positive.add_(bias)
+        torch.addmm(positive, u[n:, columns] - u[:n, columns], weight[:, columns].t(),
+                    out=negative)
+        return a
 
     def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (self.out_features,)

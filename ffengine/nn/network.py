@@ -20,11 +20,17 @@ from ffengine.data.negatives import KINDS
 from ffengine.nn import differentiable
 from ffengine.nn.checks import one_of
 from ffengine.nn.encoding import LabelEncoding
-from ffengine.nn.heads import LinearHead
-from ffengine.nn.layers import LocalLayer, LocalLinear, keep_weights_channels_last
+from ffengine.nn.heads import Columns, LinearHead, Receiver
+from ffengine.nn.layers import (
+    LocalLayer,
+    LocalLinear,
+    as_laid_out,
+    keep_weights_channels_last,
+)
+from ffengine.nn.norms import normalise_input
 from ffengine.nn.readout import Readout
 from ffengine.nn.try_labels import label_goodness
-from ffengine.ops.config import LocalPassConfig, Norm
+from ffengine.ops.config import Norm
 from ffengine.reference.local_pass import normalise
 
 
@@ -208,18 +214,7 @@ class LocalNet(nn.Module):
 
     def normalise_input(self, x: torch.Tensor, ours: bool = False) -> torch.Tensor:
         """`input_norm` of every sample; written over x if that is `ours` to overwrite."""
-        if self.input_norm == "none":
-            return x
-        if self.input_norm == "layer":
-            return F.layer_norm(x, x.shape[1:])
-        if ours and self.input_norm.kind == "length":
-            over = tuple(range(1, x.dim()))
-            length = torch.linalg.vector_norm(x, dim=over, keepdim=True)
-            if self.input_norm.length == "rms":
-                length = length / math.prod(x.shape[1:]) ** 0.5
-            return x.div_(length + self.input_norm.eps)
-        config = LocalPassConfig(groups=1, norm=self.input_norm)
-        return normalise(x, (0, x.shape[1]), config)
+        return normalise_input(x, self.input_norm, ours)
 
     def input_scale(self, mean: torch.Tensor, square: torch.Tensor,
                     width: int) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -277,15 +272,17 @@ class LocalNet(nn.Module):
 
     def run(self, x: torch.Tensor | None = None, *, a: torch.Tensor | None = None,
             start: int = 0, end: int | None = None, backend: str = "auto", training: bool = False,
-            features: list[torch.Tensor] | None = None) -> list[torch.Tensor]:
+            features: Receiver | None = None) -> list[torch.Tensor]:
         """Goodness per layer of a prepared input x, or of the first layer's pre-activation a.
 
         Args:
             start, end: first and last layer, x being the input of `start`.
-            features: receives z of every layer, as the next one sees it.
+            features: is given z of every layer, as the next one sees it.
         """
         end = len(self.layers) - 1 if end is None else end
         backend = "reference" if torch.compiler.is_compiling() else backend
+        if x is not None and not torch.compiler.is_compiling():
+            x = as_laid_out(x)
         shortcut, out = None, []
         for i in range(start, end + 1):
             layer, want_z = self.layer(i), i < end or features is not None
@@ -307,29 +304,29 @@ class LocalNet(nn.Module):
         """What a head sees of samples x: (N, in_features), by a pass of its own."""
         training = training or self.batch_statistics
         if self.encoding is not None and head.image != "blank":
-            x = self.normalise_input(self.encoding.neutral(x))
+            x = self.normalise_input(self.encoding.neutral(x), not torch.compiler.is_compiling())
         else:
             x = self.blank(x)
-        zs: list[torch.Tensor] = []
-        end = max(head.layers)
+        seen = Columns({i: math.prod(self.shapes[i + 1]) for i in head.layers})
         if head.features == "z":
-            self.run(x, end=end, backend=backend, training=training, features=zs)
+            self.run(x, end=max(head.layers), backend=backend, training=training, features=seen)
         else:
-            zs = self.activations(x, end, backend)
-        return torch.cat([zs[i].flatten(1) for i in head.layers], 1)
+            self.activations(x, max(head.layers), seen, backend)
+        return seen.rows
 
     def blank(self, x: torch.Tensor) -> torch.Tensor:
         """The first layer's input without any label (backpropagation twins)."""
         return self.prepare(x) if self.encoding is None else (
             self.normalise_input(self.encoding.blank(x)))
 
-    def differentiable_logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits (N, classes) as plain PyTorch that autograd follows."""
-        return differentiable.logits(self, x)
+    def differentiable_logits(self, x: torch.Tensor, call: differentiable.Call = (
+            differentiable.direct), layout: torch.memory_format = torch.preserve_format,
+            ) -> torch.Tensor:
+        """Logits (N, classes) as plain PyTorch that autograd follows; see differentiable.logits."""
+        return differentiable.logits(self, x, call, layout)
 
-    def activations(self, x: torch.Tensor, end: int, backend: str = "auto") -> list[torch.Tensor]:
-        """h of layers 0..end, before their feature normalisation, of a prepared input."""
-        out: list[torch.Tensor] = []
+    def activations(self, x: torch.Tensor, end: int, out: Receiver, backend: str = "auto") -> None:
+        """Give h of layers 0..end, before their feature normalisation, of a prepared input."""
         backend = "reference" if torch.compiler.is_compiling() else backend
         for i in range(end + 1):
             layer = self.layer(i)
@@ -337,7 +334,6 @@ class LocalNet(nn.Module):
             assert h is not None
             out.append(h)
             x = normalise(h, layer.config.offsets(h.shape[1]), layer.config)
-        return out
 
     def logits(self, x: torch.Tensor, *, backend: str = "auto") -> list[torch.Tensor]:
         """Logits (N, K) of every head."""

@@ -7,14 +7,22 @@ the weight gradient against x̂ then also gives the affine gradients, without an
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ffengine.ops.config import LocalPassConfig, Norm
+from ffengine.reference import local_pass as reference
+
 Kind = Literal["batch", "batch-running", "layer", "layer-no-mean"]
+#: Rows whose normalised copy exists while they are normalised in place.
+OWN_ROWS = 256
 KINDS = ("batch", "batch-running", "layer", "layer-no-mean")
+#: Of a gradient that is looked at in one piece, in fp32: what a core's cache holds.
+CHUNK_BYTES = 1 << 22
 
 
 class Normalised(NamedTuple):
@@ -109,13 +117,64 @@ class PreNorm(nn.Module):
 
     def input_gradient(self, dx_hat: torch.Tensor, made: Normalised,
                        training: bool) -> torch.Tensor:
-        """dL/dx of dL/dx̂, through the statistics where they are the input's own."""
+        """dL/dx of dL/dx̂ (written over it), through the statistics where they are the input's own.
+
+        Some rows at a time: no second map of the whole batch is made.
+        """
+        rows = max(1, CHUNK_BYTES * dx_hat.shape[0] // max(dx_hat.numel() * 4, 1))
         rstd = made.rstd.view(1, -1, *[1] * (dx_hat.dim() - 2)) if self.folded else made.rstd
+        parts = list(zip(torch.split(dx_hat, rows), torch.split(made.x_hat, rows), strict=True))
         if self.folded and not (training and self.kind == "batch"):
-            return dx_hat * rstd
-        dims = ([d for d in range(dx_hat.dim()) if d != 1] if self.folded
-                else list(range(1, dx_hat.dim())))
-        through = dx_hat - made.x_hat * (dx_hat * made.x_hat).mean(dims, keepdim=True)
-        if self.kind != "layer-no-mean":
-            through = through - dx_hat.mean(dims, keepdim=True)
-        return through * rstd
+            return dx_hat.mul_(rstd.to(dx_hat.dtype))
+        if self.folded:
+            count = dx_hat.numel() // dx_hat.shape[1]
+            dims = [d for d in range(dx_hat.dim()) if d != 1]
+            along, mean = (total.div_(count) for total in _channel_sums(parts, dims))
+            for d, x_hat in parts:
+                d.addcmul_(x_hat, along.to(d.dtype), value=-1).sub_(mean.to(d.dtype)).mul_(
+                    rstd.to(d.dtype))
+            return dx_hat
+        dims = list(range(1, dx_hat.dim()))
+        for (d, x_hat), scale in zip(parts, torch.split(rstd, rows), strict=True):
+            wide = d.to(scale.dtype)
+            through = wide - x_hat * (wide * x_hat).mean(dims, keepdim=True)
+            if self.kind != "layer-no-mean":
+                through -= wide.mean(dims, keepdim=True)
+            d.copy_(through.mul_(scale))
+        return dx_hat
+
+
+def _channel_sums(parts: list[tuple[torch.Tensor, torch.Tensor]],
+                  dims: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums of d x̂ and of d per channel, over pieces of rows, in fp32 (fp64)."""
+    along, total = None, None
+    for d, x_hat in parts:
+        wide = torch.promote_types(d.dtype, torch.float32)
+        a = (d.to(wide) * x_hat).sum(dims, keepdim=True)
+        b = d.sum(dims, keepdim=True, dtype=wide)
+        along, total = (a, b) if along is None or total is None else (along + a, total + b)
+    assert along is not None and total is not None
+    return along, total
+
+
+def normalise_input(x: torch.Tensor, norm: Literal["layer", "none"] | Norm,
+                    ours: bool = False) -> torch.Tensor:
+    """x with every sample normalised over all its elements; written over x if that is `ours`.
+
+    Args:
+        norm: "layer" (eps 1e-5, no affine), "none", or a Norm of kind layer or length.
+    """
+    if norm == "none":
+        return x
+    if ours and isinstance(norm, Norm) and norm.kind == "length":
+        length = torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True)
+        if norm.length == "rms":
+            length = length / math.prod(x.shape[1:]) ** 0.5
+        return x.div_(length + norm.eps)
+    if ours:
+        for part in torch.split(x, OWN_ROWS):
+            part.copy_(normalise_input(part, norm))
+        return x
+    if not isinstance(norm, Norm):
+        return F.layer_norm(x, x.shape[1:])
+    return reference.normalise(x, (0, x.shape[1]), LocalPassConfig(groups=1, norm=norm))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ffengine.nn.differentiable import Call, direct
 from ffengine.nn.heads import LinearHead
 from ffengine.nn.layers import LocalLinear
 from ffengine.nn.network import LocalNet
@@ -115,24 +116,34 @@ class RecurrentNet(LocalNet):
             unit[1:-1] = [length_normalised(z) for z, _ in made]
         return out
 
-    def unrolled(self, x: torch.Tensor) -> torch.Tensor:
-        """All states (N, sum of units) after the frames, no label on top; autograd follows."""
-        n = x.shape[0]
-        rows = x.new_zeros(n, self.num_classes)
-        h, unit = self.ends(x, rows, self.initial())
-        for _ in range(self.frames[1]):
-            made = []
-            for i in range(len(self.layers)):
-                layer = self.layer(i)
-                bias = None if layer.bias is None else layer.bias.to(x.dtype)
-                a = F.linear(self.around(i, unit), layer.weight.to(x.dtype), bias)
-                made.append(self.beta * F.relu(a) + (1 - self.beta) * h[i + 1])
-            h[1:-1], unit[1:-1] = made, [length_normalised(t) for t in made]
-        return torch.cat(h[1:-1], 1)
+    def unrolled(self, x: torch.Tensor, call: Call = direct) -> torch.Tensor:
+        """All states (N, sum of units) after the frames, no label on top; autograd follows.
 
-    def differentiable_logits(self, x: torch.Tensor) -> torch.Tensor:
+        call: of every frame.
+        """
+        rows = x.new_zeros(x.shape[0], self.num_classes)
+        h, unit = self.ends(x, rows, self.initial())
+        states = tuple(h[1:-1])
+        for _ in range(self.frames[1]):
+            states = call(self._plain_frame, unit[0], unit[-1], *states)
+        return torch.cat(states, 1)
+
+    def _plain_frame(self, below: torch.Tensor, above: torch.Tensor,
+                     *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The layers' states after a frame, from those before it and the normalised ends."""
+        unit = [below, *(length_normalised(t) for t in states), above]
+        made = []
+        for i, state in enumerate(states):
+            layer, u = self.layer(i), self.around(i, unit)
+            bias = None if layer.bias is None else layer.bias.to(u.dtype)
+            a = F.linear(u, layer.weight.to(u.dtype), bias)
+            made.append(self.beta * F.relu(a) + (1 - self.beta) * state)
+        return tuple(made)
+
+    def differentiable_logits(self, x: torch.Tensor, call: Call = direct,
+                              layout: torch.memory_format = torch.preserve_format) -> torch.Tensor:
         """Of the backpropagation twin: its head on the unrolled states."""
-        scores: torch.Tensor = self.heads[0](self.unrolled(x))
+        scores: torch.Tensor = self.heads[0](self.unrolled(x, call))
         return scores
 
     def head_features(self, head: LinearHead, x: torch.Tensor, *, backend: str = "auto",

@@ -14,6 +14,7 @@ import ffengine as ff
 from ffengine.engine.inputs import rows_of
 from ffengine.engine.layerwise import Layerwise
 from ffengine.engine.plan import Planner
+from ffengine.engine.plans import RunPlan
 from ffengine.engine.schedule import Interleaved, Together
 from ffengine.engine.shapes import measure
 from ffengine.engine.store import FeatureStore
@@ -300,7 +301,7 @@ def test_head_features_do_not_depend_on_the_plan() -> None:
         net = LocalNet([LocalConv2d(10, 10, 3, config=config) for _ in range(3)], num_classes=10,
                        in_shape=(10, 4, 4), heads=[LinearHead((0,), 160, 10)])
         t = ff.Trainer(net, progress=False, seed=0)
-        t.keep_plan(16, cuts, tile)
+        t.planning.base = RunPlan(((0, t.planning.planner(16).fixed(cuts, tile)),))
         x = torch.randn(16, 10, 4, 4, generator=torch.Generator().manual_seed(1))
         made = t.step(x, torch.arange(16) % 10).heads[0]
         assert made is not None

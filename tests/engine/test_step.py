@@ -80,3 +80,23 @@ def test_no_tile_outlives_its_turn() -> None:
                      feature=[x, y]) as meter:
         train_batch(StepContext(net, optimizer, y, 8), x, plan, torch.bfloat16)
     assert abs(plan.peak_bytes - meter.report.peak_bytes) <= 0.001 * meter.report.peak_bytes
+
+
+@pytest.mark.parametrize("tile", [1, 3])
+@pytest.mark.parametrize("cuts", [[], [1, 2, 5, 11]], ids=["no-cut", "cuts"])
+def test_layers_one_by_one_are_the_same_step(cuts: list[int], tile: int) -> None:
+    """Every layer sees the features that it saw in one pass, dropout and all; to the last bit."""
+    made = []
+    for one_by_one in (False, True):
+        torch.manual_seed(0)
+        net = models.create("deeperforward/resnet17", image_size=8, dropout=0.3,
+                            planes=(10, 20, 40, 80)).double()
+        x = torch.randn(7, 3, 8, 8, dtype=FP64)
+        optimizer = LocalOptimizer(net.named_parameters(), OptimConfig(lr=1e-3))
+        plan = Planner(measure(net, 7, FP64, backend="reference")).fixed(cuts, tile, one_by_one)
+        assert all(r.one_by_one == (one_by_one and len(r.layers) > 1) for r in plan.runs)
+        report = train_batch(StepContext(net, optimizer, torch.arange(7), 7, seed=3, step=5,
+                                         backend="reference"), x, plan, FP64)
+        made.append([*report.losses, *report.goodness, *(p.detach() for p in net.parameters())])
+    for got, want in zip(*made, strict=True):
+        assert torch.equal(got, want)

@@ -196,7 +196,7 @@ def test_a_disk_that_is_full_or_not_there(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(stores.tempfile, "TemporaryFile", refuse)
-    with pytest.raises(OSError, match=r"^\[store\] expected .* to take 0\.0 MB of features, got P"):
+    with pytest.raises(OSError, match=r"^\[store\] expected .* to take 0\.0 kB of features, got P"):
         FeatureStore.create("disk", 1, (1,), torch.float32, tmp_path)
 
 

@@ -135,7 +135,7 @@ def test_budget_that_cannot_be_met_is_refused_before_any_work():
 
 def test_budget_shapes_the_plan_and_smaller_batches_keep_its_cuts():
     free = trainer(batch_size=32)
-    smallest = free._planner(32).smallest().peak_bytes
+    smallest = free.planning.planner(32).smallest().peak_bytes
     tight = trainer(batch_size=32, memory_budget=smallest)
     assert tight.plan.peak_bytes <= smallest
     assert tight.plan_for(9).cuts == tight.plan.cuts

@@ -1,0 +1,251 @@
+"""Rehearsals: the engine's own step on tensors without memory, under the memory meter.
+
+A network, its schedule and its optimizer are copied onto fake tensors: every allocation happens, in
+its order, and nothing is computed. What a plan says is therefore what the meter will read.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ffengine.engine import heads
+from ffengine.engine.batch import Batch, paired
+from ffengine.engine.meter import MemoryMeter
+from ffengine.engine.micro import Sums
+from ffengine.engine.optim import LocalOptimizer, own_settings
+from ffengine.engine.plan import Arriving, Entrance, Plan, TurnBytes
+from ffengine.engine.step import Maps, StepContext, begin, layer_step, zeros_like_parameters
+from ffengine.nn.layers import LocalConv2d, LocalLinear, as_laid_out
+from ffengine.ops import scratch
+from ffengine.ops.config import Loss, Tile
+from ffengine.ops.weight_update import OptimConfig
+
+if TYPE_CHECKING:
+    from ffengine.engine.schedule import Schedule
+    from ffengine.nn.network import LocalNet
+
+
+#: Turns rehearsed so far, by everything that decides what they hold.
+_turns: dict[Any, TurnBytes] = {}
+
+
+class Rehearsal:
+    """A network that trains by a schedule, on fake tensors, in one epoch and one turn of it.
+
+    Args:
+        net: on any device, meta too; nothing of it changes.
+        schedule: tied to `net`.
+        optim: the run's optimizer settings.
+        dtype: of the activations.
+        samples: of a batch.
+        when: (epoch, iteration), whose turn it is.
+        stored: the rows come from features that a layer-wise schedule kept.
+        micro: the batch is the last piece of a larger one, whose gradients add up.
+        device: type of the device that the run will be on.
+        backend: of the ops.
+    """
+
+    def __init__(self, net: LocalNet, schedule: Schedule, optim: OptimConfig, dtype: torch.dtype,
+                 samples: int, when: tuple[int, int] = (0, 0), *, stored: bool = False,
+                 micro: bool = False, device: str = "cpu", backend: str = "auto") -> None:
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.dtype, self.device, self.backend = dtype, device, backend
+        self.samples, self.rows, self.stored = samples, samples * (1 + paired(net)), stored
+        with self.on():
+            memo = {id(t): self._like(t) for t in (*net.parameters(), *net.buffers())}
+        self.net, self.schedule = copy.deepcopy((net, schedule), memo)
+        with self.on():
+            for i in range(len(self.net.layers)):
+                layer = self.net.layer(i)
+                if not isinstance(layer.config.loss, Loss):
+                    layer.config = replace(layer.config, loss=_some_loss)
+            trained = [(n, p) for n, p in self.net.named_parameters() if p.requires_grad]
+            self.optimizer = LocalOptimizer(
+                trained, optim, own=own_settings(self.net, optim), second=self.schedule.owners(),
+                active=self.schedule.active(when[0]))
+            self.when, self.turn = when, self.schedule.turn(*when)
+            self.sums = self._sums() if micro else None
+        #: The first layer that is run.
+        self.first = self.turn.start if stored or not schedule.runs_below else 0
+        self._keys: dict[int, tuple[Any, ...]] = {}
+        self._seen: dict[tuple[int, int, Arriving, bool], TurnBytes] = {}
+        self.read_by_heads = self.context(torch.empty(0)).read_by_heads()
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Inside, tensors are fake and kernels only declare their scratch."""
+        with scratch.rehearsal(), self.mode, torch.no_grad():
+            yield
+
+    def _like(self, t: torch.Tensor) -> torch.Tensor:
+        made = self._empty(t.shape, t.dtype).as_strided(t.shape, t.stride())
+        return nn.Parameter(made, t.requires_grad) if isinstance(t, nn.Parameter) else made
+
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
+
+    def _sums(self) -> Sums:
+        """Sums of the gradients that this turn makes."""
+        made, turn = Sums(), self.turn
+        made.share, made.last = 0.5, True
+        for name in self.schedule.active(self.when[0]):
+            part, _, rest = name.partition(".")
+            i, crosses = int(rest.split(".")[0]) if part in ("layers", "heads") else 0, (
+                self.schedule.crosses and part == "layers")
+            parameter = self.net.get_parameter(name)
+            if part not in ("layers", "heads") or i in (
+                    turn.layers if part == "layers" else turn.heads):
+                made.of(parameter)
+            if crosses and i + 1 in turn.layers:
+                made.of(parameter, "next")
+        return made
+
+    @property
+    def floor_bytes(self) -> int:
+        """Parameters, and the optimizer states of this epoch."""
+        return sum(t.numel() * t.element_size() for t in self._floor())
+
+    def _floor(self) -> list[torch.Tensor]:
+        return [*self.net.parameters(), *self.optimizer.state_tensors()]
+
+    def _meter(self, *known: torch.Tensor) -> MemoryMeter:
+        return MemoryMeter(parameter=self._floor(), feature=known,
+                           gradient=() if self.sums is None else self.sums.tensors())
+
+    def batch(self) -> Batch:
+        """A batch as a loader gives it, or as a stage reads it from its store."""
+        y = self._empty((self.samples,), torch.int64)
+        if not self.stored:
+            return Batch(self._empty((self.samples, *self.net.in_shape), torch.float32), y)
+        shape = self.schedule.stored_shape(self.schedule.phase(self.when[0]))
+        rows = self._empty((self.rows, *shape))
+        return Batch(rows, y, features=rows, below=self._empty((self.rows,), torch.float32))
+
+    def context(self, y: torch.Tensor) -> StepContext:
+        return StepContext(self.net, self.optimizer, y, self.rows, backend=self.backend,
+                           turn=self.turn, first=self.first, sums=self.sums)
+
+    def step(self, plan: Plan) -> int:
+        """Peak of a whole step."""
+        with self.on():
+            item = self.batch()
+            with self._meter(item.x, item.y) as meter:
+                # what an epoch gathers is all there from the second step on
+                for _ in range(1 if self.schedule.resumes_within else 2):
+                    self.schedule.train(self.context(item.y), item, plan, self.dtype)
+        return meter.report.peak_bytes
+
+    def entrance(self) -> Entrance:
+        """What a step of `train_batch` holds outside its runs."""
+        with self.on():
+            item = self.batch()
+            with self._meter(item.x, item.y) as meter:
+                ctx = self.context(item.y)
+                maps, results = begin(ctx, self.schedule.enter(ctx, item, self.dtype), self.dtype)
+                live = meter.live_bytes - self.floor_bytes
+                mine = maps.x is not None and not _shares(maps.x, item.x)
+                x = _bytes(maps.x) if mine and maps.x is not None else 0
+                del maps
+                ctx.features = {i: [self._empty((self.rows, *self.net.shapes[i + 1]))]
+                                for i in self.read_by_heads}
+                results |= heads.train_on_pass(ctx)
+        return Entrance(live - x, x, meter.report.peak_bytes - self.floor_bytes)
+
+    def layer(self, i: int, tile: int, arriving: Arriving, shortcut: tuple[int, ...] | None,
+              passing: bool) -> TurnBytes:
+        """Layer i's turn on a tile of so many rows: `layer_step`.
+
+        Args:
+            shortcut: per-sample shape of the shortcut that is live before it.
+            passing: see `layer_step`.
+        """
+        at = (i, tile, arriving, passing)
+        if at not in self._seen:
+            made = functools.partial(self._layer, i, tile, arriving, shortcut, passing)
+            if type(self.net.layer(i)) not in (LocalConv2d, LocalLinear):
+                self._seen[at] = made()  # nobody knows what its class decides
+            else:
+                key = (*self._key(i), tile, tile < self.rows, arriving, shortcut, passing)
+                self._seen[at] = _turns[key] if key in _turns else made()
+                _turns[key] = self._seen[at]
+        return self._seen[at]
+
+    def _layer(self, i: int, tile: int, arriving: Arriving, shortcut: tuple[int, ...] | None,
+               passing: bool) -> TurnBytes:
+        with self.on():
+            y = self._empty((self.rows,), torch.int64)
+            ctx = self.context(y)
+            if not self.schedule.runs_below:
+                ctx.g0[i] = self._empty((self.rows, 1), torch.float32)
+            maps = Maps(as_laid_out(self._empty((tile, *self.net.shapes[i]))))
+            if arriving.shortcut == "x":
+                maps.shortcut = maps.x
+            elif arriving.shortcut is not None and shortcut is not None:
+                maps.shortcut = as_laid_out(self._empty((tile, *shortcut)))
+            held = [maps.x if arriving.x == "held" else None,
+                    maps.shortcut if arriving.shortcut == "held" else None]
+            tiled = tile < self.rows and i in self.turn.layers and self.sums is None and (
+                not passing)
+            sums = zeros_like_parameters(self.net.layer(i)) if tiled else (None, None)
+            known = [t for t in (y, *ctx.g0.values(), *held, *sums, *self.net.layer(i).buffers())
+                     if t is not None]
+            with self._meter(*known) as meter:
+                before = meter.live_bytes
+                for t in (maps.x, maps.shortcut):
+                    if t is not None:
+                        meter.track(t)
+                del t
+                layer_step(ctx, i, maps, Tile(0, self.rows), sums, finish=True,
+                           passing=passing)
+                after, leaving = meter.live_bytes - before, self._leaving(i, maps, held)
+        own = sum(_bytes(t) for t, word in zip((maps.x, maps.shortcut), leaving, strict=True)
+                  if word == "own" and t is not None)
+        return TurnBytes(meter.report.peak_bytes - before, after - own, leaving)
+
+    def _leaving(self, i: int, maps: Maps, held: list[torch.Tensor | None]) -> Arriving:
+        x: Literal["own", "held"] = "held" if i in self.read_by_heads else "own"
+        if maps.shortcut is None:
+            return Arriving(x)
+        if maps.x is not None and _shares(maps.x, maps.shortcut):
+            return Arriving(x, "x" if x == "own" else "held")
+        return Arriving(x, "held" if maps.shortcut is held[1] else "own")
+
+    def _key(self, i: int) -> tuple[Any, ...]:
+        """Turns of two layers with one key hold the same, on the same maps."""
+        if i in self._keys:
+            return self._keys[i]
+        net, layer, turn = self.net, self.net.layer(i), self.turn
+        tensors = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+        optim = [replace(self.optimizer.config(p), lr=1.0) for p in layer.parameters()
+                 if p.requires_grad]
+        self._keys[i] = (
+            tuple((n, tuple(t.shape), t.stride(), t.dtype) for n, t in tensors.items()),
+            layer.config, layer.dropout, layer.couple, layer.geometry,
+            layer.pre_norm and layer.pre_norm.kind, tuple(optim), net.wires[i], net.shapes[i],
+            net.shortcut_live_after(i), net.propagate, self.schedule.runs_below,
+            i in turn.layers, i >= turn.start, self.context(torch.empty(0)).wants_z(i),
+            i in self.read_by_heads, self.sums is None, self.dtype, self.device, self.backend,
+            torch.get_num_threads())
+        return self._keys[i]
+
+
+def _bytes(t: torch.Tensor) -> int:
+    return t.untyped_storage().nbytes()
+
+
+def _shares(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
+
+
+def _some_loss(g: torch.Tensor, y: object) -> torch.Tensor:
+    """Stands in for a caller's own loss, which may read values."""
+    return g.sum(1)
