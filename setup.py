@@ -119,7 +119,8 @@ def _run(command: list[str], log: TextIO) -> int:
 setup(
     packages=[*find_packages(include=["ffengine", "ffengine.*"]), "ffengine.kernels"],
     package_dir={"ffengine.kernels": "kernels"},
-    package_data={"ffengine": ["recipes/*.toml", "models/*.md", "py.typed"]},
+    package_data={"ffengine": ["recipes/*.toml", "devices/*.toml", "devices/*.json", "models/*.md",
+                               "py.typed", "analysis/profile/*.html"]},
     ext_modules=[Extension("ffengine._C", sources=[], optional=True)],
     cmdclass={"build_ext": CMakeBuild},
 )

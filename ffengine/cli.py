@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import ffengine
 
 PRECISIONS = ("fp64", "fp32", "bf16", "fp16")
+STATES, WEIGHTS = ("fp32", "bf16", "8bit"), ("fp32", "bf16")
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
 
 
@@ -44,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
     train = command("train", "train", "train a network on a data set")
     _model_flags(train, optional=True)
     _machine_flags(train)
+    _state_flags(train)
+    _device_profile_flag(train, "; its memory becomes the budget, on a GPU")
     _train_flags(train)
     evaluate = command("eval", "runs", "accuracy of a trained run on its test set")
     _run_flags(evaluate)
@@ -51,6 +54,18 @@ def parser() -> argparse.ArgumentParser:
     plan = command("plan", "show", "memory plan of a training step, from shapes alone")
     _model_flags(plan)
     _machine_flags(plan)
+    _state_flags(plan)
+    _device_profile_flag(plan, "; all: a row for every bundled one")
+    listed = command("devices", "devices", "list the device profiles that predictions know")
+    listed.add_argument("--template", action="store_true",
+                        help="print a profile of one's own to begin with")
+    profile = command("profile", "profile",
+                      "time, traffic and live memory of a training step, layer by layer")
+    _model_flags(profile)
+    _machine_flags(profile)
+    _state_flags(profile)
+    _device_profile_flag(profile, "; its memory becomes the budget, on a GPU")
+    _profile_flags(profile)
     command("env", "show", "which back-ends can run here, and what auto picks")
     export = command("export", "runs", "write a trained network for use elsewhere")
     _run_flags(export)
@@ -63,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
                            help="a recipe, a .toml file of one, or a paper (default: list them)")
     _size_flags(reproduce)
     _machine_flags(reproduce)
+    _state_flags(reproduce)
     _data_flags(reproduce)
     reproduce.add_argument("--seeds", metavar="N|A,B,...",
                            help="how many seeds, or which (default: the recipe's)")
@@ -93,6 +109,21 @@ def _machine_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--precision", choices=PRECISIONS, help="default: fp32")
 
 
+def _state_flags(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--states", choices=STATES,
+                      help="what optimizer states are kept in; default: fp32, or what the budget "
+                           "takes")
+    made.add_argument("--weights", choices=WEIGHTS,
+                      help="what layers' weights are kept in; bf16 with --precision bf16 only")
+    made.add_argument("--costs", choices=("measured", "modelled"), default="measured",
+                      help="what ranks the plans within a memory budget (default: measured)")
+
+
+def _device_profile_flag(made: argparse.ArgumentParser, more: str = "") -> None:
+    made.add_argument("--device-profile", metavar="NAME|FILE.toml",
+                      help=f"a device that `ffengine devices` lists, or a file of one{more}")
+
+
 def _data_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--data", help="data set")
     made.add_argument("--data-root", help="folder that holds the data, or is to hold it")
@@ -112,6 +143,16 @@ def _train_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--resume", metavar="RUN", help="go on where this run stands")
     made.add_argument("--baselines", action="store_true",
                       help="also train by backpropagation and by the unfused PyTorch step")
+
+
+def _profile_flags(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--steps", type=int, default=5, help="timed steps of a phase (default: 5)")
+    made.add_argument("--phase", type=int,
+                      help="one phase of the schedule by its number (default: all, in order)")
+    made.add_argument("--epoch", type=int, help="the phases of this epoch")
+    made.add_argument("--out", help="folder for profile.json, .html, .png and trace.json (default: "
+                      "a new one under runs/)")
+    made.add_argument("--no-png", action="store_true", help="no profile.png, needs no matplotlib")
 
 
 def _run_flags(made: argparse.ArgumentParser) -> None:

@@ -50,6 +50,24 @@ def env_report() -> dict[str, Any]:
     }
 
 
+def machine_class() -> str:
+    """What exact counters depend on: architecture, instruction set, threads, or the GPU's."""
+    if torch.cuda.is_available():
+        return "cuda sm_{}{}".format(*torch.cuda.get_device_capability())
+    ext = backends.extension()
+    isa = ext.isa() if ext is not None else "no extension"
+    return f"{platform.machine()} {isa}, threads: {torch.get_num_threads()}"
+
+
+def cpu_name() -> str:
+    """The processor's own name, where the system tells it."""
+    try:
+        with open("/proc/cpuinfo") as info:
+            return next(line.split(":")[1].strip() for line in info if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
 def version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

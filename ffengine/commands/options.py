@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from ffengine import data, models
-from ffengine.data.catalog import SOURCES
+from ffengine.data import superclasses
+from ffengine.data.catalog import COARSE_CLASSES, SOURCES
 from ffengine.engine import checkpoint
 from ffengine.models.cwcomp import ILT
 from ffengine.nn import LocalNet
@@ -69,8 +70,8 @@ def image_side(model: str, dataset: str, options: dict[str, Any]) -> int | None:
         options = {**models.entry(model).options_for(dataset), **options}
         for side in DIGITS_SIDES[:-1]:
             with contextlib.suppress(ValueError), torch.device("meta"):
-                models.create(model, **{**models.entry(model).options_for(dataset), **options,
-                                        "num_classes": 10, "in_channels": 1, "image_size": side})
+                models.create(model, **shaped_like(model, {
+                    **options, "num_classes": 10, "in_channels": 1, "image_size": side}))
                 return side
         return DIGITS_SIDES[-1]
     if dataset in SOURCES:
@@ -86,15 +87,78 @@ def load_data(model: str, dataset: str, options: dict[str, Any], data_options: d
     return data.load(dataset, root=root, image_size=side, seed=seed, **data_options)
 
 
-def fitted_options(model: str, splits: data.Splits, options: dict[str, Any]) -> dict[str, Any]:
-    """The model's options, with classes, channels and size read off the data."""
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a data set before it is loaded; `train` samples or more are trained on."""
+
+    name: str
+    num_classes: int
+    shape: tuple[int, ...]
+    train: int
+
+
+def outline(model: str, dataset: str, options: dict[str, Any],
+            data_options: dict[str, Any]) -> Outline | None:
+    """A data set's outline, at the size the network takes; None where only its files tell."""
+    side = image_side(model, dataset, options)
+    if dataset == "synthetic":
+        shape, classes, train = (data_options.get(name, usual) for name, usual in (
+            ("shape", (3, 32, 32)), ("num_classes", 10), ("train", 512)))
+        if not isinstance(shape, tuple) or len(shape) != 3 or not all(
+                isinstance(v, int) and v > 0 for v in (*shape, classes, train)):
+            return None  # the loader says what is wrong
+        return Outline(dataset, classes, shape if side is None else (shape[0], side, side), train)
+    if dataset == "digits":
+        return Outline(dataset, 10, (1, side or 8, side or 8), 1257)
+    source = SOURCES.get(dataset)
+    if source is None or side is None or "valid" in data_options:
+        return None
+    classes = COARSE_CLASSES if data_options.get("coarse") else source.num_classes
+    return Outline(dataset, classes, (len(source.mean), side, side), 45_000)
+
+
+def fitted_options(model: str, splits: data.Splits | Outline,
+                   options: dict[str, Any]) -> dict[str, Any]:
+    """The model's options, with classes, channels and size read off the data.
+
+    Super-classes that are to be clusters of the data stay a word until there are data.
+    """
     known = models.entry(model).options()
     shape: dict[str, Any] = {"num_classes": splits.num_classes, "in_channels": splits.shape[0],
              "image_size": splits.shape[1]}
     if splits.name in {name for name, _ in ILT}:  # whose interleaved spans a model may want
         shape["dataset"] = splits.name
-    return {**models.entry(model).options_for(splits.name), **{
+    found = {**models.entry(model).options_for(splits.name), **{
         k: v for k, v in shape.items() if k in known}, **options}
+    clusters = cluster_count(found)
+    if clusters is not None and isinstance(splits, data.Splits):
+        found["superclasses"] = superclasses.cluster(
+            splits.train.images, splits.train.labels, clusters).map
+    return found
+
+
+def cluster_count(options: dict[str, Any]) -> int | None:
+    """S of `superclasses=cluster:S`: clusters of the training set's class means."""
+    word = options.get("superclasses")
+    if not isinstance(word, str) or not word.startswith("cluster"):
+        return None
+    count = word.partition(":")[2]
+    if not count.isdigit() or int(count) < 1:
+        raise ValueError(f"[cli] --set superclasses expected cluster:S, a name or the super-class "
+                         f"of every class, got {word!r}")
+    return int(count)
+
+
+def shaped_like(model: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Options that give the network's shapes without data: any map with as many super-classes."""
+    clusters = cluster_count(options)
+    if clusters is None:
+        return options
+    classes: int = options.get("num_classes", models.entry(model).options()["num_classes"])
+    if clusters > classes:
+        raise ValueError(f"[cli] --set superclasses expected at most one for each of the {classes} "
+                         f"classes, got {clusters}")
+    return {**options, "superclasses": tuple(c % clusters for c in range(classes))}
 
 
 @dataclass

@@ -47,7 +47,8 @@ def run_export(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         save_file({k: t.contiguous() for k, t in net.state_dict().items()}, out)
     else:
         weight = next(net.parameters())
-        example = torch.zeros(2, *net.in_shape, dtype=weight.dtype)
+        example = torch.zeros(2, *net.in_shape,
+                              dtype=torch.promote_types(weight.dtype, torch.float32))
         rows = torch.export.Dim("batch", min=1)
         program = torch.export.export(net, (example,), dynamic_shapes=({0: rows},))
         with warnings.catch_warnings():  # of shared storages, which these weights do not have

@@ -8,20 +8,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ffengine import models
-from ffengine.commands.options import device_of, model_options
-from ffengine.commands.train import plan_text, plan_values
+from ffengine.commands.devices import plan_on
+from ffengine.commands.options import model_options, shaped_like
+from ffengine.commands.train import (
+    budget_text,
+    budget_values,
+    job_of,
+    plan_text,
+    plan_values,
+    sized,
+)
 from ffengine.engine.budget import megabytes, parse_bytes
-from ffengine.engine.inputs import rows_of
-from ffengine.engine.optim import floor_bytes
-from ffengine.engine.plan import Planner
-from ffengine.engine.schedule import of
+from ffengine.engine.planning import Planning
 from ffengine.engine.settings import Settings
-from ffengine.engine.shapes import LayerSizes, measure
+from ffengine.engine.shapes import LayerSizes
 from ffengine.env import env_report, env_text
-from ffengine.ops import backends
 
 #: A suite's own output must not follow the JSON on standard output.
 STDERR = 2
@@ -37,37 +39,40 @@ def run_env(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     return env_text(report), report
 
 
-def run_plan(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    entry, options = models.entry(args.model), model_options(args.model, args.options)
-    settings = Settings.resolve(
-        entry.recipe, optimizer=None, lr=None, lr_min=None, weight_decay=None, epochs=None,
-        batch_size=args.batch_size, seed=0, precision=args.precision or "fp32")
-    budget, device = parse_bytes(args.memory_budget), device_of(args)
-    backend = args.backend or "auto"
-    backends.resolve("plan", backend, device.type, settings.dtype)
-    with torch.device("meta"):
-        net = models.create(args.model, **options).to(settings.weight_dtype)
-    schedule = of(net, None)
-    schedule.begin(net, settings.epochs)
-    if not schedule.planned:
+def run_plan(args: argparse.Namespace) -> tuple[str, Any]:
+    options = model_options(args.model, args.options)
+    recipe, budget = sized(models.entry(args.model).recipe, args), parse_bytes(args.memory_budget)
+    job = job_of(args, recipe, shaped_like(args.model, options))
+    if not job.schedule.planned:
         raise ValueError(f"[cli] plan expected a model of layer-local training, got {args.model}, "
                          "trained by backpropagation; its memory is metered (`ffengine train`)")
-    sizes = measure(net, rows_of(net, settings.batch_size), settings.dtype,
-                    states=settings.optim().states, device=device.type, backend=backend,
-                    floor=floor_bytes(net, settings.optim(), schedule.phases(), schedule.owners()),
-                    crosses=schedule.crosses)
-    plan = Planner(sizes).best(budget)
-    result = {"model": args.model, "batch_size": settings.batch_size,
-              "precision": settings.precision, **plan_values(plan),
+    if args.device_profile:
+        return plan_on(args, job)
+    planning = Planning(job, budget, costs=args.costs)
+    settings = planning.begin(recipe.batch_size, fixed=bool(args.states or args.weights))
+    return planned(args.model, settings, planning)
+
+
+def planned(model: str, settings: Settings, planning: Planning) -> tuple[str, dict[str, Any]]:
+    """The plan of a run, phase by phase where its schedule has several."""
+    found = planning.plans(settings.batch_size)
+    plan, sizes = found.largest, planning.planner(settings.batch_size).sizes
+    result = {"model": model, "batch_size": settings.batch_size,
+              "precision": settings.precision, **budget_values(planning), **plan_values(plan),
+              "phases": [{"epoch": epoch, **plan_values(p)} for epoch, p in found.phases],
               "layers": [layer_values(i, s) for i, s in enumerate(sizes.layers)]}
-    head = (f"{args.model}, batch {settings.batch_size}, {settings.precision}: "
-            f"{plan_text(plan)}\n  floor {megabytes(plan.floor_bytes)} (parameters and optimizer "
-            f"states), working {megabytes(plan.working_bytes)}\n"
-            f"  {'run':>3} {'layers':>9} {'tile':>5} {'working':>10}")
-    rows = [f"  {i:3d} {run.layers.start:4d}-{run.layers.stop - 1:<4d} {tile:5d} "
-            f"{megabytes(run.peak_bytes):>10}"
-            for i, (run, tile) in enumerate(zip(plan.runs, plan.tile, strict=True))]
-    return "\n".join([head, *rows]), result
+    rows = [f"{model}, batch {settings.batch_size}, {settings.precision}: {plan_text(plan)}"
+            f"{budget_text(planning)}",
+            f"  floor {megabytes(plan.floor_bytes)} (parameters and optimizer states), working "
+            f"{megabytes(plan.working_bytes)}",
+            f"  {'run':>3} {'layers':>9} {'tile':>5} {'working':>10}"]
+    for epoch, phase in found.phases:
+        if len(found.phases) > 1:
+            rows.append(f"  from epoch {epoch}: {megabytes(phase.peak_bytes)}")
+        rows += [f"  {i:3d} {run.layers.start:4d}-{run.layers.stop - 1:<4d} {tile:5d} "
+                 f"{megabytes(run.peak_bytes):>10}"
+                 for i, (run, tile) in enumerate(zip(phase.runs, phase.tile, strict=True))]
+    return "\n".join(rows), result
 
 
 def layer_values(index: int, s: LayerSizes) -> dict[str, Any]:
@@ -91,6 +96,6 @@ def run_bench(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"[bench] unknown suite {args.suite!r}; known: {', '.join(found)}")
     status = subprocess.call([sys.executable, "-m", f"bench.{args.suite}", *args.arguments],
                              stdout=STDERR if args.json else None)
-    if status:
-        raise ValueError(f"[bench] {args.suite} ended with status {status}")
+    if status or not args.json:
+        raise SystemExit(status)  # the suite has said what there is to say
     return "", {"suite": args.suite}

@@ -14,20 +14,29 @@ from typing import Any
 import torch
 
 from ffengine import data, models
+from ffengine.commands.devices import emulate, emulation
 from ffengine.commands.options import (
     assignments,
     device_of,
     fitted_options,
     load_data,
     model_options,
+    outline,
     saved_options,
+    shaped_like,
 )
-from ffengine.data import augment, superclasses
+from ffengine.data import augment
 from ffengine.data.batches import Augment
 from ffengine.engine import checkpoint
-from ffengine.engine.budget import megabytes
+from ffengine.engine.budget import megabytes, parse_bytes
+from ffengine.engine.ladder import rung
+from ffengine.engine.optim import round_weights
 from ffengine.engine.plan import Plan
+from ffengine.engine.planning import Planning
+from ffengine.engine.plans import Job
 from ffengine.engine.recipe import Recipe
+from ffengine.engine.schedule import of
+from ffengine.engine.settings import Settings
 from ffengine.engine.trainer import Trainer
 from ffengine.ops import backends
 
@@ -40,22 +49,29 @@ def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         raise ValueError("[cli] train expected MODEL and --data, or --resume; models: "
                          f"{', '.join(models.names())}; data: {', '.join(data.NAMES)}")
     seed = 0 if args.seed is None else args.seed
+    emulated = emulate(args)
     recipe, options = training_recipe(args), model_options(args.model, args.options)
     if found is not None:
         options = {**saved_options(found), **options}
+    data_options = assignments(args.data_options, "--data-set")
+    refuse_early(args, recipe, options, data_options)
     splits = load_data(args.model, args.data, options,
-                       assignments(args.data_options, "--data-set"), seed, args.data_root)
-    if args.baselines and not args.model.startswith("deeperforward/"):
-        raise ValueError("[cli] --baselines expected a deeperforward model, got "
-                         f"{args.model}; its opponents are `ffengine train bp/{args.model}` and "
-                         "--backend reference")
-    options = with_clusters(fitted_options(args.model, splits, options), splits)
+                       data_options, seed, args.data_root)
+    if args.baselines and args.model.startswith("bp/"):
+        raise ValueError("[cli] --baselines expected a model of local training, got "
+                         f"{args.model}, which is one of its opponents")
+    options = fitted_options(args.model, splits, options)
     trainer = make_trainer(args, within(recipe, splits), options, seed)
     trainer.write_into(run_folder(args))
     announce(args, trainer)
     if found is not None:
         trainer.resume(found.path)
     text, result = train_and_test(args, trainer, splits, augment.by_name(args.augment or "none"))
+    if emulated is not None:
+        size = trainer.settings.batch_size
+        said, result["device_profile"] = emulation(
+            emulated, trainer, size, size / max(result["images_per_second"], 1e-9))
+        text += "\n" + said
     if args.baselines:
         from ffengine.commands.baselines import compare
 
@@ -67,17 +83,35 @@ def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     return text, result
 
 
-def with_clusters(options: dict[str, Any], splits: data.Splits) -> dict[str, Any]:
-    """`superclasses=cluster:S` as the S clusters of the training set's class means."""
-    word = options.get("superclasses")
-    if not isinstance(word, str) or not word.startswith("cluster"):
-        return options
-    count = word.partition(":")[2]
-    if not count.isdigit():
-        raise ValueError(f"[cli] --set superclasses expected cluster:S, a name or the super-class "
-                         f"of every class, got {word!r}")
-    found = superclasses.cluster(splits.train.images, splits.train.labels, int(count))
-    return {**options, "superclasses": found.map}
+def refuse_early(args: argparse.Namespace, recipe: Recipe, options: dict[str, Any],
+                 data_options: dict[str, Any]) -> None:
+    """ValueError for a memory budget that cannot be met, where that is known without the data."""
+    budget = parse_bytes(args.memory_budget)
+    seen = outline(args.model, args.data, options, data_options)
+    if budget is None or seen is None or recipe.batch_size > seen.train:
+        return
+    fitted = shaped_like(args.model, fitted_options(args.model, seen, options))
+    job = job_of(args, recipe, fitted)
+    if job.schedule.planned:
+        rung(job, recipe.batch_size, budget, fixed=bool(args.states or args.weights))
+
+
+def job_of(args: argparse.Namespace, recipe: Recipe, options: dict[str, Any]) -> Job:
+    """What is planned for: a network without memory, and how it trains."""
+    settings = Settings.resolve(
+        recipe, optimizer=None, lr=None, lr_min=None, weight_decay=None,
+        epochs=getattr(args, "epochs", None), batch_size=None, seed=0,
+        precision=args.precision or "fp32", states=args.states or "fp32",
+        weights=args.weights or "fp32")
+    device, backend = device_of(args), args.backend or "auto"
+    backends.resolve("plan", backend, device.type, settings.dtype)
+    with torch.device("meta"):
+        net = models.create(args.model, **options).to(settings.weight_dtype)
+    if settings.weights == "bf16":
+        round_weights(net)
+    schedule = of(net, None)
+    schedule.begin(net, settings.epochs)
+    return Job(net, schedule, settings, device.type, backend)
 
 
 def take_from_run(args: argparse.Namespace, found: checkpoint.Checkpoint) -> None:
@@ -93,9 +127,9 @@ def take_from_run(args: argparse.Namespace, found: checkpoint.Checkpoint) -> Non
     args.augment = args.augment or meta["notes"].get("augment", "none")
     args.backend = args.backend or meta["backend"]
     args.memory_budget = args.memory_budget or meta["memory_budget"]
-    for name in ("seed", "precision", "epochs", "batch_size", "lr"):
+    for name in ("seed", "precision", "epochs", "batch_size", "lr", "states", "weights"):
         if getattr(args, name) is None:
-            setattr(args, name, saved[name])
+            setattr(args, name, saved.get(name))  # older runs have no states and weights
 
 
 def training_recipe(args: argparse.Namespace) -> Recipe:
@@ -125,6 +159,7 @@ def make_trainer(args: argparse.Namespace, recipe: Recipe, options: dict[str, An
     return Trainer(net, recipe=recipe, epochs=args.epochs, lr=args.lr,
                    batch_size=recipe.batch_size, backend=args.backend or "auto",
                    precision=args.precision or "fp32", memory_budget=args.memory_budget,
+                   states=args.states, weights=args.weights, costs=args.costs,
                    seed=seed, device=device_of(args), progress=not args.quiet, notes=notes, **more)
 
 
@@ -134,8 +169,8 @@ def announce(args: argparse.Namespace, trainer: Trainer) -> None:
         count = sum(p.numel() for p in trainer.net.parameters())
         where = "" if trainer.out is None else f", into {trainer.out}"
         print(f"{args.model} on {args.data}: {count:,} parameters, plan "
-              f"{plan_text(trainer.plan if trainer.schedule.planned else None)}{where}",
-              file=sys.stderr)
+              f"{plan_text(trainer.plan if trainer.schedule.planned else None)}{where}"
+              f"{budget_text(trainer.planning)}", file=sys.stderr)
 
 
 def run_folder(args: argparse.Namespace) -> Path:
@@ -146,7 +181,11 @@ def run_folder(args: argparse.Namespace) -> Path:
             raise ValueError(f"[cli] --out expected a folder without a run, got {out}; "
                              f"--resume {out} goes on with it")
         return out
-    name = f"{args.model.replace('/', '-')}-{args.data}"
+    return new_folder(f"{args.model.replace('/', '-')}-{args.data}")
+
+
+def new_folder(name: str) -> Path:
+    """runs/NAME-N, made, with the first N that is free."""
     number = 1
     while True:
         out = Path("runs") / f"{name}-{number}"
@@ -177,7 +216,8 @@ def train_and_test(args: argparse.Namespace, trainer: Trainer, splits: data.Spli
     result = {
         "model": args.model, "data": args.data, "device": str(device),
         "backend": backends.resolve("train", trainer.backend, device.type, trainer.dtype),
-        "precision": trainer.settings.precision, "epochs": trainer.settings.epochs,
+        "precision": trainer.settings.precision, **budget_values(trainer.planning),
+        "epochs": trainer.settings.epochs,
         "epochs_in_all": len(rows),
         "batch_size": size, "lr": trainer.settings.lr, "seed": trainer.settings.seed,
         "train_samples": len(splits.train), "test_accuracy": correct,
@@ -190,13 +230,31 @@ def train_and_test(args: argparse.Namespace, trainer: Trainer, splits: data.Spli
     text = (f"test accuracy {100 * correct:.2f} % after {len(rows)} epochs in {seconds:.1f} s "
             f"({images:.0f} images/s, {result['backend']}); peak {megabytes(peak)}, "
             f"of it {megabytes(trainer.floor_bytes)} parameters and states; plan "
-            f"{plan_text(plan if trainer.schedule.planned else None)}; run in {trainer.out}")
+            f"{plan_text(plan if trainer.schedule.planned else None)}; run in {trainer.out}"
+            f"{budget_text(trainer.planning)}")
     return text, result
 
 
 def plan_values(plan: Plan) -> dict[str, Any]:
     return {"cuts": plan.cuts, "tile": plan.tile, "peak_bytes": plan.peak_bytes,
             "floor_bytes": plan.floor_bytes, "working_bytes": plan.working_bytes}
+
+
+def budget_values(planning: Planning) -> dict[str, Any]:
+    """What a memory budget took; seconds_per_step is null where modelled costs ranked the plans."""
+    settings = planning.job.settings
+    return {"memory_budget": planning.budget, "state_precision": settings.states,
+            "weight_precision": settings.weights, "gave_up": planning.gave_up,
+            "costs": planning.costs, "seconds_per_step": planning.seconds}
+
+
+def budget_text(planning: Planning) -> str:
+    """Further lines of a plan within a budget: how it was ranked, what it gave up."""
+    if planning.budget is None:
+        return ""
+    step = "" if planning.seconds is None else f", {planning.seconds:.3g} s a step predicted"
+    rows = [f"\n  within {megabytes(planning.budget)}, ranked by {planning.costs} costs{step}"]
+    return "".join([*rows, *(f"\n  gave up: {what}" for what in planning.gave_up)])
 
 
 def plan_text(plan: Plan | None) -> str:

@@ -6,10 +6,8 @@ error, so that a misspelt hyper-parameter never trains with its default instead.
 
 from __future__ import annotations
 
-import math
 import os
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,11 +17,18 @@ from ffengine import data
 from ffengine.engine.recipe import Recipe
 from ffengine.models import registry
 from ffengine.ops.optim import OPTIM_CODES
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from ffengine.tables import (
+    Expected,
+    Kind,
+    flag,
+    mapping,
+    number,
+    one_of,
+    read,
+    table,
+    text,
+    whole,
+)
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 TEST, BEST_LAYER = METRICS = ("test_accuracy", "best_layer_accuracy")
@@ -137,18 +142,13 @@ def load(name_or_path: str | os.PathLike[str]) -> RecipeFile:
             raise ValueError(f"[recipe] unknown recipe {str(name_or_path)!r}; `ffengine reproduce` "
                              f"lists them; papers: {', '.join(papers())}")
         path = FOLDER / f"{name_or_path}.toml"
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"[recipe] expected a recipe file, got {path}: no such file") from None
-    except ValueError as error:
-        raise ValueError(f"[recipe] {path.name}: not TOML: {error}") from None
-    return _recipe(path, raw)
+    return _recipe(path, read(path, "recipe"))
 
 
 def _recipe(path: Path, raw: dict[str, Any]) -> RecipeFile:
-    top = _table(path, "", raw, _TOP, ("name", "paper", "table", "row", "model", "data", "train",
-                                       "paper_result"))
+    file = f"[recipe] {path.name}"
+    top = table(file, "", raw, _TOP, ("name", "paper", "table", "row", "model", "data", "train",
+                                      "paper_result"))
     if top["name"] != path.stem or not path.stem.startswith(f"{top['paper']}-"):
         raise ValueError(f"[recipe] {path.name}: expected name {path.stem!r}, beginning with the "
                          f"paper and a dash, got name {top['name']!r}, paper {top['paper']!r}")
@@ -156,43 +156,17 @@ def _recipe(path: Path, raw: dict[str, Any]) -> RecipeFile:
         known = registry.entry(top["model"]).options()
     except ValueError as error:
         raise ValueError(f"[recipe] {path.name}: {error}") from None
-    train = _table(path, "train", top["train"], _TRAIN,
-                   ("optimizer", "lr", "epochs", "batch_size"))
-    result = _table(path, "paper_result", top["paper_result"], _RESULT, ("metric", "mean"))
-    digits = _table(path, "digits", top.pop("digits", {}), _DIGITS)
+    train = table(file, "train", top["train"], _TRAIN,
+                  ("optimizer", "lr", "epochs", "batch_size"))
+    result = table(file, "paper_result", top["paper_result"], _RESULT, ("metric", "mean"))
+    digits = table(file, "digits", top.pop("digits", {}), _DIGITS)
     for where, holder in (("options", top), ("digits.options", digits)):
         if "options" in holder:
-            holder["options"] = _table(path, where, holder["options"], dict.fromkeys(known, _plain))
+            holder["options"] = table(file, where, holder["options"], dict.fromkeys(known, _plain))
     if "data_options" in top:
-        top["data_options"] = _table(path, "data_options", top["data_options"], _DATA)
+        top["data_options"] = table(file, "data_options", top["data_options"], _DATA)
     return RecipeFile(**{**top, "train": Training(**train), "paper_result": PaperResult(**result),
                          "digits": Digits(**digits)})
-
-
-Kind = Callable[[Any], Any]
-
-
-class _Expected(Exception):
-    """Says what a value should have been."""
-
-
-def _table(path: Path, where: str, values: dict[str, Any], kinds: Mapping[str, Kind],
-           required: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The values of a table, each checked and converted by its kind."""
-    place = f"[recipe] {path.name}: " + (f"[{where}] " if where else "")
-    for key in values:
-        if key not in kinds:
-            raise ValueError(f"{place}unknown key {key!r}; known: {', '.join(kinds)}")
-    for key in required:
-        if key not in values:
-            raise ValueError(f"{place}missing key {key!r}; required: {', '.join(required)}")
-    made = {}
-    for key, value in values.items():
-        try:
-            made[key] = kinds[key](value)
-        except _Expected as expected:
-            raise ValueError(f"{place}{key} expected {expected}, got {value!r}") from None
-    return made
 
 
 def _plain(value: Any) -> Any:
@@ -200,85 +174,41 @@ def _plain(value: Any) -> Any:
     return tuple(_plain(v) for v in value) if isinstance(value, list) else value
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise _Expected("a text")
-    return value
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _Expected("a table")
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _Expected("true or false")
-    return value
-
-
-def _whole(low: int) -> Kind:
-    def kind(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise _Expected(f"a whole number of at least {low}")
-        return value
-    return kind
-
-
-def _number(high: float = math.inf) -> Kind:
-    def kind(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not (
-                math.isfinite(value) and 0 <= value <= high):
-            raise _Expected("a number of 0 or more" if high == math.inf
-                            else f"a number from 0 to {high:g}")
-        return float(value)
-    return kind
-
-
-def _one_of(known: tuple[str, ...]) -> Kind:
-    def kind(value: Any) -> str:
-        if value not in known:
-            raise _Expected(f"one of {', '.join(known)}")
-        return str(value)
-    return kind
-
-
 def _seeds(value: Any) -> tuple[int, ...]:
     good = isinstance(value, list) and value and all(
         isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in value)
     if not good or len(set(value)) < len(value):
-        raise _Expected("a list of different whole numbers")
+        raise Expected("a list of different whole numbers")
     return tuple(value)
 
 
 def _drops(value: Any) -> tuple[tuple[int, float], ...]:
     try:
-        drops = tuple((_whole(1)(epoch), _number()(factor)) for epoch, factor in value)
-    except (TypeError, ValueError, _Expected):
-        raise _Expected("a list of [epoch, factor]") from None
+        drops = tuple((whole(1)(epoch), number()(factor)) for epoch, factor in value)
+    except (TypeError, ValueError, Expected):
+        raise Expected("a list of [epoch, factor]") from None
     if any(a >= b for (a, _), (b, _) in pairwise(drops)):
-        raise _Expected("a list of [epoch, factor] with rising epochs")
+        raise Expected("a list of [epoch, factor] with rising epochs")
     return drops
 
 
 def _augment(value: Any) -> str:
     try:
-        data.augment.by_name(_text(value))
+        data.augment.by_name(text(value))
     except ValueError as error:
-        raise _Expected(f"words of data.augment.by_name ({error})") from None
+        raise Expected(f"words of data.augment.by_name ({error})") from None
     return str(value)
 
 
 _TOP: dict[str, Kind] = {
-    **dict.fromkeys(("name", "paper", "table", "row", "model", "note"), _text),
-    **dict.fromkeys(("options", "data_options", "train", "paper_result", "digits"), _mapping),
-    "data": _one_of(data.NAMES)}
+    **dict.fromkeys(("name", "paper", "table", "row", "model", "note"), text),
+    **dict.fromkeys(("options", "data_options", "train", "paper_result", "digits"), mapping),
+    "data": one_of(data.NAMES)}
 _TRAIN: dict[str, Kind] = {
-    "optimizer": _one_of(tuple(OPTIM_CODES)), "lr": _number(), "lr_min": _number(),
-    "lr_drops": _drops, "weight_decay": _number(), "epochs": _whole(1), "batch_size": _whole(1),
-    "seeds": _seeds, "augment": _augment, "sip": _flag}
-_RESULT: dict[str, Kind] = {"metric": _one_of(METRICS), "mean": _number(100.0),
-                            "sd": _number(100.0)}
-_DIGITS: dict[str, Kind] = {"epochs": _whole(1), "batch_size": _whole(1), "options": _mapping}
-_DATA: dict[str, Kind] = {"valid": _whole(0), "valid_split": _one_of(("random", "last"))}
+    "optimizer": one_of(tuple(OPTIM_CODES)), "lr": number(), "lr_min": number(),
+    "lr_drops": _drops, "weight_decay": number(), "epochs": whole(1), "batch_size": whole(1),
+    "seeds": _seeds, "augment": _augment, "sip": flag}
+_RESULT: dict[str, Kind] = {"metric": one_of(METRICS), "mean": number(100.0),
+                            "sd": number(100.0)}
+_DIGITS: dict[str, Kind] = {"epochs": whole(1), "batch_size": whole(1), "options": mapping}
+_DATA: dict[str, Kind] = {"valid": whole(0), "valid_split": one_of(("random", "last"))}

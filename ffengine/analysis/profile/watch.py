@@ -1,0 +1,182 @@
+"""Whose calls a profile notes: the engine's steps and the ops' public functions, from outside.
+
+While `watching`, the functions below are replaced, wherever the package holds them by name, by ones
+that tell the recorder when they begin and end; the engine itself knows nothing of it, and costs
+nothing when nobody profiles. A wrapper holds no tensor longer than the call it wraps did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ffengine.analysis.profile import costs
+from ffengine.engine import affine, heads, inputs, overlap, recurrent, step
+from ffengine.nn.layers import LocalLayer, LocalLinear
+from ffengine.nn.network import LocalNet
+from ffengine.nn.recurrent import RecurrentNet
+from ffengine.ops.batch_pass import batch_pass
+from ffengine.ops.linear_step import linear_step
+from ffengine.ops.local_pass import local_pass
+from ffengine.ops.weight_update import gradient_update, weight_update
+
+#: What a span's own time counts as.
+PARTS = {"forward": "forward", "sweep": "sweep (activation, goodness, loss, norm)",
+         "update": "weight update", "linear_step": "linear_step (all three in one)",
+         "input_gradient": "input gradient", "maps": "joins, copies, input",
+         "head": "heads", "rest": "rest (Python, small ops)"}
+
+Where = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A function whose calls are spans.
+
+    owner: class it is a method of, or None. part: of PARTS. where: layer, segment or tile of a
+    call, from its arguments. cost: of a call, from its result and arguments; a call with a cost is
+    a leaf, what it calls is not noted. relevant: says of the arguments whether to note the call.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    part: str = "rest"
+    owner: type | None = None
+    where: Callable[..., Where] | None = None
+    cost: Callable[..., costs.Cost] | None = None
+    relevant: Callable[..., bool] | None = None
+
+
+class Listener(Protocol):
+    """Who is told of spans (ffengine.analysis.profile.record)."""
+
+    def open(self, watched: Watched, args: tuple[Any, ...]) -> bool:
+        """A call begins; False: it is not noted."""
+
+    def close(self, watched: Watched, result: Any, args: tuple[Any, ...],
+              options: dict[str, Any]) -> None:
+        """The call that was noted last ends."""
+
+
+def _layer_step(ctx: Any, i: int, maps: Any, tile: Any, *_: Any, **__: Any) -> Where:
+    return {"layer": i, "tile": (tile.start, maps.x.shape[0])}
+
+
+def _second(_: Any, i: int, *__: Any, **___: Any) -> Where:
+    """Of functions (ctx or net, layer, ...)."""
+    return {"layer": i}
+
+
+def _self(layer: Any, *_: Any, **__: Any) -> Where:
+    return {"layer": layer}
+
+
+def _of(sums: affine.GradientSums, *_: Any, **__: Any) -> Where:
+    return {"layer": sums.layer}
+
+
+def _copies(rows: overlap.Rows, _: Any) -> bool:
+    return bool(rows.half) and rows.stop - rows.start < rows.half
+
+
+def _puts(_: overlap.Rows, whole: Any, part: Any) -> bool:
+    return whole is not None and part is not None
+
+
+def _shapes(net: LocalNet, i: int, x: Any) -> bool:
+    return net.wires[i].pool_before or (isinstance(net.layer(i), LocalLinear) and x.dim() > 2)
+
+
+def _joins(net: LocalNet, i: int, _: Any) -> bool:
+    return net.wires[i].join != "none" or net.wires[i].branch_pool
+
+
+def table() -> list[Watched]:
+    """Everything that is watched, scopes first."""
+    return [
+        Watched("segment", step.train_run, where=lambda ctx, run, maps: {"segment": run}),
+        Watched("layer", step.layer_step, where=_layer_step),
+        Watched("layer", overlap._turn, where=_second),
+        Watched("layer before", overlap._update_before, where=_second),
+        Watched("frame", recurrent.Recurrent.frame, owner=recurrent.Recurrent),
+        Watched("new state", RecurrentNet.new_state, owner=RecurrentNet, where=_second),
+        Watched("inference", LocalLayer.infer, owner=LocalLayer, where=_self),
+        Watched("update", affine.update, "update", where=_second),
+        Watched("gradients", affine.normalised_gradients, "update", where=_second),
+        Watched("gradients", affine.GradientSums.add, "update", affine.GradientSums, where=_of),
+        Watched("gradients", affine.GradientSums.done, "update", affine.GradientSums, where=_of),
+        Watched("enter", LocalLayer.enter, "forward", LocalLayer, where=_self,
+                cost=costs.normalised,
+                relevant=lambda layer, *_, **__: layer.pre_norm is not None),
+        Watched("operands", LocalLayer.operands, "forward", LocalLayer, where=_self),
+        Watched("forward", LocalLayer.preactivation, "forward", LocalLayer, where=_self,
+                cost=costs.forward),
+        Watched("local_pass", local_pass, "sweep", cost=costs.local_sweep),
+        Watched("batch_pass", batch_pass, "sweep", cost=costs.batch_sweep),
+        Watched("weight_update", weight_update, "update", cost=costs.update),
+        Watched("gradient_update", gradient_update, "update", cost=costs.stepped),
+        Watched("linear_step", linear_step, "linear_step", cost=costs.streamed),
+        Watched("input_gradient", affine.input_gradient, "input_gradient", cost=costs.crossed),
+        Watched("through_norm", overlap.through_norm, "input_gradient", cost=costs.elementwise),
+        Watched("activation_gradient", overlap.activation_gradient, "input_gradient",
+                cost=costs.elementwise),
+        Watched("routes", overlap.routes_of, "input_gradient", cost=costs.elementwise),
+        Watched("rows", overlap.Rows.of, "maps", overlap.Rows, cost=costs.copied,
+                relevant=_copies),
+        Watched("rows", overlap.Rows.put, "maps", overlap.Rows, cost=costs.put, relevant=_puts),
+        Watched("train_head", heads.train_head, "head", cost=costs.classified),
+        Watched("entrance", inputs.entrance, "maps", cost=costs.entered),
+        Watched("transform", LocalNet.transform, "maps", LocalNet, where=_second,
+                cost=costs.transformed, relevant=_shapes),
+        Watched("join", LocalNet.join, "maps", LocalNet, where=_second, cost=costs.joined,
+                relevant=_joins),
+        Watched("store", step.store, "maps", cost=costs.stored),
+    ]
+
+
+def told(watched: Watched, listener: Listener) -> Callable[..., Any]:
+    """The function, telling the listener."""
+    function = watched.function
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        if not listener.open(watched, args):
+            return function(*args, **options)
+        result = function(*args, **options)
+        listener.close(watched, result, args, options)
+        return result
+
+    @functools.wraps(function)
+    def join(net: LocalNet, i: int, z: Any, shortcut: Any) -> Any:
+        # z is the callee's alone: a concatenated map frees it before the branch is pooled
+        moved, noted = [z], listener.open(watched, (net, i, shortcut))
+        del z
+        result = function(net, i, moved.pop(), shortcut)
+        if noted:
+            listener.close(watched, result, (net, i, shortcut), {})
+        return result
+
+    return join if function is LocalNet.join else call
+
+
+@contextlib.contextmanager
+def watching(listener: Listener) -> Iterator[None]:
+    """Every watched function tells `listener` inside the block."""
+    places: list[tuple[Any, str, Any]] = []
+    holders = [m for name, m in sorted(sys.modules.items()) if name.startswith("ffengine.")]
+    try:
+        for watched in table():
+            wrapper = told(watched, listener)
+            for holder in [watched.owner] if watched.owner else holders:
+                for name, value in list(vars(holder).items()):
+                    if value is watched.function:
+                        places.append((holder, name, value))
+                        setattr(holder, name, wrapper)
+        yield
+    finally:
+        for holder, name, value in places:
+            setattr(holder, name, value)
