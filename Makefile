@@ -2,6 +2,9 @@
 # make test    the whole test suite
 # make lint    ruff and mypy
 # make bench   the pytest-benchmark suites; fair tables: python -m bench.fair MODEL
+# make bench-gate       counters against the committed baseline, time against the commit before
+# make bench-baseline   that baseline anew, for a change that was meant to move a counter
+# make page             bench/RESULTS.md and README.md's marked blocks from the result files
 # Each sets up .venv first, and again only when what it was made from has changed.
 
 PYTHON ?= python3
@@ -15,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 SOURCES := $(shell find csrc -type f) CMakeLists.txt
 
-.PHONY: train test bench lint setup clean
+.PHONY: train test bench bench-gate bench-baseline page lint setup clean
 
 train: setup
 	$(BIN)/ffengine train deeperforward/tinycnn --data digits --baselines
@@ -25,6 +28,18 @@ test: setup
 
 bench: setup
 	$(BIN)/python -m pytest bench --benchmark-only
+
+bench-gate: setup
+	$(BIN)/python -m bench.compare --gate
+
+# with the CUDA kernels, where there is a compiler for them: their registers are in the baseline
+bench-baseline: setup
+	$(BIN)/python setup.py -q build_ext --inplace
+	$(BIN)/python -m bench.compare --renew
+	$(BIN)/python -m bench.page
+
+page: setup
+	$(BIN)/python -m bench.page --readme
 
 lint: setup
 	$(BIN)/ruff check .

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 import ffengine as ff
-from bench import machine
+from bench import results
 from ffengine.adapt import select
 from ffengine.engine.baselines import UnfusedStep
 from ffengine.engine.evaluation import accuracy
@@ -83,9 +82,8 @@ def main() -> None:
     means = {name: statistics.mean(r[name] for r in rows) for name in ("ffengine", "unfused")}
     print(f"mean: ffengine {means['ffengine']:.4f}, unfused {means['unfused']:.4f}")
     if args.json:
-        args.json.write_text(json.dumps({"model": MODEL, "epochs": args.epochs, "means": means,
-                                         "rows": rows, "machine": machine.facts()}, indent=1)
-                             + "\n")
+        results.write(args.json, "digits", {"model": MODEL, "epochs": args.epochs, "means": means,
+                                            "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,175 +1,235 @@
 """One network, every way to train it: peak bytes and seconds a step, interleaved in one process.
 
-    python -m bench.fair deeperforward/resnet17 --batch-size 128 --precision fp32
-    python -m bench.fair deeperforward/resnet17 --batch-size 32 --authors PATH/deeperforward-main
+    python -m bench.fair deeperforward/resnet17 --batch-size 128 --precision fp32,bf16
+    python -m bench.fair trifecta/shallow --batch-size 32 --authors PATH --budget 300
 
-Rows on the Pareto front of (metered peak, median seconds) are marked *. No time is printed unless
-the engine's gradients are as close to fp64 as the eager step's first.
+Ours under several plans, the published step and an expert's, the authors' own code, and every
+memory recipe of backpropagation of the same network: same batch, dtype and optimizer. Rows on the
+Pareto front of (metered peak, median seconds) are marked *. No time is printed unless the engine's
+gradients are as close to fp64 as its plain PyTorch form's. A side that fails is a row with the
+reason. Results: a JSON and a PNG a precision, under --out.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import json
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
+from bench import floor, machine, plots, results
+from bench.gradients import check
+from bench.judging import Row, broken, judged, table, verdict
+from bench.problem import DTYPES, Problem, turns
+from bench.sides import Side, authors_side, backprop_sides, eager_sides, engine_sides
+from ffengine.commands.options import model_options
 
-from bench import floor, machine
-from bench.sides import (
-    Problem,
-    Side,
-    authors_side,
-    backprop_sides,
-    compiled_side,
-    engine_side,
-    unfused_sides,
-)
-from ffengine.engine.optim import LocalOptimizer
-from ffengine.engine.plan import Planner
-from ffengine.engine.shapes import measure as sizes
-from ffengine.engine.step import StepContext, train_batch
+#: Steps shorter than this are timed twice without the meter to compare layouts.
+SHORT = 2.0
+#: What a side may fail with and still be a row: refusals, and memory that is not there.
+FAILURES = (ValueError, TypeError, RuntimeError, ImportError, AttributeError, MemoryError)
+Builder = Callable[[], Side]
 
 
-def check(problem: Problem, backend: str) -> float:
-    """The engine's first step in this dtype, on 4 samples, against fp64: the gradients' error.
-
-    ValueError, and so no times, unless it is at most twice the eager step's in the same dtype
-    (relative, over each layer's gradient) plus rounding.
-    """
-    exact = gradients(problem, torch.float64, "reference")
-    ours = gradients(problem, problem.dtype, backend)
-    eager = gradients(problem, problem.dtype, "reference")
-    worst = 0.0
-    for i, true in enumerate(exact):
-        size = float(true.norm())
-        error, allowed = (float((g[i].double() - true).norm()) / size for g in (ours, eager))
-        if not error <= 2 * allowed + 64 * torch.finfo(problem.dtype).eps:
-            raise ValueError(f"[bench] layer {i}'s gradient is off by {error:.2e} (eager "
-                             f"{allowed:.2e}): no times printed")
-        worst = max(worst, error)
-    return worst
-
-
-def gradients(problem: Problem, dtype: torch.dtype, backend: str) -> list[torch.Tensor]:
-    """Every layer's weight gradient at the initial weights, on 4 samples, on the host."""
-    net = problem.network()
-    net = net.double() if dtype is torch.float64 else net
-    x, y = problem.x[:4], problem.y[:4]
-    optimizer = LocalOptimizer(net.named_parameters(), problem.optim)
-    planner = Planner(sizes(net, len(x), dtype, states=problem.optim.states,
-                            device=x.device.type, backend=backend))
-    grads = {(i, "weight"): torch.empty_like(net.layer(i).weight) for i in range(len(net.layers))}
-    ctx = StepContext(net, optimizer, y, len(x), backend=backend, grads=grads)
-    train_batch(ctx, x, planner.fastest(), dtype)
-    return [g.cpu() for g in grads.values()]
-
-
-def sides_of(problem: Problem, args: argparse.Namespace) -> list[Side]:
+def candidates(problem: Problem, args: argparse.Namespace) -> Iterator[tuple[str, str,
+                                                                            list[Builder]]]:
+    """(name, kind, builders: one a memory layout) of every row, ours first."""
     budget = int(args.budget * 1e6) if args.budget else None
-    name = f"ffengine, {args.budget:g} MB" if args.budget else "ffengine"
-    sides = [engine_side(problem, name, budget, backend=args.backend),
-             engine_side(problem, "ffengine, fastest", fastest=True, backend=args.backend)]
+    for name, build in engine_sides(problem, budget):
+        yield name, "ffengine", [build]
     if args.authors:
-        sides.append(authors_side(problem, args.authors))
+        yield "authors' step", "authors", [lambda: authors_side(problem, args.authors)]
     if args.only != "engine":
-        sides += unfused_sides(problem)
-        sides += [compiled_side(problem)] if args.compile else []
-        sides += backprop_sides(problem, "bp plain" if args.only == "plain" else None)
-    return sides
+        for name, build in eager_sides(problem, args.compile):
+            yield name, "eager", [build]
+        only = "bp plain" if args.only == "plain" else None
+        for name, builds in backprop_sides(problem, only, args.compile):
+            yield name, "bp", builds
 
 
-def measure(problem: Problem, args: argparse.Namespace) -> list[dict[str, Any]]:
-    sides = sides_of(problem, args)
-    for side in sides:
-        side.step()  # states come to life
-    memory = {s.name: s.metered(problem.x, problem.y) for s in sides}
-    times = machine.interleaved({s.name: s.step for s in sides}, args.rounds, warmup=0)
-    rows = [{"name": s.name, "kind": s.kind, "planned_bytes": s.planned, **memory[s.name],
-             "seconds": machine.spread(times[s.name]), "rounds": times[s.name]} for s in sides]
-    return mark_front(keep_better_layout(rows))
+def prepared(problem: Problem, name: str, kind: str,
+             builds: list[Builder]) -> tuple[Row, Side | None]:
+    """The row with its memory, and the side to be timed: of two layouts the faster, with the
+    leaner one's memory. A side that fails is a row with the reason and without a side."""
+    kept: Side | None = None
+    quickest, row = float("inf"), {"name": name, "kind": kind, "failed": None, "note": ""}
+    for build in builds:
+        try:
+            side = build()
+            side.warm()
+            start = time.perf_counter()
+            memory = side.metered(problem.x, problem.y)
+            spent = (time.perf_counter() - start) / 2
+            if len(builds) > 1 and spent < SHORT:
+                spent = min(side.glance(), side.glance())
+        except FAILURES as bad:
+            row["failed"] = " ".join(str(bad).split())[:300] or type(bad).__name__
+            continue
+        if memory["peak_bytes"] < row.get("peak_bytes", float("inf")):
+            row |= memory
+        if spent < quickest:
+            quickest, kept = spent, side
+        del side
+        gc.collect()
+    if kept is None:
+        return row, None
+    return {**row, "failed": None, "planned_bytes": kept.planned, "note": kept.note,
+            "channels_last": kept.channels_last,
+            "working_bytes": row["peak_bytes"] - row["parameter"] - row["state"]}, kept
 
 
-def keep_better_layout(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of a BP recipe's two layouts the faster is kept, with the leaner one's memory."""
-    best: dict[str, dict[str, Any]] = {}
+def rounds_of(sides: dict[str, Side], rounds: int, limit: float) -> dict[str, list[float] | str]:
+    """Seconds of every side's step, in turn, `rounds` times; fewer (one at least) where another
+    round would end past `limit` seconds. A side that fails has the reason instead."""
+    times: dict[str, list[float] | str] = {name: [] for name in sides}
+    start = time.perf_counter()
+    for turn in range(1, rounds + 1):
+        for name, side in sides.items():
+            seen = times[name]
+            if isinstance(seen, str):
+                continue
+            try:
+                seen.append(side.seconds())
+            except FAILURES as bad:
+                times[name] = " ".join(str(bad).split())[:300]
+        spent = time.perf_counter() - start
+        if spent * (turn + 1) / turn > limit:
+            break
+    return times
+
+
+def measure(problem: Problem, args: argparse.Namespace) -> list[Row]:
+    """Every row: memory side by side, then times in rounds."""
+    rows, sides = [], dict[str, Side]()
+    for name, kind, builds in candidates(problem, args):
+        say(f"{problem.precision}: {name}")
+        row, side = prepared(problem, name, kind, builds)
+        rows.append(row)
+        if side is not None:
+            sides[name] = side
+    say(f"{problem.precision}: timing {len(sides)} sides")
+    times = rounds_of(sides, args.rounds, args.limit)
     for row in rows:
-        key = row["name"].removesuffix(" (cl)")
-        if key in best:
-            fast, lean = (min((best[key], row), key=rank) for rank in (
-                lambda r: r["seconds"]["median"], lambda r: r["peak_bytes"]))
-            row = {**lean, "name": fast["name"], "seconds": fast["seconds"],
-                   "rounds": fast["rounds"]}
-        best[key] = row
-    return list(best.values())
+        seen = times.get(row["name"])
+        if isinstance(seen, str):
+            row["failed"] = seen
+        elif seen:
+            row |= {"seconds": machine.spread(seen), "rounds": seen,
+                    "images_per_second": machine.spread([problem.batch / s for s in seen])}
+    return judged(rows, problem)
 
 
-def mark_front(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    for row in rows:
-        row["front"] = not any(
-            other["peak_bytes"] <= row["peak_bytes"]
-            and other["seconds"]["median"] <= row["seconds"]["median"] and other is not row
-            for other in rows)
-    return rows
+def say(text: str) -> None:
+    print(f"  … {text}", file=sys.stderr, flush=True)
 
 
-def table(rows: list[dict[str, Any]], batch: int) -> str:
-    ours = rows[0]
-    lines = [f"{'':44s} {'planned':>8s} {'metered':>8s} {'alloc.':>8s} {'working':>8s} "
-             f"{'s/step':>7s} "
-             f"{'min..max':>13s} {'img/s':>7s} {'ours/it':>7s}"]
-    for row in rows:
-        seconds = row["seconds"]
-        planned = f"{row['planned_bytes'] / 1e6:8.1f}" if row["planned_bytes"] else " " * 8
-        peak, working = row["peak_bytes"], row["peak_bytes"] - row["parameter"] - row["state"]
-        lines.append(
-            f"{'* ' if row['front'] else '  '}{row['name']:42s} {planned} "
-            f"{peak / 1e6:8.1f} {row['allocated_bytes'] / 1e6:8.1f} {working / 1e6:8.1f} "
-            f"{seconds['median']:7.3f} {seconds['min']:6.3f}-{seconds['max']:6.3f} "
-            f"{batch / seconds['median']:7.1f} {machine.ratio(ours['rounds'], row['rounds']):7.2f}")
-    return "\n".join(lines)
+def step_text(problem: Problem) -> str:
+    """What a step is, where it is more than one batch through all layers."""
+    schedule = problem.trainer().schedule
+    several = turns(schedule)
+    if schedule.by_stages:
+        return (f"a step: one batch in each of the {len(several)} stages, seconds summed (an epoch "
+                "of every layer against one of backpropagation), peak the largest; features "
+                "recomputed unless said")
+    if len(several) > 1:
+        return (f"a step: the mean over the {len(several)} turns that training takes, by their "
+                "share of it; peak the largest")
+    return "a step: one batch"
 
 
-def main(argv: list[str] | None = None) -> int:
+def run(problem: Problem, args: argparse.Namespace) -> dict[str, Any]:
+    """Check, measure, print and keep one precision."""
+    error = check(problem)
+    rows = measure(problem, args)
+    least = floor.seconds(problem)
+    values = {"model": problem.model, "options": problem.options, "batch": problem.batch,
+              "precision": problem.precision, "optimizer": problem.optim.kind,
+              "device": problem.x.device.type, "only": args.only, "gradient_error": error,
+              "step": step_text(problem), "floor_seconds": least, "rows": rows}
+    print(f"{problem.model}, batch {problem.batch}, {problem.precision}, {problem.optim.kind}; "
+          f"MB = 10^6 bytes; gradients within {error:.1e} of fp64\n{values['step']}")
+    print(table(rows))
+    if least is not None:
+        print(f"  {'floor (copy and product rates, cold)':42s} {'':35s} {least:8.4f}")
+    print(verdict(rows), flush=True)
+    stem = f"{problem.model.replace('/', '-')}-b{problem.batch}-{problem.precision}"
+    out = args.out or Path(__file__).parent / "results" / problem.x.device.type / "fair"
+    results.write(out / f"{stem}.json", "fair", values)
+    if args.plot:
+        plots.memory_against_time(out / f"{stem}.png", values)
+    return values
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.fair", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--precision", default="fp32", help="fp32, bf16, or fp32,bf16")
+    parser.add_argument("--optimizer", choices=("adamw", "adam", "sgd"), default="adamw")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="options",
+                        help="a constructor argument of the model, e.g. dropout=0.2")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--budget", type=float, help="MB for the engine's plan")
+    parser.add_argument("--limit", type=float, default=600.0,
+                        help="seconds of timing a precision, setup not counted")
+    parser.add_argument("--budget", type=float, help="MB for one more plan of the engine")
     parser.add_argument("--authors", type=Path, help="checkout of the authors' code")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--backend", default="auto")
-    parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--only", choices=("all", "plain", "engine"), default="all",
                         help="plain: of the BP recipes only plain")
     parser.add_argument("--compile", action="store_true",
-                        help="with torch.compile of the eager step (minutes of compiling)")
-    parser.add_argument("--json", type=Path, help="where to write the rows")
+                        help="with torch.compile of the eager step and of plain backpropagation "
+                             "(minutes of compiling)")
+    parser.add_argument("--out", type=Path, help="folder of the JSON and PNG files "
+                        "(default: bench/results/DEVICE/fair)")
+    parser.add_argument("--no-plot", action="store_false", dest="plot")
+    parser.add_argument("--gate", action="store_true",
+                        help="exit status 1 unless a plan of ours beats every gated row")
+    parser.add_argument("--json", action="store_true",
+                        help="print the results as one JSON value, the last line")
     args = parser.parse_args(argv)
+    args.precisions = args.precision.split(",")
+    if not set(args.precisions) <= set(DTYPES):
+        raise ValueError(f"[bench] --precision expected {' or '.join(DTYPES)}, got "
+                         f"{args.precision!r}")
+    if args.rounds < 1:
+        raise ValueError(f"[bench] --rounds expected 1 or more, got {args.rounds}")
+    if args.plot:
+        plots.pyplot()
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    made = []
     try:
-        problem = Problem.of(args.model, args.batch_size, args.precision, args.device,
-                             dropout=args.dropout)
-        error = check(problem, args.backend)
-        rows = measure(problem, args)
+        args = parse(words)
+        options = {**NO_DROPOUT.get(args.model.partition("/")[0], {}),
+                   **model_options(args.model, args.options)}
+        with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
+            for precision in args.precisions:
+                problem = Problem.of(args.model, args.batch_size, precision, args.device,
+                                     args.optimizer, args.backend, **options)
+                made.append(run(problem, args))
+                gc.collect()
     except ValueError as bad:
         print(f"bench.fair: {bad}", file=sys.stderr)
         return 2
-    print(f"{args.model}, batch {args.batch_size}, {args.precision}, AdamW, dropout "
-          f"{args.dropout:g}; MB = 10^6 bytes; gradients within {error:.1e} of fp64")
-    print(table(rows, args.batch_size))
-    least = floor.seconds(problem)
-    print(f"  {'floor (copy and product rates, cold)':42s} {least:44.3f}")
     if args.json:
-        args.json.write_text(json.dumps(
-            {"model": args.model, "batch": args.batch_size, "precision": args.precision,
-             "dropout": args.dropout, "floor_seconds": least, "gradient_error": error,
-             "machine": machine.facts(), "rows": rows}, indent=1) + "\n")
-    return 0
+        print(json.dumps(made))
+    lost = any(broken(values["rows"]) or any(r["gated"] and not r["passes"] for r in values["rows"])
+               for values in made)
+    return 1 if args.gate and lost else 0
 
+
+#: Options of a paper's networks unless asked for: dropout costs the eager sides more than ours.
+NO_DROPOUT: dict[str, dict[str, Any]] = {"deeperforward": {"dropout": 0.0}}
 
 if __name__ == "__main__":
     sys.exit(main())

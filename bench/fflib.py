@@ -10,8 +10,6 @@ timed. Prediction: all labels in one bounded pass, against one forward a label.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,8 @@ from typing import Any
 import torch
 
 import ffengine as ff
-from bench import machine
+from bench import machine, results
+from bench.authors import fflib_net, fflib_run
 from ffengine.engine.meter import MemoryMeter
 from ffengine.nn import LocalNet
 
@@ -40,20 +39,7 @@ def batches(count: int, batch: int) -> list[tuple[torch.Tensor, torch.Tensor, to
 
 def authors_net(path: str, net: LocalNet) -> Any:
     """FFLib's own network with our initial weights."""
-    for folder in (Path(path) / "src", Path(path)):
-        if (folder / "fflib").is_dir():
-            sys.path.insert(0, str(folder))
-    from fflib.nn.ff_linear import FFLinear  # type: ignore[import-not-found]
-    from fflib.nn.ff_net import FFNet  # type: ignore[import-not-found]
-
-    layers = []
-    for layer in net.layers:
-        theirs = FFLinear(layer.weight.shape[1], layer.weight.shape[0], THETA, LR)
-        with torch.no_grad():
-            theirs.weight.copy_(layer.weight)
-            theirs.bias.copy_(layer.bias)
-        layers.append(theirs)
-    return FFNet(layers, None)
+    return fflib_net(Path(path), net, THETA, LR)
 
 
 def steps(net: LocalNet, theirs: Any | None,
@@ -71,9 +57,7 @@ def steps(net: LocalNet, theirs: Any | None,
         trainer.step({"x": x, "y": y, "negatives": other})
 
     def authors() -> None:
-        x, y, other = following("authors")
-        rows = [torch.nn.functional.one_hot(t, CLASSES).float() for t in (y, other)]
-        theirs.run_train_combined(*(torch.cat([x.flatten(1), r], 1) for r in rows))
+        fflib_run(theirs, *following("authors"), CLASSES)
 
     return {"ours": ours, **({"authors": authors} if theirs is not None else {})}
 
@@ -133,7 +117,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json")
     args = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine.facts(), "batch": args.batch_size}
+    result: dict[str, Any] = {"batch": args.batch_size}
     data = batches(8, args.batch_size)
     theirs = authors_net(args.authors, network()) if args.authors else None
     if theirs is not None:
@@ -150,7 +134,7 @@ def main() -> None:
         print(f"step {result['gain']:.2f} x as fast as the authors'")
     result["prediction"] = prediction(network(), (1, 2, 4, 16, 128, 1000), args.rounds)
     if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+        results.write(Path(args.json), "fflib", result)
 
 
 if __name__ == "__main__":

@@ -5,40 +5,65 @@ Rates are measured on the same machine at the op's own size, with cold inputs.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from bench.machine import synchronize
-from bench.sides import Problem
-from ffengine.nn import LocalNet
-from ffengine.ops import local_pass as sweep
+from bench.problem import Problem, turns
+from ffengine.analysis.rates import copy_rate, product_seconds
+from ffengine.engine.inputs import rows_of
+from ffengine.engine.schedule import of
+from ffengine.engine.step import Turn
+from ffengine.nn import LocalNet, RecurrentNet
+from ffengine.ops import batch_pass, local_pass
 
-#: Enough to push everything out of the caches that matter.
-FLUSH_BYTES = 1 << 28
 
+def seconds(problem: Problem) -> float | None:
+    """Floor of one training step of `problem`, its turns weighted as a table's step weighs them;
+    None where a step is more than a pass through the layers (recurrent networks).
 
-def seconds(problem: Problem) -> float:
-    """Floor of one training step of `problem`."""
-    net, dtype = problem.network(), problem.dtype
-    rate = copy_rate(problem.x.device)
+    Heads, the encoding of labels and a collaborative layer's look at the others are left out.
+    """
+    net = problem.network()
+    if isinstance(net, RecurrentNet):
+        return None
+    schedule = of(net, None)
+    schedule.begin(net, problem.epochs)
     known: dict[Any, float] = {}
-    total = 0.0
-    for i in range(len(net.layers)):
-        rows, inner, out, moved = sizes(net, i, problem.batch, dtype)
+    return sum(weight * turn_seconds(problem, net, schedule.turn(epoch, iteration),
+                                     schedule.crosses, known)
+               for weight, epoch, iteration in turns(schedule))
+
+
+def turn_seconds(problem: Problem, net: LocalNet, turn: Turn, crosses: bool,
+                 known: dict[Any, float]) -> float:
+    """Forward of every layer passed, and the weight gradient of those that train."""
+    device, dtype = problem.x.device, problem.dtype
+    rate, batch, total = copy_rate(device), rows_of(net, problem.batch), 0.0
+    for i in range(turn.depth):
+        rows, inner, out, moved = sizes(net, i, batch, dtype)
         if (rows, inner, out) not in known:
             # forward and weight gradient are the same arithmetic: the better product's rate
-            known[rows, inner, out] = min(
-                product_seconds(*shape, dtype, problem.x.device)
-                for shape in ((rows, inner, out), (out, rows, inner)))
-        weights = net.layer(i).weight.numel()
-        total += 2 * max(known[rows, inner, out], moved / rate)
-        shape = (problem.batch, *net.layer(i).out_shape(net.input_of(i, net.shapes[i])))
-        total += sweep.bytes_moved(shape, dtype, net.layer(i).config) / rate
-        total += weights * 4 * 2 * (1 + problem.optim.states) / rate  # weight and states, both ways
+            known[rows, inner, out] = min(product_seconds(*shape, dtype, device)
+                                          for shape in ((rows, inner, out), (out, rows, inner)))
+        trains = i in turn.layers
+        before = trains and crosses and i > 0  # an input gradient, and the layer before's update
+        products = 1 + trains + 2 * before
+        total += products * max(known[rows, inner, out], moved / rate)
+        total += swept(net, i, batch, dtype, trains) / rate
+        steps = [i] * trains + [i - 1] * before
+        weights = sum(net.layer(k).weight.numel() for k in steps)
+        total += weights * 4 * 2 * (1 + problem.optim.states) / rate  # weight, states, both ways
     return total
+
+
+def swept(net: LocalNet, i: int, batch: int, dtype: torch.dtype, trains: bool) -> int:
+    """Bytes that layer i's sweep over its pre-activation must move."""
+    layer = net.layer(i)
+    shape = (batch, *layer.out_shape(net.input_of(i, net.shapes[i])))
+    if layer.couple is not None:
+        return batch_pass.bytes_moved(shape, dtype, layer.config, layer.couple, want_da=trains)
+    return local_pass.bytes_moved(shape, dtype, layer.config, want_da=trains)
 
 
 def sizes(net: LocalNet, i: int, batch: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
@@ -56,29 +81,3 @@ def _count(shape: tuple[int, ...]) -> int:
     for s in shape:
         total *= s
     return total
-
-
-def product_seconds(m: int, k: int, n: int, dtype: torch.dtype, device: torch.device) -> float:
-    a, b = (torch.randn(s, device=device).to(dtype) for s in ((m, k), (k, n)))
-    return cold(lambda: torch.mm(a, b), device)
-
-
-def copy_rate(device: torch.device) -> float:
-    """Bytes read and written per second by a copy out of cold memory."""
-    source = torch.randn(FLUSH_BYTES // 16, device=device)
-    target = torch.empty_like(source)
-    return 2 * source.numel() * 4 / cold(lambda: target.copy_(source), device)
-
-
-def cold(call: Callable[[], Any], device: torch.device) -> float:
-    """Least of three cold runs, after one to warm the library up."""
-    flush = torch.empty(FLUSH_BYTES // 4, device=device)
-    times = []
-    for _ in range(4):
-        flush.fill_(0)
-        synchronize()
-        start = time.perf_counter()
-        call()
-        synchronize()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])

@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# Everything that needs a CUDA device, in one call of under ten minutes: build, GPU tests,
-# compute-sanitizer, local_pass and whole-step benchmarks. Results and logs go to $OUT (default
+# Everything that needs a CUDA device, in calls of under ten minutes: build, GPU tests,
+# compute-sanitizer, counters of the regression gate, local_pass, whole steps, and, where asked for,
+# the device's rates and the state precisions. Results and logs go to $OUT (default
 # bench/results/gpu), a summary line a stage at the end. No network. Exit status: 1 if the build or
-# a test failed, or a benchmark row failed its check; 2 without a device.
+# a test failed, or a row failed its check; 2 without a device.
 #
-#   OUT=results PYTHON=python3 bash bench/gpu.sh [build test sanitize local_pass step]
+#   OUT=results PYTHON=python3 bash bench/gpu.sh \
+#       [build test sanitize counters local_pass step devices states]
 #   PIP_OPTIONS=--break-system-packages where the system's Python asks for it
 set -u
 cd "$(dirname "$0")/.."
 OUT="$(mkdir -p "${OUT:-bench/results/gpu}" && cd "${OUT:-bench/results/gpu}" && pwd)"
 PYTHON="${PYTHON:-python3}"
-STAGES="${*:-build test sanitize local_pass step}"
+STAGES="${*:-build test sanitize counters local_pass step}"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 summary="$OUT/summary.txt"
 : >"$summary"
@@ -65,11 +67,26 @@ if wanted sanitize; then
     echo "sanitize               no compute-sanitizer here" | tee -a "$summary"
   fi
 fi
+if wanted counters; then
+  # metered and allocated bytes, launches, and the kernels this device runs, exact on it too
+  stage counters 120 yes "$PYTHON" -m bench.counters --device cuda --json "$OUT/counters.json" \
+    --parts memory,launches,nvcc
+fi
 if wanted local_pass; then
   stage local_pass 150 yes "$PYTHON" bench/gpu_local_pass.py "$OUT/local_pass.json"
 fi
-if wanted step && [ -f bench/gpu_step.py ]; then
+if wanted step; then
   stage step 180 yes "$PYTHON" bench/gpu_step.py "$OUT"
+fi
+if wanted devices; then
+  stage devices 240 no "$PYTHON" -m bench.devices --device cuda
+  cp bench/results/cuda/devices.json "$OUT/" 2>/dev/null
+fi
+if wanted states; then
+  stage states_sweep 120 no "$PYTHON" -m bench.states sweep --device cuda \
+    --json "$OUT/states_sweep.json"
+  stage states_curves 300 no "$PYTHON" -m bench.states curves --device cuda \
+    --json "$OUT/states_curves.json"
 fi
 echo "results in $OUT"
 if wanted local_pass; then grep 'of copy' "$OUT/local_pass.log"; fi

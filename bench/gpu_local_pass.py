@@ -9,7 +9,6 @@ fails the check or does not run says so and carries no speed. Exit status 1 if a
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -23,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from tolerances import assert_close  # noqa: E402
 
-from bench.machine import facts  # noqa: E402
+from bench import results  # noqa: E402
 from ffengine.ops.config import Dropout, LocalPassConfig  # noqa: E402
 from ffengine.ops.local_pass import bytes_moved, local_pass  # noqa: E402
 from ffengine.reference.local_pass import local_pass as reference  # noqa: E402
@@ -139,10 +138,8 @@ def main() -> int:
     import triton
 
     capability = ".".join(map(str, torch.cuda.get_device_capability()))
-    result = {"machine": {**facts(), "capability": capability, "triton": triton.__version__},
-              "rows": rows}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1))
+    results.write(options.out, "gpu_local_pass", {
+        "capability": capability, "triton": triton.__version__, "rows": rows})
     return 0 if all(r["ok"] for r in rows) else 1
 
 

@@ -1,6 +1,6 @@
 """Times `linear_step` against the eager step of the same layer, and counts both sides' bytes:
 
-    python -m bench.linear_step --threads 2 [--dtype bfloat16] [--rows 50000] [--json]
+    python -m bench.linear_step --threads 2 [--dtype bfloat16] [--rows 50000] [--json FILE]
 
 The layer of the full-batch networks (784 -> 500 of 50,000 samples): length-normalised input, bias,
 mean of squares against a threshold, Adam. The eager step is F.linear, relu, mean of squares,
@@ -12,14 +12,14 @@ before its gradient agrees with fp64.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from bench import machine
+from bench import machine, results
 from ffengine.engine.meter import MemoryMeter
 from ffengine.ops import backends, linear_tile
 from ffengine.ops.config import LocalPassConfig, Norm, threshold
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--json", action="store_true", help="one JSON value as the last line")
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     ext = backends.extension()
@@ -124,7 +124,7 @@ def main() -> None:
         "tile_rows": linear_tile.choose_rows(*layer.x.shape, options.out, dtype, NORM, "cpu"),
         "bytes_moved": bytes_moved(*shapes, dtype, CONFIG, optim=OPTIM),
         "extra_bytes": extra_bytes(*shapes, dtype, CONFIG, input_norm=NORM, bias=True),
-        "machine": machine.facts(), "sides": {}}
+        "sides": {}}
     for name, call in sides.items():
         report["sides"][name] = {
             **machine.spread(times[name]), "working_bytes": metered(call, layer),
@@ -133,7 +133,7 @@ def main() -> None:
         print(f"{name:26s} {1e3 * row['median']:8.1f} ms  x{row['ours_is_faster']:.2f}  "
               f"{row['working_bytes'] / 1e6:8.1f} MB beside inputs, weights and states", flush=True)
     if options.json:
-        print(json.dumps(report))
+        results.write(options.json, "linear_step", report)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ A shape whose check is not green raises; no time is printed for it.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bench import machine
+from bench import machine, results
 from ffengine.ops.config import Dropout, LocalPassConfig
 from ffengine.ops.local_pass import bytes_moved, local_pass
 
@@ -103,8 +102,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.precision]
-    results: dict[str, Any] = {"batch": args.batch, "precision": args.precision,
-                               "dropout": args.dropout, "machine": machine.facts()}
+    made: dict[str, Any] = {"batch": args.batch, "precision": args.precision,
+                            "dropout": args.dropout}
     for layout in (torch.contiguous_format, torch.channels_last):
         table = rows(args.batch, dtype, args.dropout, args.rounds, layout)
         name = str(layout).removeprefix("torch.")
@@ -113,11 +112,11 @@ def main() -> None:
                   f"eager {row['eager']['median'] * 1e3:7.2f} ms  x{row['speedup']:5.1f}  "
                   f"{row['gb_per_s']:5.1f} GB/s")
         ours, theirs = total(table, "ours"), total(table, "eager")
-        results[name] = {"rows": table, "ours": ours, "eager": theirs, "speedup": theirs / ours}
+        made[name] = {"rows": table, "ours": ours, "eager": theirs, "speedup": theirs / ours}
         print(f"{name:18s} ResNet-17, batch {args.batch}: ours {ours * 1e3:.1f} ms, eager "
               f"{theirs * 1e3:.1f} ms, x{theirs / ours:.1f}")
     if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+        results.write(args.json, "local_pass", made)
 
 
 if __name__ == "__main__":

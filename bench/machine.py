@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ffengine.env import cpu_name, machine_class
 from ffengine.ops import backends
 
 
@@ -20,7 +21,7 @@ def facts() -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "class": machine_class(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "isa": ext.isa() if ext is not None else "none",
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if cuda else None,
@@ -30,15 +31,6 @@ def facts() -> dict[str, Any]:
         "dirty": bool(_git("status", "--porcelain")),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
-
-
-def machine_class() -> str:
-    """What exact counters depend on: architecture, instruction set, threads, or the GPU's."""
-    if torch.cuda.is_available():
-        return "cuda sm_{}{}".format(*torch.cuda.get_device_capability())
-    ext = backends.extension()
-    isa = ext.isa() if ext is not None else "no extension"
-    return f"{platform.machine()} {isa}, threads: {torch.get_num_threads()}"
 
 
 def interleaved(sides: dict[str, Callable[[], Any]], rounds: int,
@@ -69,14 +61,6 @@ def ratio(ours: list[float], theirs: list[float]) -> float:
 def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as info:
-            return next(line.split(":")[1].strip() for line in info if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def _git(*args: str) -> str:

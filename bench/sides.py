@@ -1,181 +1,305 @@
 """The sides of a fair table: one network, one batch, one optimizer, one dtype, many ways to step.
 
-A side owns its network (same initial weights), steps on call, and says what memory it holds.
+A side owns its network (same initial weights), steps on call, and says what memory it holds. What
+a step is, where layers train in phases (layer-wise, interleaved, overlapping schedules): one batch
+in every phase, seconds summed with the phase's share of the epochs that the recipe counts. A
+layer-wise schedule so compares an epoch of every layer with one epoch of backpropagation.
 """
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ffengine.engine.baselines import BackpropStep, UnfusedStep, backprop_recipes
+from bench.authors import authors_step
+from bench.machine import synchronize
+from bench.problem import Problem, turns
+from ffengine.data import loader
+from ffengine.data.image_set import ImageSet
+from ffengine.engine.baselines import BackpropStep, UnfusedStep, backprop_recipes, pieces
+from ffengine.engine.batch import Batch
 from ffengine.engine.meter import MemoryMeter, allocator_events
-from ffengine.engine.optim import LocalOptimizer
-from ffengine.engine.plan import Plan, Planner
-from ffengine.engine.shapes import measure
-from ffengine.engine.step import StepContext, train_batch
-from ffengine.models import create
-from ffengine.nn import LocalNet
-from ffengine.ops.weight_update import OptimConfig
+from ffengine.engine.plans import phase_starts
+from ffengine.engine.trainer import Trainer
+from ffengine.nn.differentiable import batch_statistics
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass
-class Problem:
-    """What every side trains on."""
-
-    model: str
-    options: dict[str, Any]
-    batch: int
-    precision: str
-    optim: OptimConfig
-    x: torch.Tensor
-    y: torch.Tensor
-
-    @classmethod
-    def of(cls, model: str, batch: int, precision: str, device: str = "cpu",
-           **options: Any) -> Problem:
-        generator = torch.Generator().manual_seed(0)
-        net = create(model, **options)
-        x = torch.randn(batch, *net.in_shape, generator=generator).to(device)
-        y = torch.randint(0, net.num_classes, (batch,), generator=generator).to(device)
-        optim = OptimConfig(kind="adamw", lr=1e-3, weight_decay=5e-4)
-        return cls(model, options, batch, precision, optim, x, y)
-
-    def network(self) -> LocalNet:
-        torch.manual_seed(0)
-        return create(self.model, **self.options).to(self.x.device)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return DTYPES[self.precision]
+#: Micro-batches that show a step's peak: the first leaves gradients, the second computes beside
+#: them, the rest repeat it.
+PIECES = 3
+#: What rows say whose pieces are normalised by statistics of their own.
+OTHER_STATISTICS = "other batch statistics"
+#: A budget that no plan reaches: the fastest plan there is.
+UNBOUNDED = 1 << 60
 
 
 def nbytes(t: torch.Tensor) -> int:
     return t.untyped_storage().nbytes()
 
 
+def nothing() -> None:
+    """A phase that needs no entering."""
+
+
+@dataclass
+class Phase:
+    """One batch of one phase: enter() untimed, then run(); `weight` of its seconds in a step.
+
+    show: a run on less of the batch that holds as much memory, where there is one.
+    """
+
+    run: Callable[[], Any]
+    weight: float = 1.0
+    enter: Callable[[], Any] = nothing
+    show: Callable[[], Any] | None = None
+
+
 @dataclass
 class Side:
-    """One row: `step()` trains on the batch; `tensors()` are its parameters and states."""
+    """One row: what its step does, and which tensors live before and after it."""
 
     name: str
-    step: Callable[[], Any]
+    kind: str
+    phases: Sequence[Phase]
     tensors: Callable[[], dict[str, list[torch.Tensor]]]
     planned: int | None = None
-    kind: str = "ffengine"
+    note: str = ""
+    channels_last: bool = False
+
+    def seconds(self) -> float:
+        """A step's time: every phase once, weighted."""
+        total = 0.0
+        for phase in self.phases:
+            phase.enter()
+            total += phase.weight * timed(phase.run)
+        return total
+
+    def warm(self) -> None:
+        """Bring states to life, and whatever is compiled or measured at a first call."""
+        for phase in self.phases:
+            phase.enter()
+            (phase.show or phase.run)()
+
+    def glance(self) -> float:
+        """Seconds of the part of a step that shows its memory: layouts are compared by it."""
+        shown = 0.0
+        for phase in self.phases:
+            phase.enter()
+            shown += phase.weight * timed(phase.show or phase.run)
+        return shown
 
     def metered(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, int]:
-        """One more step under the meter: peak bytes and their split."""
-        with MemoryMeter(**self.tensors(), feature=[x, y]) as meter:
-            self.step()
-        return {"peak_bytes": meter.report.peak_bytes, **meter.report.at_peak,
-                "allocated_bytes": self._allocated(x, y)}
-
-    def _allocated(self, x: torch.Tensor, y: torch.Tensor) -> int:
-        """The same by the allocator's own count; kernels' private buffers are not in it on CPU."""
-        if x.is_cuda:
-            torch.cuda.reset_peak_memory_stats()
-            others = torch.cuda.memory_allocated() - sum(map(nbytes, self._held(x, y)))
-            self.step()
-            return torch.cuda.max_memory_allocated() - others
-        with allocator_events() as events:
-            self.step()
-        return events.peak + sum(map(nbytes, self._held(x, y)))
-
-    def _held(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
-        """Tensors that live before and after a step."""
-        return [*(t for group in self.tensors().values() for t in group), x, y]
+        """Peak bytes of a step, their split, and the same by the allocator's own count."""
+        worst: dict[str, int] = {"peak_bytes": 0}
+        allocated = 0
+        for phase in self.phases:
+            phase.enter()
+            show, tensors = phase.show or phase.run, self.tensors()
+            feature = [x, y, *tensors.pop("feature", [])]
+            with MemoryMeter(**tensors, feature=feature) as meter:
+                show()
+            if meter.report.peak_bytes > worst["peak_bytes"]:
+                worst = {"peak_bytes": meter.report.peak_bytes, **meter.report.at_peak}
+            held = [*(t for group in tensors.values() for t in group), *feature]
+            allocated = max(allocated, allocated_bytes(show, held))
+        return {**worst, "allocated_bytes": allocated}
 
 
-def engine_side(problem: Problem, name: str, budget: int | None = None, *,
-                fastest: bool = False, backend: str = "auto") -> Side:
-    """ffengine under a budget (None: the planner's default; `fastest`: no thought for memory)."""
-    net = problem.network()
-    optimizer = LocalOptimizer(net.named_parameters(), problem.optim)
-    planner = Planner(measure(net, problem.batch, problem.dtype, states=problem.optim.states,
-                              device=problem.x.device.type, backend=backend))
-    plan: Plan = planner.fastest() if fastest else planner.best(budget)
+def timed(call: Callable[[], Any]) -> float:
+    synchronize()
+    start = time.perf_counter()
+    call()
+    synchronize()
+    return time.perf_counter() - start
 
-    def step() -> Any:
-        ctx = StepContext(net, optimizer, problem.y, problem.batch, backend=backend)
-        return train_batch(ctx, problem.x, plan, problem.dtype)
+
+def allocated_bytes(call: Callable[[], Any], held: list[torch.Tensor]) -> int:
+    """Peak of a call with what is held before it, as the allocator counts; kernels' private
+    buffers are not in it on a CPU."""
+    known = sum({t.untyped_storage().data_ptr(): nbytes(t) for t in held}.values())
+    if held[0].is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        others = torch.cuda.memory_allocated() - known
+        call()
+        return torch.cuda.max_memory_allocated() - others
+    with allocator_events() as events:
+        call()
+    return events.peak + known
+
+
+def engine_sides(problem: Problem, budget: int | None) -> Iterator[tuple[str, Callable[[], Side]]]:
+    """Ours: (name, builder) of the default plan, the fastest, one for a budget, the smallest.
+
+    Plans that equal an earlier one are left out. Networks with batch statistics have micro-batches
+    of ours too, against backpropagation's; layer-wise ones stages that read stored features.
+    """
+    default = problem.trainer()
+    planners = [default.planning.planner(problem.batch, epoch)
+                for epoch in phase_starts(default.schedule)]
+    wanted: dict[str, dict[str, Any]] = {"ffengine": {}}
+    tiles = any(len(p.tiles) > 1 for p in planners)  # else there is one plan
+    if tiles:
+        wanted["ffengine, fastest"] = {"memory_budget": UNBOUNDED}
+    if budget is not None:
+        wanted[f"ffengine, {budget / 1e6:g} MB"] = {"memory_budget": budget}
+    if tiles:
+        least = max(p.smallest().peak_bytes for p in planners)
+        wanted["ffengine, smallest"] = {"memory_budget": least}
+    if any(default.net.layer(i).couples for i in range(len(default.net.layers))):
+        wanted |= {f"ffengine, {name}": {"micro_batch": size}
+                   for size, name in pieces(problem.batch).items()}
+    known: set[Any] = set()
+    for name, changed in wanted.items():
+        try:
+            # one optimizer, one precision of its states, whatever the budget
+            trainer = problem.trainer(states="fp32", **changed)
+        except ValueError as refused:
+            yield name, functools.partial(refuse, refused)
+            continue
+        trainer.budget = None  # the plan stays; sides share one allocator, which knows no side's
+        key = (trainer.micro_batch, tuple((epoch, tuple(plan.cuts), tuple(plan.tile))
+                                          for epoch, plan in trainer.planning.plans(
+                                              problem.batch).phases))
+        if key not in known:
+            known.add(key)
+            yield name, functools.partial(engine_side, problem, name, trainer)
+    if default.schedule.by_stages and any(
+            default.schedule.storable(one_batch(problem), default.schedule.stage(epoch))
+            for _, epoch, _ in turns(default.schedule)):
+        name = "ffengine, features stored"
+        yield name, functools.partial(engine_side, problem, name, default, stored=True)
+
+
+def refuse(reason: ValueError) -> Side:
+    """A side that cannot be built: the row says why."""
+    raise reason
+
+
+def one_batch(problem: Problem) -> Any:
+    """A loader of the problem's one batch."""
+    channels = problem.x.shape[1]
+    images = ImageSet(problem.x, problem.y, (0.0,) * channels, (1.0,) * channels)
+    return loader(images, batch_size=problem.batch)
+
+
+def engine_side(problem: Problem, name: str, trainer: Trainer, stored: bool = False) -> Side:
+    """A trainer's steps. stored: a stage reads kept features, as `fit` does where they fit."""
+    whole = Batch(problem.x, problem.y)
+    reads: dict[str, Any] = {"item": whole}
+    several = turns(trainer.schedule)
+
+    def phase(weight: float, epoch: int, iteration: int) -> Phase:
+        def run() -> Any:
+            return trainer.step(reads["item"], epoch=epoch, iteration=iteration)
+
+        def enter() -> None:
+            if len(several) == 1:
+                return
+            before = [t.data_ptr() for t in trainer.optimizer.state_tensors()]
+            trainer.optimizer.activate(trainer.schedule.active(epoch))
+            if stored:
+                trainer.epoch, trainer.iteration = epoch, 0
+                found = next(iter(trainer.schedule.loader(trainer, one_batch(problem), epoch)))
+                reads["item"] = found if isinstance(found, Batch) else whole
+            if before != [t.data_ptr() for t in trainer.optimizer.state_tensors()]:
+                run()  # a phase's states are new: first touch is not a step's time
+
+        return Phase(run, weight, enter)
 
     def tensors() -> dict[str, list[torch.Tensor]]:
-        return {"parameter": [p.detach() for p in net.parameters()],
-                "state": optimizer.state_tensors()}
+        held = [] if trainer.stored is None else trainer.stored.tensors()
+        return {"parameter": [p.detach() for p in trainer.net.parameters()],
+                "state": trainer.optimizer.state_tensors(), "feature": held}
 
-    return Side(name, step, tensors, planned=plan.peak_bytes)
-
-
-def unfused_sides(problem: Problem) -> Iterator[Side]:
-    """The eager step as published, and an expert's (channels_last, fused optimizer)."""
-    for name, options in (("eager step", {}),
-                          ("eager step, expert", {"channels_last": True, "fused": True})):
-        yield _baseline(problem, name, UnfusedStep(
-            problem.network(), problem.optim, problem.dtype, **options), "eager")
+    return Side(name, "ffengine", [phase(*turn) for turn in several], tensors,
+                planned=trainer.plan_for(problem.batch).peak_bytes,
+                note="" if trainer.micro_batch is None else OTHER_STATISTICS)
 
 
-def compiled_side(problem: Problem) -> Side:
+def eager_sides(problem: Problem, compiled: bool) -> Iterator[tuple[str, Callable[[], Side]]]:
+    """The step as published (autograd a layer), and an expert's; or, where a step is more than
+    layers in turn, the engine's rule on its reference back-end."""
+    options: dict[str, dict[str, Any]] = {
+        "eager step": {}, "eager step, expert": {"channels_last": True, "fused": True}}
+    try:
+        unfused(problem)
+    except ValueError:
+        yield "reference back-end", lambda: replace(engine_side(
+            problem, "reference back-end", replace(problem, backend="reference").trainer()),
+            kind="eager", planned=None, note="our rule in plain PyTorch")
+        return
+    for name, how in options.items():
+        yield name, lambda n=name, h=how: eager_side(problem, n, unfused(problem, **h))
+    if compiled:
+        yield "eager step, torch.compile", lambda: compiled_eager(problem)
+
+
+def unfused(problem: Problem, **how: Any) -> UnfusedStep:
+    return UnfusedStep(problem.network(), problem.optim, problem.dtype, epochs=problem.epochs,
+                       **how)
+
+
+def eager_side(problem: Problem, name: str, step: UnfusedStep) -> Side:
+    phases = [Phase(lambda e=epoch, i=iteration: step.step(problem.x, problem.y, epoch=e,
+                                                           iteration=i), weight)
+              for weight, epoch, iteration in turns(step.schedule)]
+    return Side(name, "eager", phases, step.tensors)
+
+
+def compiled_eager(problem: Problem) -> Side:
     """torch.compile of the expert's eager step, a layer's turn a graph."""
     # each layer is its own graph; the default limit would send the ninth back to eager
     torch._dynamo.config.recompile_limit = 256
-    side = UnfusedStep(problem.network(), problem.optim, problem.dtype, channels_last=True,
-                       fused=True)
-    side.turn = torch.compile(side.turn, dynamic=False)  # type: ignore[method-assign]
-    return _baseline(problem, "eager step, torch.compile", side, "eager")
+    step = unfused(problem, channels_last=True, fused=True)
+    step.turn = torch.compile(step.turn, dynamic=False)  # type: ignore[method-assign]
+    return eager_side(problem, "eager step, torch.compile", step)
 
 
-def backprop_sides(problem: Problem, only: str | None = None) -> Iterator[Side]:
-    """Every backpropagation recipe, contiguous and channels_last."""
-    for name, options in backprop_recipes(problem.batch):
-        if only is not None and only != name:
-            continue
-        for channels_last in (False, True):
-            side = BackpropStep(problem.network(), problem.optim, problem.dtype,
-                                channels_last=channels_last, **options)
-            yield _baseline(problem, name + (" (cl)" if channels_last else ""), side, "bp")
+def backprop_sides(problem: Problem, only: str | None,
+                   compiled: bool) -> Iterator[tuple[str, list[Callable[[], Side]]]]:
+    """Every backpropagation recipe of the twin: (name, builders of both layouts)."""
+    layouts = (False, True) if problem.x.dim() == 4 and _convolves(problem) else (False,)
+    recipes = [r for r in backprop_recipes(problem.batch) if only in (None, r[0])]
+    for name, options in recipes:
+        yield name, [lambda n=name, o=options, c=last: backprop_side(problem, n, c, **o)
+                     for last in layouts]
+    if compiled:
+        yield "bp plain, torch.compile", [
+            lambda c=last: backprop_side(problem, "bp plain, torch.compile", c, compiled=True)
+            for last in layouts]
 
 
-def _baseline(problem: Problem, name: str, side: UnfusedStep | BackpropStep, kind: str) -> Side:
-    return Side(name, lambda: side.step(problem.x, problem.y), side.tensors, kind=kind)
+def _convolves(problem: Problem) -> bool:
+    return any(p.dim() == 4 for p in problem.network().parameters())
+
+
+def backprop_side(problem: Problem, name: str, channels_last: bool, *, compiled: bool = False,
+                  **options: Any) -> Side:
+    step = BackpropStep(problem.network(f"bp/{problem.model}"), problem.optim, problem.dtype,
+                        channels_last=channels_last, **options)
+    step.net.train()
+    if compiled:
+        step.forward = torch.compile(step.forward, dynamic=False)  # type: ignore[method-assign]
+    x, y, show = problem.x, problem.y, None
+    note = ""
+    if step.micro_batch is not None and batch_statistics(step.net):
+        note = OTHER_STATISTICS
+    if step.micro_batch is not None and PIECES * step.micro_batch < len(x):
+        some = slice(0, PIECES * step.micro_batch)
+        show = lambda: step.step(x[some], y[some])  # noqa: E731
+    phase = Phase(lambda: step.step(x, y), show=show)
+    return Side(name, "bp", [phase], step.tensors, note=note, channels_last=channels_last)
 
 
 def authors_side(problem: Problem, checkout: Path) -> Side:
-    """DeeperForward's published step, from a checkout of its repository (folder with model/)."""
-    constructors = {"deeperforward/resnet17": ("model.resnet", "Resnet"),
-                    "deeperforward/cnn14": ("model.vgg", "Vgg"),
-                    "deeperforward/tinycnn": ("model.tinycnn", "TinyCNN")}
-    if problem.model not in constructors:
-        raise ValueError(f"[bench] the authors' code is wired for {', '.join(constructors)}, "
-                         f"got {problem.model}")
-    module, name = constructors[problem.model]
-    if not (checkout / "model").is_dir():
-        raise ValueError(f"[bench] expected a checkout with a model/ folder, got {checkout}")
-    sys.path.insert(0, str(checkout))
-    options: dict[str, Any] = {"learning_rate": problem.optim.lr}
-    if name == "Resnet":
-        options |= {"weight_decay": problem.optim.weight_decay, "planes": [100, 200, 400, 800]}
-    net = getattr(importlib.import_module(module), name)(
-        dropout=problem.options.get("dropout", 0.2), **options).to(problem.x.device)
-    batches = [(problem.x, problem.y)]
-
-    def step() -> None:
-        half = problem.precision != "fp32"
-        with torch.autocast(problem.x.device.type, problem.dtype) if half else nullcontext():
-            net.update(batches)
-
-    def tensors() -> dict[str, list[torch.Tensor]]:
-        states = [t for o in net.optimizers for s in o.state.values() for t in s.values()
-                  if isinstance(t, torch.Tensor) and t.dim()]
-        return {"parameter": [p.detach() for p in net.parameters()], "state": states}
-
-    return Side("authors' step", step, tensors, kind="authors")
+    """The authors' published step, from a checkout of their code."""
+    made = authors_step(problem.model, problem.network(), checkout, problem.x, problem.y,
+                        problem.optim, problem.dtype)
+    return Side("authors' step", "authors",
+                [Phase(run, 1 / len(made.runs)) for run in made.runs], made.tensors,
+                note=made.note)

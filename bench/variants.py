@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 import ffengine as ff
-from bench import machine
+from bench import machine, results
 from ffengine.commands.options import fitted_options, load_data
 from ffengine.commands.train import within
 from ffengine.engine.checkpoint import write_atomically
@@ -79,12 +79,11 @@ def attempt(asked: Run) -> Run:
 
 def stored(path: Path) -> list[Run]:
     """The runs of a result file; none if there is no such file."""
-    return list(json.loads(path.read_text())["runs"]) if path.exists() else []
+    return list(results.read(path, kind="variants")["runs"]) if path.exists() else []
 
 
 def keep(path: Path, runs: list[Run]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps({"data": "digits", "runs": runs}, indent=1) + "\n").encode())
+    results.write(path, "variants", {"data": "digits", "runs": runs})
 
 
 def find(runs: list[Run], asked: Run) -> Run | None:

@@ -2,6 +2,7 @@
 beside `choose` in ffengine/ops/weight_update.py:
 
     python -m bench.weight_update --threads 2 --samples 32 4 [--dtype bfloat16] [--write]
+                                  [--json FILE]
 
 Interleaved medians; a shape is timed only after its gradient passed a check against fp64. Times are
 the process's CPU time a thread with --cpu-time, which a busy machine disturbs less.
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from bench import results
 from ffengine.ops import backends
 from ffengine.ops import weight_update as op
 from ffengine.ops.weight_update import ConvGeometry, OptimConfig, OptimState
@@ -49,7 +51,7 @@ def calls(layer: tuple[int, ...], samples: int,
 
     def ours(step: bool) -> None:
         parameter = op.Parameter(weight, state, None if step else buffer, None)
-        op._run_cpu(parameter, x, da, shape, optim, step, 1.0)
+        op._run_cpu(parameter, x, da, shape, optim, step, 1.0, not step)
 
     ours(False)
     exact = library(x.double(), da.double(), weight.double())
@@ -81,6 +83,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--write", action="store_true", help="rewrite the table beside choose()")
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     ext = backends.extension()
     if ext is None:
@@ -91,6 +94,7 @@ def main() -> None:
     rows = [f"#   C    O  input  stride  {options.dtype}, {options.threads} thread(s), ms of "
             f"batch {', '.join(map(str, options.samples))}: ours | library"]
     total: dict[tuple[int, str], float] = {}
+    measured: list[dict[str, object]] = []
     for layer in LAYERS:
         cells = []
         for n in options.samples:
@@ -98,12 +102,16 @@ def main() -> None:
             for name, value in ms.items():
                 total[n, name] = total.get((n, name), 0.0) + layer[-1] * value
             cells.append(f"{ms['ours']:7.2f} | {ms['library']:7.2f}")
+            measured.append({"layer": layer, "samples": n, "milliseconds": ms})
             print(n, layer, " ".join(f"{k} {v:.2f}" for k, v in ms.items()), flush=True)
         c, o, size, stride, _ = layer
         rows.append(f"# {c:3d}  {o:3d}   {size:2d}²     {stride}   " + "   ".join(cells))
     print("\n".join(rows))
     for (n, name), value in total.items():
         print(f"all layers, batch {n}, {name}: {value:.1f} ms")
+    if options.json:
+        results.write(options.json, "weight_update", {
+            "dtype": options.dtype, "cpu_time": options.cpu_time, "rows": measured})
     if options.write:
         path = Path(op.__file__)
         path.write_text(TABLE.sub("\n".join(rows) + "\n", path.read_text(), count=1))

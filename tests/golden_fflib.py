@@ -43,6 +43,7 @@ from ffengine.models import fflib
 from ffengine.nn import LocalNet, RecurrentNet
 from ffengine.nn.readout import above
 from ffengine.nn.recurrent import length_normalised
+from ffengine.ops import scratch
 
 
 class Feedforward(Paired):
@@ -223,6 +224,8 @@ class Filmed(Recurrent):
         self.shots: list[Shot] = []
 
     def frame(self, ctx, net, h, unit) -> Frame:
+        if scratch.rehearsing():
+            return super().frame(ctx, net, h, unit)
         before, states = snapshot(self.trainer), [t.clone() for t in h]
         made = super().frame(ctx, net, h, unit)
         grads = {n: t.clone() for n, t in self.trainer.grads.items()}

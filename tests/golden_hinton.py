@@ -141,11 +141,12 @@ def check_layers_training(path: Path) -> None:
                 errors.note(name, rows[shape].mean() if not shape else rows[shape],
                             arrays[name][layer, epoch])
     note_whole(errors, golden, "final", run.steps[-1].after)
-    rows = halves(StepContext(net, run.trainer.optimizer, item.y, 0), item, item.x)
+    rows = halves(StepContext(net, run.trainer.optimizer, item.y, 0), item, item.x.dtype)
     for half, part in zip(("pos", "neg"), rows.chunk(2), strict=True):
         errors.note(f"x_{half}", part, arrays[f"x_{half}"])
     restore(net, run.steps[-1].after)
-    outputs = net.activations(net.normalise_input(rows), len(net.layers) - 1, "reference")
+    outputs: list[torch.Tensor] = []
+    net.activations(net.normalise_input(rows), len(net.layers) - 1, outputs, "reference")
     for i, h in enumerate(outputs):
         for half, part in zip(("pos", "neg"), h.chunk(2), strict=True):
             errors.note(f"out_{half}", part, arrays[f"out_{half}.{i}"])

@@ -98,8 +98,9 @@ def test_install_runs_outside_the_checkout(installed: Installation) -> None:
 @pytest.mark.slow
 def test_install_carries_its_data_and_license(installed: Installation) -> None:
     assert list(installed.site.glob("ffengine-*.dist-info/licenses/LICENSE"))
-    recipes = {p.name for p in (ROOT / "ffengine" / "recipes").glob("*.toml")}
-    assert {p.name for p in (installed.site / "ffengine" / "recipes").glob("*.toml")} == recipes
+    for folder in ("recipes", "devices"):
+        files = {p.name for p in (ROOT / "ffengine" / folder).glob("*.*")}
+        assert {p.name for p in (installed.site / "ffengine" / folder).glob("*.*")} == files
 
 
 @pytest.mark.slow
