@@ -24,7 +24,7 @@ train: setup
 	$(BIN)/ffengine train deeperforward/tinycnn --data digits --baselines
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 bench: setup
 	$(BIN)/python -m pytest bench --benchmark-only

@@ -85,6 +85,28 @@ def fair(content: Content) -> list[str]:
                    map(row, content["rows"]))]
 
 
+def fair_summary(contents: list[Content]) -> list[str]:
+    """A line a fair table: our default and smallest plans between backpropagation's extremes."""
+    def at(row: Content) -> str:
+        return f"{mega(row['peak_bytes'])} MB, {row['seconds']['median']:.3f} s"
+
+    def line(content: Content) -> list[str]:
+        timed = [r for r in content["rows"] if not r.get("failed") and r.get("seconds")]
+        ours = [r for r in timed if r["kind"] == "ffengine"]
+        theirs = [r for r in timed if r["kind"] == "bp"]
+        gated = [r for r in theirs if r.get("gated")]
+        quick = min(theirs, key=lambda r: r["seconds"]["median"])
+        lean = min(theirs, key=lambda r: r["peak_bytes"])
+        said = f"{sum(r['passes'] for r in gated)} of {len(gated)}" if gated else "not gated"
+        return [content["model"], str(content["batch"]), content["precision"], at(ours[0]),
+                at(min(ours, key=lambda r: r["peak_bytes"])), at(quick), at(lean), said]
+
+    return table(["", "batch", "precision", "ours, default plan", "ours, smallest plan",
+                  "fastest BP", "leanest BP", "gated BP rows passed"],
+                 (line(c) for c in contents if any(r["kind"] == "bp" and not r.get("failed")
+                                                   for r in c["rows"])))
+
+
 def fflib(content: Content) -> list[str]:
     step = content["step"]
     said = f"A training step of FFNN 784-2000-2000, batch {content['batch']}: " + ", ".join(
@@ -229,16 +251,21 @@ def blocks(folder: Path = RESULTS, baselines: Path = BASELINES) -> dict[str, lis
     """Lines of every result file, by its name; refuses what was edited by hand."""
     files = [(path.relative_to(folder), path) for path in sorted(folder.rglob("*.json"))]
     files += [(Path("baselines") / path.name, path) for path in sorted(baselines.glob("*.json"))]
-    made = []
+    made, compared = [], []
     for name, path in files:
         content = results.read(path)
         kind = content["kind"]
+        if kind == "fair" and all("passes" in r for r in content["rows"] if r.get("gated")):
+            compared.append(content)
         lines = [*SECTIONS.get(kind, plain)(content), "", where(content)]
         picture = path.with_suffix(".png")
         if picture.exists() and picture.is_relative_to(HERE):
             lines += ["", f"![{name.stem}]({picture.relative_to(HERE).as_posix()})"]
         rank = ORDER.index(kind) if kind in ORDER else len(ORDER)
         made.append((rank, kind, name.with_suffix("").as_posix(), lines))
+    if compared:
+        compared.sort(key=lambda c: (c["model"], c["batch"], c["precision"]))
+        made.append((-1, "", "fair-summary", fair_summary(compared)))
     return {name: lines for _, _, name, lines in sorted(made, key=lambda m: m[:3])}
 
 

@@ -52,33 +52,34 @@ class Choice:
 
 
 def choose(job: Job, samples: int, budget: int | None, *, fixed: bool = False, held: int = 0,
-           measure: bool = True) -> Choice:
+           micro: bool = False, measure: bool = True) -> Choice:
     """The fastest plans within `budget` bytes on the highest rung that has any.
 
     Args:
         measure: time the layers on this machine; else a model ranks, which is always the same.
         fixed: the job's precisions are the caller's wish: no other rung is tried.
         held: bytes that lie in memory beside every step.
+        micro: a step is a piece of a larger batch, whose gradients add up.
 
     Raises:
         ValueError: nothing fits; the smallest that could is named, with its precisions.
     """
     if budget is None:
-        return Choice(job, _best(_planners(job, samples, held), None), "modelled")
-    at, planners = rung(job, samples, budget, fixed=fixed, held=held)
+        return Choice(job, _best(_planners(job, samples, held, micro), None), "modelled")
+    at, planners = rung(job, samples, budget, fixed=fixed, held=held, micro=micro)
     found = _fastest(at, budget, planners, _measured(at, samples, planners) if measure else None)
     # what the caller wished for is not given up
     return found if fixed else replace(found, gave_up=(*saved_bits(at), *found.gave_up))
 
 
 def rung(job: Job, samples: int, budget: int, *, fixed: bool = False,
-         held: int = 0) -> tuple[Job, dict[int, Planner]]:
+         held: int = 0, micro: bool = False) -> tuple[Job, dict[int, Planner]]:
     """The job with the precisions of the highest rung on which a plan fits, and its planners by
     the first epoch of their phase; arguments and ValueError as `choose`."""
     tried: list[tuple[int, Settings]] = []
     for settings in rungs(job.settings, fixed):
         at = _with(job, settings)
-        planners = _planners(at, samples, held)
+        planners = _planners(at, samples, held, micro)
         need = max(p.smallest().peak_bytes for p in planners.values())
         if need <= budget:
             return at, planners
@@ -119,9 +120,10 @@ def _with(job: Job, settings: Settings) -> Job:
     return replace(job, net=net, schedule=schedule, settings=settings)
 
 
-def _planners(job: Job, samples: int, held: int) -> dict[int, Planner]:
+def _planners(job: Job, samples: int, held: int, micro: bool) -> dict[int, Planner]:
     """A planner a phase, by its first epoch."""
-    return {e: planner_for(job, samples, e, held=held) for e in phase_starts(job.schedule)}
+    return {e: planner_for(job, samples, e, held=held, micro=micro)
+            for e in phase_starts(job.schedule)}
 
 
 def _best(planners: dict[int, Planner], budget: int | None) -> RunPlan:

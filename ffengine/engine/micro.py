@@ -64,14 +64,6 @@ def check(schedule: Schedule, net: LocalNet, size: int) -> None:
                          f"{net.propagate}")
 
 
-def sums_bytes(net: LocalNet, schedule: Schedule) -> int:
-    """Bytes of the gradients that a batch's pieces add up, in the phase that has most of them."""
-    sizes = {n: p.numel() * max(4, p.element_size()) for n, p in net.named_parameters()}
-    owners = schedule.owners()
-    return max(sum(sizes[n] * (1 + len(owners.get(n, ()))) for n in names)
-               for names in schedule.phases())
-
-
 def train(context: Callable[[Batch], StepContext], item: Batch, size: int,
           step: Callable[[StepContext, Batch], BatchReport]) -> BatchReport:
     """One update from a batch in pieces of `size` samples.

@@ -100,6 +100,11 @@ class Plan:
         """Samples a tile, per run."""
         return [min(run.tile, self.batch) for run in self.runs]
 
+    @property
+    def one_by_one(self) -> list[bool]:
+        """Runs that train a layer at a time, the last first."""
+        return [run.one_by_one for run in self.runs]
+
 
 #: (layer, tile) -> seconds of the layer's turns over the whole batch.
 Seconds = Callable[[int, int], float]

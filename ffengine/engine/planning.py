@@ -9,12 +9,13 @@ from typing import Any
 
 from ffengine.engine.inputs import rows_of
 from ffengine.engine.ladder import choose
-from ffengine.engine.micro import sums_bytes
 from ffengine.engine.plan import Plan, Planner
 from ffengine.engine.plans import Job, RunPlan, phase_starts, planner_for
+from ffengine.engine.recurrent import Recurrent
 from ffengine.engine.schedule import Schedule
 from ffengine.engine.settings import Settings
 from ffengine.nn.checks import one_of
+from ffengine.nn.recurrent import RecurrentNet
 
 log = logging.getLogger("ffengine")
 
@@ -34,7 +35,7 @@ class Planning:
                  plan: Plan | None = None, costs: str = "measured") -> None:
         one_of("trainer", "costs", costs, ("measured", "modelled"))
         if not job.schedule.planned:  # its evaluation runs layer by layer all the same
-            plain = Schedule()
+            plain = Recurrent(frames=1) if isinstance(job.net, RecurrentNet) else Schedule()
             plain.net, plain.epochs = job.net, 1
             job = replace(job, schedule=plain)
         self.job, self.budget, self.micro_batch = job, budget, micro_batch
@@ -64,7 +65,8 @@ class Planning:
 
     def _search(self, samples: int, fixed: bool) -> None:
         found = choose(self.job, self._piece(samples), self.budget, fixed=fixed,
-                       held=self._held(samples), measure=self._measure)
+                       held=self._held(samples), micro=self.micro_batch is not None,
+                       measure=self._measure)
         self.job = replace(self.job, settings=found.job.settings)
         self.base, self._samples = found.plans, samples
         self._made[samples] = found.plans
@@ -88,17 +90,15 @@ class Planning:
 
     def planner(self, samples: int, epoch: int = 0) -> Planner:
         """The planner of a phase, by modelled costs."""
-        return planner_for(self.job, self._piece(samples), epoch, held=self._held(samples))
+        return planner_for(self.job, self._piece(samples), epoch, held=self._held(samples),
+                           micro=self.micro_batch is not None)
 
     def _piece(self, samples: int) -> int:
         return min(samples, self.micro_batch or samples)
 
     def _held(self, samples: int) -> int:
-        """Bytes beside a piece's step: the gradients' sums, and the rest of the batch."""
-        if self.micro_batch is None:
-            return 0
-        row = 4 * math.prod(self.job.net.in_shape) + 8
-        return sums_bytes(self.job.net, self.job.schedule) + row * (samples - self._piece(samples))
+        """Bytes of the batch beside the piece in training."""
+        return (4 * math.prod(self.job.net.in_shape) + 8) * (samples - self._piece(samples))
 
     def give_up(self, what: str) -> None:
         """Note, and say once, what the budget costs."""
@@ -112,13 +112,14 @@ class Planning:
             return None
         return {"samples": self._samples, "costs": self.costs, "seconds": self.seconds,
                 "gave_up": self.gave_up,
-                "phases": [[epoch, plan.cuts, plan.tile] for epoch, plan in self.base.phases]}
+                "phases": [[epoch, plan.cuts, plan.tile, plan.one_by_one]
+                           for epoch, plan in self.base.phases]}
 
     def keep(self, saved: dict[str, Any]) -> None:
         """Use what `export` gave from now on, unless it breaks the budget."""
         samples = saved["samples"]
-        made = RunPlan(tuple((epoch, self.planner(samples, epoch).fixed(cuts, tile))
-                             for epoch, cuts, tile in saved["phases"]))
+        made = RunPlan(tuple((epoch, self.planner(samples, epoch).fixed(cuts, tile, alone))
+                             for epoch, cuts, tile, alone in saved["phases"]))
         if self.budget is None or made.peak_bytes <= self.budget:
             self.base, self._samples, self._made = made, samples, {}
             self.costs, self.seconds = saved["costs"], saved["seconds"]

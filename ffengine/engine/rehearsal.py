@@ -25,6 +25,7 @@ from ffengine.engine.optim import LocalOptimizer, own_settings
 from ffengine.engine.plan import Arriving, Entrance, Plan, TurnBytes
 from ffengine.engine.step import Maps, StepContext, begin, layer_step, zeros_like_parameters
 from ffengine.nn.layers import LocalConv2d, LocalLinear, as_laid_out
+from ffengine.nn.recurrent import RecurrentNet
 from ffengine.ops import scratch
 from ffengine.ops.config import Loss, Tile
 from ffengine.ops.weight_update import OptimConfig
@@ -125,10 +126,19 @@ class Rehearsal:
         """A batch as a loader gives it, or as a stage reads it from its store."""
         y = self._empty((self.samples,), torch.int64)
         if not self.stored:
-            return Batch(self._empty((self.samples, *self.net.in_shape), torch.float32), y)
+            shape = (self.samples, *self.net.in_shape)
+            return Batch(self._empty(shape, torch.float32), y, negatives=(
+                self._empty(shape, torch.float32) if self._wants_images else None))
         shape = self.schedule.stored_shape(self.schedule.phase(self.when[0]))
         rows = self._empty((self.rows, *shape))
         return Batch(rows, y, features=rows, below=self._empty((self.rows,), torch.float32))
+
+    @property
+    def _wants_images(self) -> bool:
+        """Its negatives are images that only the caller has."""
+        net = self.net
+        return (net.makes_pairs and net.encoding is None and net.negatives != "masked"
+                and not isinstance(net, RecurrentNet))
 
     def context(self, y: torch.Tensor) -> StepContext:
         return StepContext(self.net, self.optimizer, y, self.rows, backend=self.backend,

@@ -13,7 +13,7 @@ import torch
 from ffengine.engine.batch import paired
 from ffengine.engine.plan import Arriving, Entrance, TurnBytes, one_tile
 from ffengine.engine.rehearsal import Rehearsal
-from ffengine.engine.schedule import Overlapping, Schedule, of
+from ffengine.engine.schedule import Schedule, of
 from ffengine.nn.network import LocalNet, halved
 from ffengine.nn.recurrent import RecurrentNet
 from ffengine.ops.config import Loss
@@ -123,8 +123,8 @@ class NetSizes:
 
 
 def measure(net: LocalNet, batch: int, dtype: torch.dtype, *, states: int = 2,
-            device: str = "cpu", backend: str = "auto", schedule: Schedule | None = None,
-            floor: int | None = None, crosses: bool = False) -> NetSizes:
+            device: str = "cpu", backend: str = "auto",
+            schedule: Schedule | None = None) -> NetSizes:
     """Sizes of a network that trains all its layers, at a batch of so many rows.
 
     Args:
@@ -136,7 +136,7 @@ def measure(net: LocalNet, batch: int, dtype: torch.dtype, *, states: int = 2,
     if schedule is None and isinstance(net, RecurrentNet):
         schedule = of(net, None)
     if schedule is None:
-        schedule = Overlapping() if crosses else Schedule()
+        schedule = Schedule()
         schedule.net, schedule.epochs = net, 1
     made = Rehearsal(net, schedule, optim, dtype, -(-batch // (1 + paired(net))), device=device,
                      backend=backend)

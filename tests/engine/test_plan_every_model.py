@@ -20,6 +20,7 @@ from ffengine.engine.schedule import of
 from ffengine.engine.settings import Settings
 from ffengine.engine.shapes import measure
 from ffengine.engine.step import StepContext, train_batch
+from ffengine.engine.trainer import Trainer
 from ffengine.nn import LocalNet
 from ffengine.ops.weight_update import OptimConfig
 
@@ -183,3 +184,13 @@ def test_twice_the_depth_as_metered() -> None:
             train_batch(StepContext(net, optimizer, y, 32), x, plan, torch.float32)
         working.append(meter.report.working_bytes)
     assert working[1] < 1.02 * working[0]
+
+
+def test_the_recurrent_twin_trains_though_no_plan_describes_it() -> None:
+    net = models.create("bp/fflib/ffrnn", image_size=8, in_channels=1)
+    trainer = Trainer(net, epochs=1, progress=False)
+    trainer.meter_next()
+    x, y = torch.rand(4, 1, 8, 8), torch.arange(4)
+    trainer.step(x, y)
+    assert trainer.peak_bytes > trainer.floor_bytes
+    assert 0 <= trainer.evaluate([(x, y)]) <= 1
