@@ -26,7 +26,14 @@ from bench import floor, machine, plots, results
 from bench.gradients import check
 from bench.judging import Row, broken, judged, table, verdict
 from bench.problem import DTYPES, Problem, turns
-from bench.sides import Side, authors_side, backprop_sides, eager_sides, engine_sides
+from bench.sides import (
+    Side,
+    authors_side,
+    backprop_sides,
+    budget_side,
+    eager_sides,
+    engine_sides,
+)
 from ffengine.commands.options import model_options
 
 #: Steps shorter than this are timed twice without the meter to compare layouts.
@@ -112,6 +119,13 @@ def measure(problem: Problem, args: argparse.Namespace) -> list[Row]:
         rows.append(row)
         if side is not None:
             sides[name] = side
+    name, lean = "ffengine, in the leanest BP's memory", leanest(rows)
+    if lean is not None:
+        say(f"{problem.precision}: {name}")
+        row, side = prepared(problem, name, "ffengine", [lambda: budget_side(problem, name, lean)])
+        rows.insert(1, row)
+        if side is not None:
+            sides[name] = side
     say(f"{problem.precision}: timing {len(sides)} sides")
     times = rounds_of(sides, args.rounds, args.limit)
     for row in rows:
@@ -122,6 +136,19 @@ def measure(problem: Problem, args: argparse.Namespace) -> list[Row]:
             row |= {"seconds": machine.spread(seen), "rounds": seen,
                     "images_per_second": machine.spread([problem.batch / s for s in seen])}
     return judged(rows, problem)
+
+
+def leanest(rows: list[Row]) -> int | None:
+    """Bytes of the leanest backpropagation, where they lie between our default and our smallest
+    plan: the fastest plan within them is a row too."""
+    peaks: dict[str, list[int]] = {"bp": [], "ffengine": []}
+    for row in rows:
+        if not row["failed"] and row["kind"] in peaks and not row["note"]:
+            peaks[row["kind"]].append(row["peak_bytes"])
+    if not peaks["bp"] or not peaks["ffengine"]:
+        return None
+    lean = min(peaks["bp"])
+    return lean if min(peaks["ffengine"]) < lean < peaks["ffengine"][0] else None
 
 
 def say(text: str) -> None:

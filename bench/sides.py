@@ -175,6 +175,13 @@ def engine_sides(problem: Problem, budget: int | None) -> Iterator[tuple[str, Ca
         yield name, functools.partial(engine_side, problem, name, default, stored=True)
 
 
+def budget_side(problem: Problem, name: str, budget: int) -> Side:
+    """Ours under one more budget, in bytes."""
+    trainer = problem.trainer(states="fp32", memory_budget=budget)
+    trainer.budget = None
+    return engine_side(problem, name, trainer)
+
+
 def refuse(reason: ValueError) -> Side:
     """A side that cannot be built: the row says why."""
     raise reason
