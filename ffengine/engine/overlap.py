@@ -24,8 +24,9 @@ from ffengine.nn.norms import Normalised
 from ffengine.ops.config import Tile
 from ffengine.ops.local_pass import local_pass
 
-#: Bytes of pre-activations that live at once.
-TILE_BYTES = 1 << 24
+#: Bytes of pre-activations that live at once. A step of trifecta/shallow at batch 32 holds 120, 99,
+#: 89 and 86 MB with 16, 4, 2 and 1 MB, and takes 0.45, 0.46, 0.48 and 0.53 s.
+TILE_BYTES = 1 << 21
 
 
 class Held(NamedTuple):
