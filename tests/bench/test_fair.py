@@ -99,7 +99,7 @@ def test_the_unfused_step_is_the_engines_rule(name: str) -> None:
     x, y = samples(net)
     trainer.planning.keep({  # no search: any plan will do
         "samples": len(x), "costs": "modelled", "seconds": None, "gave_up": [],
-        "phases": [[epoch, [], [rows_of(net, len(x))]]
+        "phases": [[epoch, [], [rows_of(net, len(x))], [False]]
                    for epoch in phase_starts(trainer.schedule)]})
     for _, epoch, iteration in turns(trainer.schedule):
         factor = trainer.settings.rate_factor(trainer.schedule.rate_epoch(epoch))
