@@ -147,12 +147,12 @@ class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if key not in _expected:
                 _expected[key] = expected_inside(func, args, kwargs, out)
             self._note(_expected[key])
-        elif key not in _inside:
+            return out
+        if key not in _inside:
             out, _inside[key] = call_measured(func, args, kwargs)
-            self._note(_inside[key])
         else:
             out = func(*args, **kwargs)
-            self._note(_inside[key])
+        self._note(_inside[key])
         return out
 
 

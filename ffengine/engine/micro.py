@@ -15,6 +15,7 @@ import torch
 
 from ffengine.engine.batch import Batch, joined, paired, whole
 from ffengine.ops import scratch
+from ffengine.ops.optimizer_step import step_dtype
 
 if TYPE_CHECKING:
     from ffengine.engine.schedule import Schedule
@@ -44,9 +45,9 @@ class Sums:
         """The sum so far, fp32 (fp64) in the parameter's layout."""
         key = (id(parameter), owner)
         if key not in self._sums:
-            wide = torch.float64 if parameter.dtype is torch.float64 else torch.float32
             with scratch.allocating("gradient"):
-                self._sums[key] = torch.zeros_like(parameter, dtype=wide, requires_grad=False)
+                self._sums[key] = torch.zeros_like(parameter, dtype=step_dtype(parameter.dtype),
+                                                   requires_grad=False)
         return self._sums[key]
 
     def tensors(self) -> list[torch.Tensor]:

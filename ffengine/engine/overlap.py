@@ -17,12 +17,11 @@ import torch
 from ffengine.engine import affine, heads
 from ffengine.engine.batch import Batch, joined, paired
 from ffengine.engine.inputs import completed, entrance
-from ffengine.engine.step import BatchReport, StepContext
+from ffengine.engine.step import BatchReport, StepContext, sweep
 from ffengine.nn.encoding import LabelChannel
 from ffengine.nn.layers import LocalLayer
 from ffengine.nn.norms import Normalised
 from ffengine.ops.config import Tile
-from ffengine.ops.local_pass import local_pass
 
 #: Bytes of pre-activations that live at once. A step of trifecta/shallow at batch 32 holds 120, 99,
 #: 89 and 86 MB with 16, 4, 2 and 1 MB, and takes 0.45, 0.46, 0.48 and 0.53 s.
@@ -115,8 +114,10 @@ def _turn(ctx: StepContext, i: int, maps: list[torch.Tensor], held: Held | None,
         if sums is None:
             rows.put(z, layer.sweep(a, want_z=z is not None, backend=ctx.backend)[0])
             continue
-        swept = _sweep(ctx, i, a, rows, want_z=z is not None)
+        swept = sweep(ctx, i, a, Tile(rows.start, ctx.batch, bool(rows.half)),
+                      want_z=z is not None)
         del a
+        assert swept.da is not None and swept.loss is not None
         rows.put(z, swept.z)
         goodness.append(swept.g)
         losses.append(swept.loss)
@@ -141,29 +142,6 @@ def _turn(ctx: StepContext, i: int, maps: list[torch.Tensor], held: Held | None,
         affine.step_all(ctx, i, own, "")
         own = []
     return z, None if routes is None else Held(u, made, routes, own)
-
-
-class Swept(NamedTuple):
-    """What a tile's sweep left of a layer that takes its loss."""
-
-    z: torch.Tensor | None
-    g: torch.Tensor
-    loss: torch.Tensor
-    da: torch.Tensor
-    da_scale: float
-
-
-def _sweep(ctx: StepContext, i: int, a: torch.Tensor, rows: Rows, want_z: bool) -> Swept:
-    """Goodness, loss and gradient of a tile, scaled by the whole batch."""
-    config = ctx.net.layer(i).settings(ctx.seed, i, ctx.step)
-    over = a if config.pool == "none" else None
-    made = local_pass(
-        a, rows.of(ctx.targets(i, Tile(0, ctx.batch), ctx.batch)), config=config,
-        out=over if want_z else None, want_z=want_z, want_da=True,
-        da_out=None if want_z else over, tile=Tile(rows.start, ctx.batch, bool(rows.half)),
-        backend=ctx.backend)
-    assert made.da is not None and made.loss is not None
-    return Swept(made.z, made.g, made.loss, made.da, made.da_scale)
 
 
 def through_norm(layer: LocalLayer, du: torch.Tensor, made: Normalised | None) -> torch.Tensor:

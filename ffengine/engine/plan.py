@@ -282,7 +282,6 @@ class _Walk:
 
     def _first(self) -> Arriving:
         """In one tile the maps themselves travel; else the tile is a view of them."""
-    
         first = self.sizes.layers[self.start]
         shortcut = first.shortcut_in_shape is not None
         if not self.whole:

@@ -132,7 +132,10 @@ class StepContext:
 
     def targets(self, i: int, tile: Tile, n: int) -> torch.Tensor:
         """What layer i is trained towards, of the tile's n rows."""
-        y = self.y[tile.start:tile.start + n]
+        start, half, other = tile.layout(n)
+        y = self.y[start:start + n]
+        if half < n and other != start + half:  # rows of both halves, apart in the batch
+            y = torch.cat([self.y[start:start + half], self.y[other:other + half]])
         label_map = self.net.layer(i).label_map
         return y if label_map is None else label_map[y]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -24,15 +23,6 @@ from tests.linear_step_cases import CASES, L2, RMS, SGD0, Case, check, draw, one
 BUILT = backends.extension() is not None
 KERNELS = ["cpu"] if BUILT else []
 ADAM = OptimConfig("adam", lr=0.03, weight_decay=0.1)
-
-
-@pytest.fixture(autouse=True)
-def settings_restored() -> Iterator[None]:
-    yield
-    ext = backends.extension()
-    if ext is not None:
-        ext.set_isa("auto")
-        ext.set_num_threads(0)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

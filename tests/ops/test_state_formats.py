@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -38,15 +37,6 @@ NESTEROV = replace(SGD, nesterov=True, weight_decay=0.0)
 ADAM = OptimConfig("adam", lr=2**-7, betas=(0.75, 0.5))
 SGD0 = OptimConfig("sgd", lr=2**-7)
 SHORT = (17, 251)  # 4267 elements: 16 blocks of 256 and one of 171
-
-
-@pytest.fixture(autouse=True)
-def settings_restored() -> Iterator[None]:
-    yield
-    ext = backends.extension()
-    if ext is not None:
-        ext.set_isa("auto")
-        ext.set_num_threads(0)
 
 
 def drawn(shape: tuple[int, ...], seed: int = 0, *, channels_last: bool = False) -> torch.Tensor:

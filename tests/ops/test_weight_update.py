@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -42,15 +41,6 @@ SHAPES = {
     "compact": (5, 48, 200, 4, 4, 3, 1, 1),  # a copy of x per tap on AMX
     "chunks": (9, 100, 36, 20, 20, 3, 1, 1),  # more samples than one chunk holds
 }
-
-
-@pytest.fixture(autouse=True)
-def settings_restored() -> Iterator[None]:
-    yield
-    ext = backends.extension()
-    if ext is not None:
-        ext.set_isa("auto")
-        ext.set_num_threads(0)
 
 
 def laid_out(t: torch.Tensor, channels_last: bool) -> torch.Tensor:
