@@ -54,8 +54,8 @@ def spread(seconds: list[float]) -> dict[str, float]:
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:
-    """Median over rounds of ours / theirs: both sides of a round saw the same machine."""
-    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    """Median of ours / theirs over the rounds that both have: both saw the same machine."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=False))
 
 
 def synchronize() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import argparse
 import json
 from pathlib import Path
@@ -192,11 +193,12 @@ def test_a_side_that_fails_stays_a_row() -> None:
 
 
 def test_rounds_stop_at_the_limit_after_one() -> None:
-    import time
+    def waits(seconds: float) -> Side:
+        return side("waits", lambda: time.sleep(seconds))
 
-    slow = side("slow", lambda: time.sleep(0.02))
-    assert len(fair.rounds_of({"slow": slow}, 50, 0.0)["slow"]) == 1
-    assert 1 < len(fair.rounds_of({"slow": slow}, 50, 0.1)["slow"]) < 10
+    assert len(fair.rounds_of({"short": waits(0.01)}, 500, 0.0)["short"]) == 1
+    times = fair.rounds_of({"long": waits(0.06), "short": waits(0.01)}, 500, 1.0)
+    assert len(times["long"]) == 1 and 1 < len(times["short"]) < 110
 
 
 def row(name: str, kind: str, peak: int, *rounds: float) -> dict[str, Any]:
