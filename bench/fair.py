@@ -66,7 +66,8 @@ def prepared(problem: Problem, name: str, kind: str,
     """The row with its memory, and the side to be timed: of two layouts the faster, with the
     leaner one's memory. A side that fails is a row with the reason and without a side."""
     kept: Side | None = None
-    quickest, row = float("inf"), {"name": name, "kind": kind, "failed": None, "note": ""}
+    quickest = float("inf")
+    row: Row = {"name": name, "kind": kind, "failed": None, "note": ""}
     for build in builds:
         try:
             side = build()
@@ -87,7 +88,8 @@ def prepared(problem: Problem, name: str, kind: str,
         gc.collect()
     if kept is None:
         return row, None
-    return {**row, "failed": None, "planned_bytes": kept.planned, "note": kept.note,
+    return {**row, "failed": None, "note": kept.note,
+            "planned_bytes": kept.planned() if kept.planned is not None else None,
             "channels_last": kept.channels_last,
             "working_bytes": row["peak_bytes"] - row["parameter"] - row["state"]}, kept
 

@@ -67,7 +67,7 @@ class Side:
     kind: str
     phases: Sequence[Phase]
     tensors: Callable[[], dict[str, list[torch.Tensor]]]
-    planned: int | None = None
+    planned: Callable[[], int] | None = None
     note: str = ""
     channels_last: bool = False
 
@@ -224,7 +224,7 @@ def engine_side(problem: Problem, name: str, trainer: Trainer, stored: bool = Fa
                 "state": trainer.optimizer.state_tensors(), "feature": held}
 
     return Side(name, "ffengine", [phase(*turn) for turn in several], tensors,
-                planned=trainer.plan_for(problem.batch).peak_bytes,
+                planned=lambda: trainer.plan_for(problem.batch).peak_bytes,
                 note="" if trainer.micro_batch is None else OTHER_STATISTICS)
 
 

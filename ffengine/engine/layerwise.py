@@ -124,6 +124,7 @@ class Layerwise(Schedule):
         if kind == "recompute":
             return loader
         trainer.stored = Stored(trainer, loader, self, stage, kind)
+        trainer.planning.keeps(epoch, sum(t.nbytes for t in trainer.stored.tensors()))
         return trainer.stored.over(loader)
 
     def chosen_store(self, trainer: Trainer, loader: Loader, epoch: int) -> Features:

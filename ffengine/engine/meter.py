@@ -8,6 +8,7 @@ measured once per signature (on the CPU from the allocator's own events).
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import weakref
@@ -30,6 +31,9 @@ KINDS = ("parameter", "state", "gradient", "feature", "scratch")
 #: Ops that take working memory of their own; everything else allocates its outputs only.
 LIBRARY_OPS = ("conv", "mm", "addmm", "bmm", "linear", "group_norm", "layer_norm", "_softmax",
                "pool", "mkldnn", "fused_adam", "foreach")
+
+#: Ops that read one dtype and write another without a copy of their own.
+CONVERSIONS = ("copy", "_like", "new_")
 
 #: Peak bytes inside a library op, by signature; a profile costs milliseconds, so all meters share.
 _inside: dict[Any, int] = {}
@@ -130,10 +134,10 @@ class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(leaf, torch.Tensor):
                 self.track(leaf)
         name = func.name()
-        if not any(word in name for word in LIBRARY_OPS):
-            out = func(*args, **kwargs)
-        else:
+        if any(word in name for word in LIBRARY_OPS) or casts(name, args, kwargs):
             out = self._library_call(func, args, kwargs)
+        else:
+            out = func(*args, **kwargs)
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor):
                 self.track(leaf, scratch.kind())
@@ -154,6 +158,20 @@ class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             out = func(*args, **kwargs)
         self._note(_inside[key])
         return out
+
+
+def casts(name: str, args: Any, kwargs: Any) -> list[int]:
+    """Bytes of the copies that a CPU op makes of operands in another dtype than it computes in:
+    elementwise ops on two dtypes, reductions into a wider one. Empty for any other op."""
+    operands = [t for t in tree_leaves((args, kwargs))
+                if isinstance(t, torch.Tensor) and t.dim() and t.is_floating_point()]
+    wanted = [t.dtype for t in operands] + [d for d in (kwargs.get("dtype"),) if d is not None]
+    if len(set(wanted)) < 2 or operands[0].device.type != "cpu" or any(
+            word in name for word in CONVERSIONS):
+        return []
+    common = functools.reduce(torch.promote_types, wanted)
+    written = [operands[0]] if name.split(".")[0].endswith("_") else []
+    return [t.numel() * common.itemsize for t in (*operands, *written) if t.dtype is not common]
 
 
 def signature(leaf: Any) -> Any:
@@ -188,6 +206,12 @@ def expected_inside(func: Any, args: Any, kwargs: Any, out: Any) -> int:
     results = sum(t.numel() * t.element_size() for t in outputs)
     if any(t.device.type != "cpu" for t in outputs):
         return results
+    copies = casts(func.name(), args, kwargs)
+    if copies:
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs))
+                 if isinstance(t, torch.Tensor)}
+        new = any(t.untyped_storage()._cdata not in given for t in outputs)
+        return sum(copies) + new * results
     first = args[0] if args and isinstance(args[0], torch.Tensor) else None
     if first is None or first.dim() != 4 or not outputs:
         return _on_zeros(func, args, kwargs, None)

@@ -42,6 +42,8 @@ class Planning:
         self.base: RunPlan | None = None
         self._samples = 0
         self._made: dict[int, RunPlan] = {}
+        #: First epoch of a phase that reads kept features -> their bytes in memory.
+        self._kept: dict[int, int] = {}
         #: What ranked the plans, and a step's predicted seconds where that was measured.
         self.costs, self.seconds = "modelled", None  # type: tuple[str, float | None]
         self._measure = costs == "measured"
@@ -69,7 +71,9 @@ class Planning:
                        measure=self._measure)
         self.job = replace(self.job, settings=found.job.settings)
         self.base, self._samples = found.plans, samples
-        self._made[samples] = found.plans
+        if self._kept:
+            self.base = self._cut_like(found.plans, samples)
+        self._made[samples] = self.base
         self.costs, self.seconds = found.costs, found.seconds
         self.gave_up = list(found.gave_up)
 
@@ -83,6 +87,18 @@ class Planning:
                 self._made[samples] = self._cut_like(self.base, samples)
         return self._made[samples]
 
+    def keeps(self, epoch: int, nbytes: int) -> None:
+        """The phase of an epoch reads features that were kept, `nbytes` of them in memory: its
+        plans hold those too, and what makes them anew no more."""
+        self._kept[self._start(epoch)] = nbytes
+        self._made = {}
+        if self.base is not None:
+            self.base = self._cut_like(self.base, self._samples)
+
+    def _start(self, epoch: int) -> int:
+        """The first epoch of an epoch's phase."""
+        return [start for start in phase_starts(self.job.schedule) if start <= epoch][-1]
+
     def _cut_like(self, base: RunPlan, samples: int) -> RunPlan:
         """The plans of another batch size with the same cuts and tiles."""
         return RunPlan(tuple((epoch, self.planner(samples, epoch).like(base.at(epoch)))
@@ -90,7 +106,9 @@ class Planning:
 
     def planner(self, samples: int, epoch: int = 0) -> Planner:
         """The planner of a phase, by modelled costs."""
-        return planner_for(self.job, self._piece(samples), epoch, held=self._held(samples),
+        kept = self._kept.get(self._start(epoch))
+        return planner_for(self.job, self._piece(samples), epoch, stored=kept is not None,
+                           held=self._held(samples) + (kept or 0),
                            micro=self.micro_batch is not None)
 
     def _piece(self, samples: int) -> int:

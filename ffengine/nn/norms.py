@@ -21,8 +21,8 @@ Kind = Literal["batch", "batch-running", "layer", "layer-no-mean"]
 #: Rows whose normalised copy exists while they are normalised in place.
 OWN_ROWS = 256
 KINDS = ("batch", "batch-running", "layer", "layer-no-mean")
-#: Of a gradient that is looked at in one piece, in fp32: what a core's cache holds.
-CHUNK_BYTES = 1 << 22
+#: Of a gradient that is looked at in one piece, in fp32: what a core's cache holds with its copies.
+CHUNK_BYTES = 1 << 20
 
 
 class Normalised(NamedTuple):
@@ -149,9 +149,8 @@ def _channel_sums(parts: list[tuple[torch.Tensor, torch.Tensor]],
     """Sums of d x̂ and of d per channel, over pieces of rows, in fp32 (fp64)."""
     along, total = None, None
     for d, x_hat in parts:
-        wide = torch.promote_types(d.dtype, torch.float32)
-        a = (d.to(wide) * x_hat).sum(dims, keepdim=True)
-        b = d.sum(dims, keepdim=True, dtype=wide)
+        wide = d.to(torch.promote_types(d.dtype, torch.float32))  # once: a sum would copy it too
+        a, b = (wide * x_hat).sum(dims, keepdim=True), wide.sum(dims, keepdim=True)
         along, total = (a, b) if along is None or total is None else (along + a, total + b)
     assert along is not None and total is not None
     return along, total
