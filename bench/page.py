@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from bench import results, variants
+from bench import results, states, variants
 from ffengine.engine.checkpoint import write_atomically
 
 HERE = Path(__file__).resolve().parent
@@ -204,12 +204,20 @@ def counter_parts(content: Content) -> list[str]:
 def repeats(content: Content) -> list[str]:
     runs = content["runs"]
     seconds = sorted(r["seconds"] for r in runs)
-    looks = sum(len(r["rows"]) for r in runs)
+    cases = [row for r in runs for row in r["rows"]]
+    looks = sum("ratio" in row for row in cases)
     over = sum(r["first_looks_over"] for r in runs)
-    worst = max((row["ratio"] for r in runs for row in r["rows"] if "ratio" in row), default=0.0)
+    worst = max((row["ratio"] for row in cases if "ratio" in row), default=0.0)
     return [f"The gate's timing part, {len(runs)} times over: **{content['alarms']} alarms**; "
-            f"{looks} cases timed, {over} first looks over their threshold, largest ratio "
-            f"{worst:.3f}; {seconds[0]:.0f} to {seconds[-1]:.0f} s a run."]
+            f"{looks} of {len(cases)} cases timed, {over} first looks over their threshold, "
+            f"largest ratio {worst:.3f}; {seconds[0]:.0f} to {seconds[-1]:.0f} s a run."]
+
+
+def state_curves(content: Content) -> list[str]:
+    curves = content["curves"]["fp32"]
+    return [f"{content['model']}, batch {content['batch']}, {content['precision']}, "
+            f"{len(curves)} seeds, {len(curves[0])} steps on class prototypes plus noise. Training "
+            f"with optimizer states in", "", *(f"- {line}" for line in states.said(content))]
 
 
 def plain(content: Content) -> list[str]:
@@ -242,7 +250,7 @@ def brief(value: Any) -> str:
 SECTIONS: dict[str, Callable[[Content], list[str]]] = {
     "fair": fair, "fflib": fflib, "digits": digits, "local_pass": sweeps, "batch_pass": sweeps,
     "linear_step": dense, "gpu_local_pass": gpu_sweeps, "counters": counter_parts,
-    "gate_repeats": repeats, "devices": rates,
+    "gate_repeats": repeats, "devices": rates, "states-curves": state_curves,
     "variants": lambda content: [variants.markdown(content["runs"])],
 }
 

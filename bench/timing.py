@@ -1,9 +1,10 @@
 """Is head slower than base? Two resident workers, each with its own build, driven by turns.
 
-Both processes live as long as the comparison; one sleeps on its pipe while the other works. A round
-is one turn of each, in the order base, head, head, base, ...; what counts of a round is the ratio
-of processor seconds, head / base, of two turns a few hundredths of a second apart. A case is slower
-if in two looks one after the other
+Both processes live as long as the comparison; one sleeps on its pipe while the other is timed (they
+build and check a case's inputs side by side, which is no part of its time). A round is one turn of
+each, in the order base, head, head, base, ...; what counts of a round is the ratio of processor
+seconds, head / base, of two turns a few hundredths of a second apart. A case is slower if in two
+looks one after the other
   - the median ratio exceeds 1 + the case's threshold (it matters), and
   - so does, with half the threshold, the lower end of a one-sided 99.5 % confidence interval of the
     median, from the ratios' order statistics (it is not chance).
@@ -63,13 +64,16 @@ class Side:
         self.hello: Row = {}
 
     def ask(self, **request: Any) -> Row:
+        self.send(**request)
+        return self.receive()
+
+    def send(self, **request: Any) -> None:
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             raise WorkerLost(self.name, self.end()) from None
-        return self.receive()
 
     def receive(self) -> Row:
         out = self.process.stdout
@@ -98,7 +102,7 @@ class Side:
 
 
 class Pair:
-    """Both workers, of which only one ever has a request to work on."""
+    """Both workers, of which one at a time has a turn."""
 
     def __init__(self, base: Path, head: Path) -> None:
         self.trees = {"base": base, "head": head}
@@ -143,7 +147,9 @@ class Pair:
     def _look(self, name: str, threshold: float, rounds: int, until: float, last: float) -> Row:
         if time.monotonic() > last:
             return {"name": name, "status": "untimed", "reason": "no time was left"}
-        made = {side: worker.ask(do="prepare", name=name) for side, worker in self.sides.items()}
+        for worker in self.sides.values():
+            worker.send(do="prepare", name=name)
+        made = {side: worker.receive() for side, worker in self.sides.items()}
         row: Row = {"name": name, "threshold": threshold}
         if "count" not in made["head"]:
             gone = "missing" in made["head"]

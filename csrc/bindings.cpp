@@ -279,6 +279,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("set_isa", &set_isa, py::arg("name"));
   module.def("num_threads", &num_threads);
   module.def("set_num_threads", &set_num_threads, py::arg("n"));
+  module.def("flush_denormals", &flush_denormals, py::arg("on"));
   module.def("local_pass_cpu",
              [](Address a, Address y, Address g0, Address h_prev, Address offsets, Address z,
                 Address g, Address loss, Address coef, Address da, Address stats,

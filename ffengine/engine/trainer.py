@@ -18,6 +18,7 @@ import torch
 from ffengine.engine import checkpoint, micro, saving
 from ffengine.engine.batch import Batch, as_batch, batches_from, check_range, checked, label_count
 from ffengine.engine.budget import parse_bytes
+from ffengine.engine.denormals import flushed
 from ffengine.engine.evaluation import (
     Samples,
     accuracy,
@@ -220,7 +221,7 @@ class Trainer:
         if self._limit is None:
             held = [*self.net.parameters(), *self.optimizer.state_tensors(), item.x, item.y]
             self._limit = limit_for(self.budget, held, self.device)
-        with enforced(self._limit, self.device):
+        with enforced(self._limit, self.device), flushed(self.device):
             if self.micro_batch is None:
                 return step(self._context(item), item)
             return micro.train(self._context, item, self.micro_batch, step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.states import SMOOTHED, smoothed, verdict
+from bench.states import SMOOTHED, said, smoothed, verdict, within
 
 
 def test_smoothed_is_the_mean_of_the_last_steps() -> None:
@@ -15,11 +15,28 @@ def test_smoothed_is_the_mean_of_the_last_steps() -> None:
     assert found[24] == pytest.approx(sum(curve[-SMOOTHED:]) / SMOOTHED)
 
 
-def test_verdict() -> None:
-    plain = torch.tensor([[1.0, 2.0, 4.0], [3.0, 3.0, 8.0]])
-    near = plain + torch.tensor([[0.5, -0.5, 1.0], [0.0, 0.5, 0.0]])
-    assert verdict(plain, near) == {"inside": 3, "steps": 3, "paired": 0.5, "passed": True}
-    above = plain + torch.tensor([[0.0, 2.0, 0.0], [0.0, 2.0, 0.0]])
-    assert verdict(plain, above) == {"inside": 2, "steps": 3, "paired": 2.0, "passed": False}
-    crossed = plain + torch.tensor([[4.0, 0.0, 0.0], [-4.0, 0.0, 0.0]])  # a mean hides it
-    assert verdict(plain, crossed) == {"inside": 3, "steps": 3, "paired": 2.0, "passed": False}
+@pytest.mark.parametrize(("moved", "ratio", "passed"), [
+    ([[0.1, -0.1, 0.2], [0.0, 0.1, 0.0], [0.1, 0.0, 0.0]], (0.08 / 20) ** 0.5, True),
+    ([[9.0, 9.0, 9.0]] * 3, (729 / 20) ** 0.5, False),
+    ([[4.0, 0.0, 0.0], [-4.0, 0.0, 0.0], [0.0] * 3], (32 / 20) ** 0.5, False),  # a mean hides it
+])
+def test_verdict(moved: list[list[float]], ratio: float, passed: bool) -> None:
+    plain = torch.tensor([[1.0, 2.0, 4.0], [3.0, 3.0, 4.0], [2.0, 4.0, 6.0]])
+    found = verdict(plain, plain + torch.tensor(moved))
+    # pairs differ by 2, 1, 0; 1, 2, 2; 1, 1, 2: squares add up to 20
+    assert found["ratio"] == pytest.approx(ratio)
+    assert (found["steps"], found["passed"]) == (3, passed)
+
+
+def test_a_curve_is_within_the_range_of_others() -> None:
+    others = torch.tensor([[1.0, 2.0, 4.0], [3.0, 3.0, 8.0]])
+    assert within(torch.tensor([1.0, 2.5, 9.0]), others) == 2
+
+
+def test_page_and_report_compute_from_the_curves() -> None:
+    torch.manual_seed(0)
+    fp32 = torch.randn(4, 30).cumsum(1)
+    near, far = fp32 + 0.05 * torch.randn(4, 30), fp32 + 40.0
+    lines = said({"curves": {"fp32": fp32.tolist(), "8bit": near.tolist(), "bf16": far.tolist()}})
+    assert lines[0].startswith("8bit: differs") and ": within the seed-to-seed" in lines[0]
+    assert lines[1].startswith("bf16: differs") and "NOT within" in lines[1]

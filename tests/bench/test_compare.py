@@ -272,9 +272,14 @@ class Answers:
     def __init__(self, cpu: float) -> None:
         self.cpu = cpu
 
+    def send(self, **request: Any) -> None:
+        assert request["do"] == "prepare"
+
+    def receive(self) -> timing.Row:
+        return {"count": 1}
+
     def ask(self, **request: Any) -> timing.Row:
-        if request["do"] == "prepare":
-            return {"count": 1}
+        assert request["do"] == "turn"
         time.sleep(0.01)
         return {"cpu": self.cpu, "wall": self.cpu}
 
