@@ -35,6 +35,7 @@ from bench.sides import (
     engine_sides,
 )
 from ffengine.commands.options import model_options
+from ffengine.engine.denormals import flushed
 
 #: Steps shorter than this are timed twice without the meter to compare layouts.
 SHORT = 2.0
@@ -248,7 +249,8 @@ def main(argv: list[str] | None = None) -> int:
             for precision in args.precisions:
                 problem = Problem.of(args.model, args.batch_size, precision, args.device,
                                      args.optimizer, args.backend, **options)
-                made.append(run(problem, args))
+                with flushed(problem.x.device):  # every side, as an expert sets it
+                    made.append(run(problem, args))
                 gc.collect()
     except ValueError as bad:
         print(f"bench.fair: {bad}", file=sys.stderr)

@@ -153,7 +153,8 @@ def curves(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
             print(f"  {name:20s} seed {seed}  loss {found[name][-1][0]:.4f} -> "
                   f"{sum(found[name][-1][-SMOOTHED:]) / SMOOTHED:.4f}", flush=True)
     return {"model": args.model, "options": options, "batch": args.batch_size, "lr": args.lr,
-            "square": args.square, "precision": args.precision, "smoothed": SMOOTHED, "noise": NOISE, "curves": found}
+            "square": args.square, "precision": args.precision, "smoothed": SMOOTHED,
+            "noise": NOISE, "curves": found}
 
 
 def picture(path: Path, values: dict[str, Any]) -> None:
