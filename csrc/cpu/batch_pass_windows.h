@@ -48,14 +48,6 @@ FF_HD Floats right(Floats even, Floats odd) {
   return __builtin_shuffle(even, odd, alternating(kWidth / 2));
 }
 
-// f(i) for vectors that cover n >= kWidth elements, the last overlapping the one before.
-template <class F>
-FF_HD void over_vectors(int64_t n, const F& f) {
-  int64_t i = 0;
-  for (; i + kWidth <= n; i += kWidth) f(i);
-  if (i < n) f(n - kWidth);
-}
-
 // Channels innermost: out (rows, columns, C) = the chosen h of every window.
 template <class T>
 static void pool_pixels(const BatchPassParams& p, const T* a, const float* gamma, float* out) {

@@ -130,5 +130,13 @@ FF_HD float rounded_to(float x) {
   return load(&held);
 }
 
+// f(i) for vectors that cover n >= kWidth elements, the last overlapping the one before.
+template <class F>
+FF_HD void over_vectors(int64_t n, const F& f) {
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) f(i);
+  if (i < n) f(n - kWidth);
+}
+
 }  // namespace FF_ISA
 }  // namespace ff

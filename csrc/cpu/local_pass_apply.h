@@ -108,12 +108,27 @@ static void apply_sample(const LocalPassParams& p, const LocalPassPlan& plan, in
 template <class T>
 FF_HD void pool_window(const float* h, const Windows& w, float slope, int32_t floor, T* da) {
   const int64_t at[4] = {0, w.step, w.line, w.line + w.step};
-  const float top = larger(larger(h[at[0]], h[at[1]]), larger(h[at[2]], h[at[3]]));
+  const float top = largest(h[at[0]], h[at[1]], h[at[2]], h[at[3]]);
   bool open = true;
   for (int i = 0; i < 4; ++i) {
     const bool wins = open & (h[at[i]] == top);
     open = open & !wins;
     store(da + at[i], wins & (int32_t(bits_of(h[at[i]])) > floor) ? slope : 0.f);
+  }
+}
+template <class T>
+FF_HD void pool_window_lanes(const float* from, const Windows& w, Floats slope, int32_t floor,
+                             T* da) {
+  const int64_t at[4] = {0, w.step, w.line, w.line + w.step};
+  Floats h[4];
+  for (int i = 0; i < 4; ++i) h[i] = load_lanes(from + at[i]);
+  const Floats top = largest(h[0], h[1], h[2], h[3]);
+  Ints taken{};
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const Ints wins = ~taken & (h[i] == top);
+    taken |= wins;
+    store_lanes(da + at[i], wins & (Ints(h[i]) > floor) ? slope : Floats{});
   }
 }
 
@@ -144,14 +159,22 @@ static void pool_gradient(const LocalPassParams& p, const LocalPassPlan& plan, i
     for (int64_t r = 0; r < w.rows; ++r) {
       const int64_t corner = o * w.map + 2 * r * w.line;
       const float* pooled = features + (o * w.rows + r) * w.columns * w.inner;
-      for (int64_t c = 0; c < w.columns; ++c)
-#pragma omp simd
-        for (int64_t i = 0; i < w.inner; ++i) {
-          const float own = plan.channels_inner ? table.slope(i) : slope;
-          const float value = squares ? own * 2.f * pooled[c * w.inner + i] : own;
-          const int64_t at = corner + 2 * c * w.step + i;
-          pool_window(full + at, w, value, floor, da + at);
+      for (int64_t c = 0; c < w.columns; ++c, pooled += w.inner) {
+        const float* from = full + corner + 2 * c * w.step;
+        T* to = da + corner + 2 * c * w.step;
+        if (w.inner < kWidth) {
+          for (int64_t i = 0; i < w.inner; ++i) {
+            const float own = plan.channels_inner ? table.slope(i) : slope;
+            pool_window(from + i, w, squares ? own * 2.f * pooled[i] : own, floor, to + i);
+          }
+          continue;
         }
+        over_vectors(w.inner, [&](int64_t i) {
+          const Floats own = table.slopes(i);
+          const Floats value = squares ? own * 2.f * load_lanes(pooled + i) : own;
+          pool_window_lanes(from + i, w, value, floor, to + i);
+        });
+      }
     }
   }
   clear_margins(p, w, da);

@@ -4,6 +4,7 @@
 // (straight-through).
 #pragma once
 #include "convert.h"
+#include "lanes.h"
 #include "local_pass_kernel.h"
 #include "philox_lanes.h"
 #include "sums.h"
@@ -64,8 +65,9 @@ static void activate(const LocalPassParams& p, const LocalPassPlan& plan, int64_
                      float* h, const LocalPassScratch& s) {
   const int64_t size = p.C * plan.pixels;
   if (p.dropout.threshold == 0) {
-#pragma omp simd
-    for (int64_t i = 0; i < size; ++i) h[i] = relu(load(a + i));
+    int64_t i = 0;  // + 0: of -0 the instruction returns -0, which would read as dropped
+    for (; i + kWidth <= size; i += kWidth) store_lanes(h + i, relu_lanes(load_lanes(a + i)) + 0.f);
+    for (; i < size; ++i) h[i] = relu(load(a + i));
     return;
   }
   const int64_t in_batch = row < p.half ? p.start + row : p.half_start + row - p.half;
@@ -89,9 +91,12 @@ FF_HD Windows windows_of(const LocalPassParams& p) {
 }
 
 FF_HD float larger(float x, float y) { return y > x || y != y ? y : x; }
+FF_HD Floats larger(Floats x, Floats y) { return (y > x) | (y != y) ? y : x; }
 
-FF_HD float window_max(const float* v, const Windows& w) {
-  return larger(larger(v[0], v[w.step]), larger(v[w.line], v[w.line + w.step]));
+// Of a window's four pixels, numbers or vectors of them; the last NaN if there is one.
+template <class F>
+FF_HD F largest(F x, F right, F below, F across) {
+  return larger(larger(x, right), larger(below, across));
 }
 
 static void pool(const Windows& w, const float* h, float* out) {
@@ -102,13 +107,22 @@ static void pool(const Windows& w, const float* h, float* out) {
       if (w.inner == 1) {
 #pragma omp simd
         for (int64_t c = 0; c < w.columns; ++c)
-          to[c] = larger(larger(from[2 * c], from[2 * c + 1]),
-                         larger(from[w.line + 2 * c], from[w.line + 2 * c + 1]));
-      } else {
-        for (int64_t c = 0; c < w.columns; ++c)
-#pragma omp simd
+          to[c] = largest(from[2 * c], from[2 * c + 1], from[w.line + 2 * c],
+                          from[w.line + 2 * c + 1]);
+        continue;
+      }
+      for (int64_t c = 0; c < w.columns; ++c) {
+        const float *of = from + 2 * c * w.step, *below = of + w.line;
+        float* pooled = to + c * w.inner;
+        if (w.inner < kWidth) {
           for (int64_t i = 0; i < w.inner; ++i)
-            to[c * w.inner + i] = window_max(from + 2 * c * w.step + i, w);
+            pooled[i] = largest(of[i], of[i + w.step], below[i], below[i + w.step]);
+          continue;
+        }
+        over_vectors(w.inner, [&](int64_t i) {
+          store_lanes(pooled + i, largest(load_lanes(of + i), load_lanes(of + i + w.step),
+                                          load_lanes(below + i), load_lanes(below + i + w.step)));
+        });
       }
     }
 }
