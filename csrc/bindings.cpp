@@ -222,6 +222,17 @@ void linear_finish(Address da, Address scale, Address sums, const MatrixShape& s
   linear_finish_cpu(p);
 }
 
+RoutesParams routes_params(Address map, Address routes, Address dz, const Shape4& shape, bool pool,
+                           bool straight, int dtype) {
+  RoutesParams p{};
+  p.a = p.da = at<void>(map);
+  p.routes = at<uint8_t>(routes);
+  p.dz = at<const void>(dz);
+  p.N = shape[0], p.C = shape[1], p.H = shape[2], p.W = shape[3];
+  p.pool = pool, p.straight = straight, p.dtype = DType(dtype);
+  return p;
+}
+
 // The enum values, for the test that holds them against ffengine/ops/config.py.
 py::dict codes() {
   py::dict loss, goodness, norm, phase, optim, dtype, state;
@@ -335,6 +346,18 @@ PYBIND11_MODULE(_C, module) {
                compressed_step(weight, grad, m, v, m_scale, v_scale, n, inv_scale, call,
                                [](const CompressedStepParams& p) { compressed_step_cpu(p); });
              });
+  module.def("routes_cpu", [](Address a, Address routes, const Shape4& shape, bool pool,
+                              bool straight, int dtype) {
+    const RoutesParams p = routes_params(a, routes, 0, shape, pool, straight, dtype);
+    NoGil released;
+    routes_cpu(p);
+  });
+  module.def("along_routes_cpu", [](Address routes, Address dz, Address da, const Shape4& shape,
+                                    bool pool, int dtype) {
+    const RoutesParams p = routes_params(da, routes, dz, shape, pool, false, dtype);
+    NoGil released;
+    along_routes_cpu(p);
+  });
 #if defined(FFENGINE_CUDA)
   module.def("local_pass_cuda",
              [](Address a, Address y, Address g0, Address h_prev, Address offsets, Address z,

@@ -22,6 +22,9 @@ int64_t scratch_peak_cpu(bool reset);
 void optimizer_step_cpu(float* weight, float* m, float* v, const float* grad, int64_t n,
                         float inv_scale, const OptimParams& optim);
 void compressed_step_cpu(const CompressedStepParams& p);
+// p.routes from p.a, and p.da from p.routes and p.dz.
+void routes_cpu(const RoutesParams& p);
+void along_routes_cpu(const RoutesParams& p);
 // Whether the calling thread and the OpenMP threads it leads, torch's own among them, take denormal
 // numbers as zeros from now on; returns what the calling thread did before.
 bool flush_denormals(bool on);

@@ -130,6 +130,19 @@ struct CompressedStepParams {
   OptimParams optim;
 };
 
+// Where a gradient goes through relu and a 2x2 max pool: a byte a unit of z, 1 where relu passes a
+// gradient; of a pooled window its arg-max in row-major order, or kBlocked.
+constexpr int kBlocked = 4;
+struct RoutesParams {
+  const void* a;    // (N, H, W, C): pre-activations, read to write `routes`
+  uint8_t* routes;  // like z, (N, H / 2, W / 2, C) with `pool`
+  const void* dz;   // like z
+  void* da;         // like a, written along `routes`
+  int64_t N, C, H, W;
+  bool pool, straight;
+  DType dtype;      // of a, dz and da
+};
+
 // Weight gradient of a convolution (a linear layer: kH = kW = H = W = 1) and, with finish, the
 // optimizer step on it.
 struct WeightUpdateParams {

@@ -19,8 +19,9 @@ from ffengine.engine.batch import Batch, joined, paired
 from ffengine.engine.inputs import completed, entrance
 from ffengine.engine.step import BatchReport, StepContext, sweep
 from ffengine.nn.encoding import LabelChannel
-from ffengine.nn.layers import LocalLayer
+from ffengine.nn.layers import LocalLayer, as_laid_out
 from ffengine.nn.norms import Normalised
+from ffengine.ops import routes as op
 from ffengine.ops.config import Tile
 
 #: Pre-activations that live at once. A step of trifecta/shallow at batch 32 in fp32 holds 120, 99,
@@ -51,14 +52,20 @@ class Rows(NamedTuple):
             return t[self.start:self.stop + self.half]
         return torch.cat([t[self.start:self.stop], t[self.half + self.start:self.half + self.stop]])
 
+    def places(self, whole: torch.Tensor) -> list[torch.Tensor]:
+        """Where the tile's rows lie in a map: of both halves where there are two."""
+        return [whole[at + self.start:at + self.stop] for at in ((0, self.half) if self.half
+                                                                 else (0,))]
+
     def put(self, whole: torch.Tensor | None, part: torch.Tensor | None) -> None:
         """Write the tile's rows into those of a map."""
-        if whole is None or part is None:
-            return
-        count = self.stop - self.start
-        whole[self.start:self.stop].copy_(part[:count])
-        if self.half:
-            whole[self.half + self.start:self.half + self.stop].copy_(part[count:])
+        if whole is not None and part is not None:
+            for place, rows in zip(self.places(whole), self.parts(part), strict=True):
+                place.copy_(rows)
+
+    def parts(self, part: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The tile's rows, a half each."""
+        return torch.split(part, self.stop - self.start)
 
 
 def tiles(layer: LocalLayer, u: torch.Tensor, halves: bool) -> Iterator[Rows]:
@@ -110,7 +117,8 @@ def _turn(ctx: StepContext, i: int, maps: list[torch.Tensor], held: Held | None,
     for rows in tiles(layer, u, halves):
         seen = rows.of(u)
         a = layer.preactivation(seen, operands)
-        rows.put(routes, routes_of(layer, a) if keeps else None)
+        if routes is not None:
+            routes_of(ctx, layer, a, routes, rows)
         if sums is None:
             rows.put(z, layer.sweep(a, want_z=z is not None, backend=ctx.backend)[0])
             continue
@@ -159,7 +167,7 @@ def _update_before(ctx: StepContext, i: int, held: Held, dz: torch.Tensor, scale
     dz = dz.reshape(held.routes.shape)  # flattened between a convolution and a linear layer
     for rows in tiles(layer, u, False):
         seen = rows.of(u)
-        da = activation_gradient(layer, rows.of(held.routes), rows.of(dz),
+        da = activation_gradient(ctx, layer, rows.of(held.routes), rows.of(dz),
                                  layer.out_shape(tuple(u.shape[1:]))).to(u.dtype)
         sums.add(seen, None if held.made is None else rows.of(held.made.x_hat), da, scale)
     found = sums.done()  # at the weights that its own loss saw
@@ -167,46 +175,19 @@ def _update_before(ctx: StepContext, i: int, held: Held, dz: torch.Tensor, scale
     affine.step_all(ctx, i, found, "next")
 
 
-#: Where a pool's window takes no gradient.
-BLOCKED = 4
-CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
+def routes_of(ctx: StepContext, layer: LocalLayer, a: torch.Tensor, routes: torch.Tensor,
+              rows: Rows) -> None:
+    """Write into `routes` where a gradient goes through relu and pool in a tile's rows."""
+    for part, place in zip(rows.parts(a), rows.places(routes), strict=True):
+        op.routes(part, place, pool=layer.config.pool == "max2",
+                  straight=layer.config.relu_gradient == "straight_through", backend=ctx.backend)
 
 
-def routes_of(layer: LocalLayer, a: torch.Tensor) -> torch.Tensor:
-    """uint8 like z: 1 where relu passes a gradient; of a pooled window its arg-max, the first in
-    row-major order on ties, or BLOCKED."""
-    straight = layer.config.relu_gradient == "straight_through"
-    if layer.config.pool == "none":
-        return torch.ones_like(a, dtype=torch.uint8) if straight else (a > 0).to(torch.uint8)
-    height, width = a.shape[2] // 2 * 2, a.shape[3] // 2 * 2
-    best, routes = None, None
-    for k, (r, c) in enumerate(CORNERS):
-        corner = a[:, :, r:height:2, c:width:2]
-        if best is None or routes is None:
-            best = corner.clamp(min=0)
-            # strictly above zero, or the relu's flat zero came first
-            routes = torch.zeros_like(best, dtype=torch.uint8)
-        else:
-            above = corner > best
-            routes.masked_fill_(above, k)
-            best = torch.maximum(best, corner)
-    assert best is not None and routes is not None
-    return routes if straight else routes.masked_fill_(best <= 0, BLOCKED)
-
-
-def activation_gradient(layer: LocalLayer, routes: torch.Tensor, dz: torch.Tensor,
-                        shape: tuple[int, ...]) -> torch.Tensor:
+def activation_gradient(ctx: StepContext, layer: LocalLayer, routes: torch.Tensor,
+                        dz: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """dL/da (N, *shape) of dL/dz through relu and pool, along `routes_of`."""
-    if layer.config.pool == "none":
-        return torch.where(routes > 0, dz, 0)
-    n, height, width = dz.shape[0], shape[1] // 2 * 2, shape[2] // 2 * 2
-    da = torch.empty((n, *shape), dtype=dz.dtype, device=dz.device,
-                     memory_format=torch.channels_last)
-    if (height, width) != tuple(shape[1:]):
-        da.zero_()  # a last row or column that no window holds
-    for k, (r, c) in enumerate(CORNERS):
-        da[:, :, r:height:2, c:width:2] = torch.where(routes == k, dz, 0)
-    return da
+    return op.along_routes(routes, as_laid_out(dz), shape, pool=layer.config.pool == "max2",
+                           backend=ctx.backend)
 
 
 def _empty(layer: LocalLayer, u: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:

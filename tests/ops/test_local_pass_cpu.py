@@ -171,6 +171,7 @@ def test_ties_in_the_pool_go_to_the_first_in_row_major_order(layout: torch.memor
     cfg = config(pool="max2", goodness="mean", relu_gradient="straight_through")
     a = torch.randint(-1, 2, (4, 20, 6, 6)).float().contiguous(memory_format=layout)
     check(a, torch.tensor([0, 1, 2, 3]), cfg)
+    check(-a, torch.tensor([0, 1, 2, 3]), cfg)  # zeros with a sign are alive too
 
 
 def test_many_groups() -> None:
