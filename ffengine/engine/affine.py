@@ -119,6 +119,8 @@ class GradientSums:
         #: Of the weight, against what it sees: x̂ where a norm is folded into it.
         self.against = torch.zeros_like(weight, dtype=self._wide)
         self._sums: dict[str, torch.Tensor] = {}
+        #: Of the input's map.
+        self._size = torch.Size()
 
     def add(self, u: torch.Tensor, x_hat: torch.Tensor | None, da: torch.Tensor, scale: float,
             du: torch.Tensor | None = None) -> None:
@@ -128,7 +130,8 @@ class GradientSums:
                       state=None, geometry=layer.geometry, accumulate=self.against, finish=False,
                       da_scale=scale, backend=ctx.backend)
         if norm is not None and norm.folded:
-            self._more("taps", tap_sums(da, layer.geometry, u.shape[2:], self._wide), scale)
+            self._size = u.shape[2:]
+            self._more("plane", plane_sums(da, self._wide), scale)
         elif norm is not None:
             assert x_hat is not None
             wide = (input_gradient(layer, u, da) if du is None else du).to(self._wide)
@@ -147,7 +150,8 @@ class GradientSums:
         found: Gradients = []
         if norm is not None:
             if norm.folded:
-                grad, dg, db = contract(layer.weight.detach(), grad, sums["taps"], norm)
+                taps = tap_sums(sums["plane"], layer.geometry, self._size)
+                grad, dg, db = contract(layer.weight.detach(), grad, taps, norm)
             else:
                 dg, db = sums["dg"], sums["db"]
             found += [("pre_norm.weight", norm.weight, dg), ("pre_norm.bias", norm.bias, db)]
@@ -167,27 +171,31 @@ def contract(weight: torch.Tensor, against: torch.Tensor, taps: torch.Tensor,
     return against.mul_(g).add_(b * taps), dg, db
 
 
-#: Of da that `tap_sums` widens at a time: what stays in a core's cache.
-TAP_BYTES = 1 << 20
+#: Of da that `plane_sums` widens at a time: what stays in a core's cache.
+PLANE_BYTES = 1 << 20
 
 
-def tap_sums(da: torch.Tensor, geometry: ConvGeometry | None, size: torch.Size,
-             dtype: torch.dtype) -> torch.Tensor:
-    """S (O, 1, kH, kW): sum over samples and pixels of da whose tap lies inside the input."""
-    if geometry is None:
-        return da.sum(0, dtype=dtype).unsqueeze(1)
+def plane_sums(da: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(O, P, Q), or (O,) of a linear layer: the sum of da over the samples."""
+    if da.dim() == 2:
+        return da.sum(0, dtype=dtype)
     # in the order of memory (8 ms, not 64, for 256 x 128 x 16 x 16 in channels_last), and 16 bits
     # widened some rows at a time (a sum that widens each element takes 3 times as long)
     flat = da.permute(0, 2, 3, 1).flatten(1)
-    step = max(1, TAP_BYTES // max(flat.shape[1] * dtype.itemsize, 1))
+    step = max(1, PLANE_BYTES // max(flat.shape[1] * dtype.itemsize, 1))
     total = sum(part.to(dtype).sum(0) for part in torch.split(flat, step))
     assert isinstance(total, torch.Tensor)
-    plane = total.view(*da.shape[2:], da.shape[1]).permute(2, 0, 1)
+    return total.view(*da.shape[2:], da.shape[1]).permute(2, 0, 1)
+
+
+def tap_sums(plane: torch.Tensor, geometry: ConvGeometry | None, size: torch.Size) -> torch.Tensor:
+    """S (O, 1, kH, kW): the sum over the pixels whose tap lies inside the input."""
+    if geometry is None:
+        return plane.unsqueeze(1)
     rows, columns = (
-        inside(k, geometry, extent, out).to(dtype)
+        inside(k, geometry, extent, out).to(plane)
         for k, extent, out in zip(geometry.kernel, size, plane.shape[1:], strict=True))
-    return torch.einsum("opq,ip,jq->oij", plane, rows.to(da.device),
-                        columns.to(da.device)).unsqueeze(1)
+    return torch.einsum("opq,ip,jq->oij", plane, rows, columns).unsqueeze(1)
 
 
 def inside(kernel: int, geometry: ConvGeometry, extent: int, out: int) -> torch.Tensor:
