@@ -9,6 +9,7 @@ layer-wise schedule so compares an epoch of every layer with one epoch of backpr
 from __future__ import annotations
 
 import functools
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -99,6 +100,7 @@ class Side:
         allocated = 0
         for phase in self.phases:
             phase.enter()
+            gc.collect()  # what an earlier phase kept is not this one's
             show, tensors = phase.show or phase.run, self.tensors()
             feature = [x, y, *tensors.pop("feature", [])]
             with MemoryMeter(**tensors, feature=feature) as meter:

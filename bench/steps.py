@@ -103,7 +103,8 @@ def _tried(*what: Any) -> Row:
 
 def counted(model: str, batch: int, settings: dict[str, Any], options: dict[str, Any],
             leanest: bool = False, device: str = "cpu") -> Row:
-    """The second step of a network, whose states are there, under the meter and the counters.
+    """The second step of a network, whose states are there, under the meter, and the third under
+    the counters, which would see the meter's own measuring.
 
     Args:
         settings: of the trainer.
@@ -121,9 +122,10 @@ def counted(model: str, batch: int, settings: dict[str, Any], options: dict[str,
         made = trainer(plan=made.planning.planner(batch).smallest())
     x, y = (t.to(device) for t in every.batch(made.net, batch))
     made.step(x, y)
-    with Launches() as launches, MemoryMeter(
-            parameter=made.net.parameters(), state=made.optimizer.state_tensors(),
-            feature=[x, y]) as meter:
+    with MemoryMeter(parameter=made.net.parameters(), state=made.optimizer.state_tensors(),
+                     feature=[x, y]) as meter:
+        made.step(x, y)
+    with Launches() as launches:
         made.step(x, y)
     plan: Plan | None = made.plan
     memory = {"peak_bytes": meter.report.peak_bytes, **meter.report.at_peak}

@@ -130,7 +130,7 @@ class Rehearsal:
             return Batch(self._empty(shape, torch.float32), y, negatives=(
                 self._empty(shape, torch.float32) if self._wants_images else None))
         shape = self.schedule.stored_shape(self.schedule.phase(self.when[0]))
-        rows = self._empty((self.rows, *shape))
+        rows = as_laid_out(self._empty((self.rows, *shape)))
         return Batch(rows, y, features=rows, below=self._empty((self.rows,), torch.float32))
 
     @property
