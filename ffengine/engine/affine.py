@@ -161,14 +161,24 @@ class GradientSums:
         return found
 
 
+#: Of a weight that `contract` looks at in one piece: what stays in a core's cache.
+PIECE_BYTES = 1 << 20
+
+
 def contract(weight: torch.Tensor, against: torch.Tensor, taps: torch.Tensor,
              norm: PreNorm) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(dW, dg, db) from the weight gradient against x̂: no input gradient is formed."""
+    """(dW, dg, db) from the weight gradient against x̂, which dW is written over: no input gradient
+    is formed. By pieces: 3 sweeps over memory instead of 13."""
     columns = (1, -1, *[1] * (weight.dim() - 2))
     g, b = (p.detach().view(columns) for p in (norm.weight, norm.bias))
     over = [d for d in range(weight.dim()) if d != 1]
-    dg, db = (weight * against).sum(over), (weight * taps).sum(over)
-    return against.mul_(g).add_(b * taps), dg, db
+    dg, db = (torch.zeros_like(p, dtype=against.dtype) for p in (norm.weight, norm.bias))
+    rows = max(1, PIECE_BYTES * weight.shape[0] // max(against.numel() * against.itemsize, 1))
+    for w, part, tap in zip(*(torch.split(t, rows) for t in (weight, against, taps)), strict=True):
+        dg += (w * part).sum(over)
+        db += (w * tap).sum(over)
+        part.mul_(g).addcmul_(b, tap)
+    return against, dg, db
 
 
 #: Of da that `plane_sums` widens at a time: what stays in a core's cache.
