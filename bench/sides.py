@@ -102,7 +102,7 @@ class Side:
             phase.enter()
             gc.collect()  # what an earlier phase kept is not this one's
             show, tensors = phase.show or phase.run, self.tensors()
-            feature = [x, y, *tensors.pop("feature", [])]
+            feature = [*tensors.pop("batch", [x, y]), *tensors.pop("feature", [])]
             with MemoryMeter(**tensors, feature=feature) as meter:
                 show()
             if meter.report.peak_bytes > worst["peak_bytes"]:
@@ -199,7 +199,7 @@ def one_batch(problem: Problem) -> Any:
 def engine_side(problem: Problem, name: str, trainer: Trainer, stored: bool = False) -> Side:
     """A trainer's steps. stored: a stage reads kept features, as `fit` does where they fit."""
     whole = Batch(problem.x, problem.y)
-    reads: dict[str, Any] = {"item": whole}
+    reads: dict[str, Any] = {"item": whole, "epoch": None}
     several = turns(trainer.schedule)
 
     def phase(weight: float, epoch: int, iteration: int) -> Phase:
@@ -209,21 +209,22 @@ def engine_side(problem: Problem, name: str, trainer: Trainer, stored: bool = Fa
         def enter() -> None:
             if len(several) == 1:
                 return
-            before = [t.data_ptr() for t in trainer.optimizer.state_tensors()]
+            before, reads["epoch"] = reads["epoch"], epoch
             trainer.optimizer.activate(trainer.schedule.active(epoch))
             if stored:
                 trainer.epoch, trainer.iteration = epoch, 0
                 found = next(iter(trainer.schedule.loader(trainer, one_batch(problem), epoch)))
                 reads["item"] = found if isinstance(found, Batch) else whole
-            if before != [t.data_ptr() for t in trainer.optimizer.state_tensors()]:
+            if before != epoch:
                 run()  # a phase's states are new: first touch is not a step's time
 
         return Phase(run, weight, enter)
 
     def tensors() -> dict[str, list[torch.Tensor]]:
         held = [] if trainer.stored is None else trainer.stored.tensors()
+        batch = [problem.x, problem.y] if reads["item"] is whole else [reads["item"].x]
         return {"parameter": [p.detach() for p in trainer.net.parameters()],
-                "state": trainer.optimizer.state_tensors(), "feature": held}
+                "state": trainer.optimizer.state_tensors(), "feature": held, "batch": batch}
 
     return Side(name, "ffengine", [phase(*turn) for turn in several], tensors,
                 planned=lambda: trainer.plan_for(problem.batch).peak_bytes,
