@@ -1,5 +1,5 @@
-// routes and along_routes on the CPU: reference ffengine/reference/routes.py, public ops
-// ffengine/ops/routes.py, kernel csrc/cpu/routes_kernel.cpp. A thread takes whole samples.
+// routes and along_routes on the CPU: public ops, and the same in plain PyTorch, in
+// ffengine/ops/routes.py; kernel csrc/cpu/routes_kernel.cpp. A thread takes whole samples.
 #include "../ops.h"
 #include "routes_kernel.h"
 

@@ -22,6 +22,7 @@ from ffengine.nn.recurrent import RecurrentNet
 from ffengine.ops.batch_pass import batch_pass
 from ffengine.ops.linear_step import linear_step
 from ffengine.ops.local_pass import local_pass
+from ffengine.ops.routes import along_routes, routes
 from ffengine.ops.weight_update import gradient_update, weight_update
 
 #: What a span's own time counts as.
@@ -122,9 +123,8 @@ def table() -> list[Watched]:
         Watched("linear_step", linear_step, "linear_step", cost=costs.streamed),
         Watched("input_gradient", affine.input_gradient, "input_gradient", cost=costs.crossed),
         Watched("through_norm", overlap.through_norm, "input_gradient", cost=costs.elementwise),
-        Watched("activation_gradient", overlap.activation_gradient, "input_gradient",
-                cost=costs.elementwise),
-        Watched("routes", overlap.routes_of, "input_gradient", cost=costs.elementwise),
+        Watched("along_routes", along_routes, "input_gradient", cost=costs.elementwise),
+        Watched("routes", routes, "input_gradient", cost=costs.elementwise),
         Watched("rows", overlap.Rows.of, "maps", overlap.Rows, cost=costs.copied,
                 relevant=_copies),
         Watched("rows", overlap.Rows.put, "maps", overlap.Rows, cost=costs.put, relevant=_puts),
