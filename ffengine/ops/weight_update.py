@@ -76,6 +76,8 @@ LIBRARY_BELOW_CHANNELS = 8
 # 800  800    4²     1     43.00 |   81.81      9.05 |   33.52
 #: Elements of da that the bias gradient casts at a time.
 BIAS_CHUNK = 1 << 18
+#: Elements of x and da that the library's gradient casts at a time on a CPU.
+WIDENED_CHUNK = 1 << 20
 
 
 def choose(shape: tuple[int, ...], dtype: torch.dtype) -> Literal["library", "im2col"]:
@@ -204,6 +206,21 @@ def weight_update(
                 p.state.step += 1
 
 
+def _library_gradient(x: torch.Tensor, da: torch.Tensor, weight: torch.Tensor,
+                      geometry: ConvGeometry, backend: str) -> torch.Tensor:
+    """dW in weight's dtype; what has to be cast to it for that, some samples at a time."""
+    n = x.shape[0]
+    casts = backend == "cpu" and x.dtype is not weight.dtype and n > 0
+    step = max(1, WIDENED_CHUNK * n // (x.numel() + da.numel())) if casts else max(n, 1)
+    total: torch.Tensor | None = None
+    for xs, das in zip(torch.split(x, step), torch.split(da, step), strict=True):
+        part = reference.weight_gradient(xs, das, weight, geometry.stride, geometry.padding,
+                                         geometry.groups)
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    return total
+
+
 def _update_weight(p: Parameter, x: torch.Tensor, da: torch.Tensor, optim: OptimConfig,
                    geometry: ConvGeometry, finish: bool, da_scale: float, backend: str) -> None:
     shape = conv_shape(tuple(p.value.shape), tuple(x.shape), geometry)
@@ -219,8 +236,7 @@ def _update_weight(p: Parameter, x: torch.Tensor, da: torch.Tensor, optim: Optim
     upcast = backend in ("reference", "cpu") or x.dtype is torch.float16
     weight = p.value.to(step_dtype(x.dtype) if upcast else x.dtype)
     with backends.exact(x.device.type):
-        grad = reference.weight_gradient(x, da, weight, geometry.stride, geometry.padding,
-                                         geometry.groups)
+        grad = _library_gradient(x, da, weight, geometry, backend)
     finish_gradient(p, as_laid_out(grad, p.value), optim, finish, da_scale, backend)
 
 

@@ -265,6 +265,17 @@ def peak_allocated(call: Any) -> int:
     return peak
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.skipif("cpu" not in CPU, reason="the C++ kernels are not built")
+def test_a_grouped_gradient_casts_some_samples_at_a_time(dtype: torch.dtype) -> None:
+    weight = laid_out(torch.randn(40, 8, 3, 3), True)
+    x, da = (laid_out(torch.randn(64, 40, 32, 32).to(dtype), True) for _ in range(2))
+    geometry = ConvGeometry((3, 3), 1, 1, 5)
+    check_gradient(weight, x, da, geometry, "cpu")
+    # x and da in fp32 would be 21 MB
+    assert peak_allocated(lambda: gradient(weight, x, da, geometry, "cpu")) < 10e6
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("name", ["k3", "k3-tails", "compact", "chunks", "k1-s2"])
