@@ -9,8 +9,8 @@ looks one after the other
   - so does, with half the threshold, the lower end of a one-sided 99.5 % confidence interval of the
     median, from the ratios' order statistics (it is not chance).
 Later looks are part of the procedure, are half as long again, and run in new processes with new
-inputs: where a pair's memory happened to lie is not a regression. Two looks were not enough: one run
-in 21 saw the same build 1.4 times as slow in both, on a sweep over 6 MB (why is not known).
+inputs: where a pair's memory happened to lie is not a regression. Two looks were not enough: one
+run in 21 saw the same build 1.4 times as slow in both, on a sweep over 6 MB (why is not known).
 """
 
 from __future__ import annotations
