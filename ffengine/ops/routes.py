@@ -12,11 +12,11 @@ A CPU runs csrc/cpu/routes_kernel.cpp on maps in channels_last, everything else 
 from __future__ import annotations
 
 import math
-from types import ModuleType
 
 import torch
 
 from ffengine.ops import backends, scratch
+from ffengine.ops.optimizer_step import extension
 from ffengine.ops.weight_update import DTYPE_CODES
 
 #: Where a pool's window takes no gradient.
@@ -37,14 +37,14 @@ def routes(a: torch.Tensor, out: torch.Tensor, *, pool: bool, straight: bool,
     Raises:
         ValueError: `out` is not uint8, or not like z.
     """
-    expected = (*a.shape[:2], *(s // 2 if pool else s for s in a.shape[2:]))
+    expected = (a.shape[0], *_pooled(tuple(a.shape[1:]), pool))
     if out.dtype is not torch.uint8 or tuple(out.shape) != expected:
         raise ValueError(f"[routes] out expected torch.uint8 of shape {expected}, got {out.dtype} "
                          f"of shape {tuple(out.shape)}")
     if not _kernel_takes(backend, a, out):
         out.copy_(_plain(a, pool, straight))
     elif not scratch.rehearsing():
-        _extension().routes_cpu(a.data_ptr(), out.data_ptr(), _shape(a), pool, straight,
+        extension().routes_cpu(a.data_ptr(), out.data_ptr(), _shape(a), pool, straight,
                                 DTYPE_CODES[a.dtype])
 
 
@@ -60,7 +60,7 @@ def along_routes(found: torch.Tensor, dz: torch.Tensor, shape: tuple[int, ...], 
     Raises:
         ValueError: the shapes do not go together.
     """
-    expected = (shape[0], *(s // 2 if pool else s for s in shape[1:]))
+    expected = _pooled(shape, pool)
     if tuple(found.shape[1:]) != expected or found.shape != dz.shape:
         raise ValueError(f"[routes] expected routes and dz of shape (N, {expected}), got "
                          f"{tuple(found.shape)} and {tuple(dz.shape)}")
@@ -69,7 +69,7 @@ def along_routes(found: torch.Tensor, dz: torch.Tensor, shape: tuple[int, ...], 
     da = torch.empty((dz.shape[0], *shape), dtype=dz.dtype, device=dz.device,
                      memory_format=_layout(dz))
     if not scratch.rehearsing():
-        _extension().along_routes_cpu(found.data_ptr(), dz.data_ptr(), da.data_ptr(), _shape(da),
+        extension().along_routes_cpu(found.data_ptr(), dz.data_ptr(), da.data_ptr(), _shape(da),
                                       pool, DTYPE_CODES[dz.dtype])
     return da
 
@@ -81,6 +81,11 @@ def _kernel_takes(backend: str, *maps: torch.Tensor) -> bool:
     return chosen == "cpu" and all(t.is_contiguous(memory_format=_layout(t)) for t in maps)
 
 
+def _pooled(shape: tuple[int, ...], pool: bool) -> tuple[int, ...]:
+    """Per-sample shape of z, of a's."""
+    return (shape[0], *(s // 2 if pool else s for s in shape[1:]))
+
+
 def _layout(t: torch.Tensor) -> torch.memory_format:
     return torch.channels_last if t.dim() == 4 else torch.contiguous_format
 
@@ -89,12 +94,6 @@ def _shape(a: torch.Tensor) -> tuple[int, int, int, int]:
     """(N, C, H, W); any other map as one pixel."""
     n, c = a.shape[:2]
     return (n, c, *a.shape[2:]) if a.dim() == 4 else (n, c * math.prod(a.shape[2:]), 1, 1)
-
-
-def _extension() -> ModuleType:
-    ext = backends.extension()
-    assert ext is not None  # resolve() checked
-    return ext
 
 
 def _plain(a: torch.Tensor, pool: bool, straight: bool) -> torch.Tensor:

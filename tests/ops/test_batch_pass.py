@@ -48,13 +48,6 @@ LAYOUTS = pytest.mark.parametrize("layout", [NCHW, CL], ids=["nchw", "nhwc"])
 ORDER = pytest.mark.parametrize("order", ORDERS)
 
 
-@pytest.fixture(autouse=True)
-def restore_settings() -> Any:
-    yield
-    C.set_isa("auto")
-    C.set_num_threads(0)
-
-
 @pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
 @pytest.mark.parametrize("goodness", ["mean", "sum_sq", "mean_sq"])
 @pytest.mark.parametrize("pool", ["none", "max2"])

@@ -36,13 +36,6 @@ DROP = Dropout(0.3, seed=(7 << 40) + 5, layer=3, step=11)
 UNEQUAL = (0, 1, 4, 17, 20)
 
 
-@pytest.fixture(autouse=True)
-def restore_settings() -> Any:
-    yield
-    C.set_isa("auto")
-    C.set_num_threads(0)
-
-
 def config(**settings: Any) -> LocalPassConfig:
     settings.setdefault("groups", 4)
     return LocalPassConfig(**settings)
