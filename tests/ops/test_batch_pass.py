@@ -320,7 +320,7 @@ NONE = settings()
     ({"out": A.double()}, r"out must be \(4, 20, 4, 4\) torch.float32"),
     ({"y": torch.full((4,), 9)}, r"labels must lie in \[0, 4\), got 9"),
     ({"backend": "fpga"}, r"backend must be one of"),
-], ids=str)
+], ids=lambda v: v if isinstance(v, str) else " ".join(v))
 def test_bad_input_is_one_line(arguments: dict[str, Any], message: str) -> None:
     given = {"a": A, "config": NONE, "couple": BatchNorm(), **arguments}
     with pytest.raises(ValueError, match=message) as error:
