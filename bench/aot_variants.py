@@ -14,6 +14,7 @@ from ffengine.kernels import batch_pass, linear_step, weight_update
 from ffengine.ops import config as c
 from ffengine.ops import local_pass as op
 from ffengine.ops.batch_call import BatchPassCall, BatchPassTensors
+from ffengine.ops.layout import pooled_shape
 from ffengine.ops.optim import OptimConfig, OptimState, StatePrecision
 
 
@@ -25,8 +26,8 @@ def sweep(shape: tuple[int, ...], config: c.LocalPassConfig, dtype: torch.dtype 
     n, k = shape[0], len(config.offsets(shape[1])) - 1
     h_prev = torch.zeros_like(a) if config.blend != 1.0 else None
     op._run_kernel(op._Request(
-        a, torch.zeros(n, dtype=torch.int64), config, torch.zeros(n, k), h_prev, None, True, True,
-        tile, op._pooled_shape(shape, config), 1.0), "triton")
+        a, torch.zeros(n, dtype=torch.int64), config, torch.zeros(n, k), h_prev, None, None, None,
+        True, True, tile, pooled_shape(shape, config), 1.0), "triton")
 
 
 def step(kind: str, count: int = 2) -> None:

@@ -54,6 +54,7 @@ void read_dropout(DropoutParams& dropout, const py::object& call) {
 LocalPassParams local_pass_params(const Shape4& shape, int dtype, const py::object& call) {
   LocalPassParams p{};
   p.N = shape[0], p.C = shape[1], p.H = shape[2], p.W = shape[3];
+  p.z_channels = get<int64_t>(call, "z_channels");
   p.K = get<int64_t>(call, "groups");
   p.channels_last = get<bool>(call, "channels_last");
   p.equal_groups = get<bool>(call, "equal_groups");
@@ -76,23 +77,24 @@ LocalPassParams local_pass_params(const Shape4& shape, int dtype, const py::obje
   return p;
 }
 
-// Adds the eleven addresses, in the order of ffengine.ops.local_pass.LocalPassTensors.
+// Adds the addresses, in the order of ffengine.ops.local_pass.LocalPassTensors.
 template <class Launch>
-void local_pass(Address a, Address y, Address g0, Address h_prev, Address offsets, Address z,
-                Address g, Address loss, Address coef, Address da, Address stats,
-                const Shape4& shape, int dtype, const py::object& call, Launch launch) {
+void local_pass(const std::array<Address, 13>& t, const Shape4& shape, int dtype,
+                const py::object& call, Launch launch) {
   LocalPassParams p = local_pass_params(shape, dtype, call);
-  p.a = at<const void>(a);
-  p.y = at<const int64_t>(y);
-  p.g0 = at<const float>(g0);
-  p.h_prev = at<const void>(h_prev);
-  p.offsets = at<const int64_t>(offsets);
-  p.z = at<void>(z);
-  p.g = at<float>(g);
-  p.loss = at<float>(loss);
-  p.coef = at<float>(coef);
-  p.da = at<void>(da);
-  p.stats = at<float>(stats);
+  p.a = at<const void>(t[0]);
+  p.y = at<const int64_t>(t[1]);
+  p.g0 = at<const float>(t[2]);
+  p.h_prev = at<const void>(t[3]);
+  p.shortcut = at<const void>(t[4]);
+  p.offsets = at<const int64_t>(t[5]);
+  p.z = at<void>(t[6]);
+  p.g = at<float>(t[7]);
+  p.loss = at<float>(t[8]);
+  p.coef = at<float>(t[9]);
+  p.da = at<void>(t[10]);
+  p.stats = at<float>(t[11]);
+  p.dropout.clock = at<const uint32_t>(t[12]);
   NoGil released;
   launch(p);
 }
@@ -292,17 +294,17 @@ PYBIND11_MODULE(_C, module) {
   module.def("set_num_threads", &set_num_threads, py::arg("n"));
   module.def("flush_denormals", &flush_denormals, py::arg("on"));
   module.def("local_pass_cpu",
-             [](Address a, Address y, Address g0, Address h_prev, Address offsets, Address z,
-                Address g, Address loss, Address coef, Address da, Address stats,
-                const Shape4& shape, int dtype, const py::object& call) {
-               local_pass(a, y, g0, h_prev, offsets, z, g, loss, coef, da, stats, shape, dtype,
-                          call, [](const LocalPassParams& p) { local_pass_cpu(p); });
+             [](const std::array<Address, 13>& tensors, const Shape4& shape, int dtype,
+                const py::object& call) {
+               local_pass(tensors, shape, dtype, call,
+                          [](const LocalPassParams& p) { local_pass_cpu(p); });
              });
   module.def("local_pass_scratch_cpu", [](const Shape4& shape, int dtype, const py::object& call,
-                                         bool has_h_prev, bool has_z) {
+                                         bool has_h_prev, bool has_shortcut, bool has_z) {
     LocalPassParams p = local_pass_params(shape, dtype, call);
     float there = 0.f;
     p.h_prev = has_h_prev ? &there : nullptr;
+    p.shortcut = has_shortcut ? &there : nullptr;
     p.z = has_z ? &there : nullptr;
     return local_pass_scratch_cpu(p);
   });
@@ -360,13 +362,11 @@ PYBIND11_MODULE(_C, module) {
   });
 #if defined(FFENGINE_CUDA)
   module.def("local_pass_cuda",
-             [](Address a, Address y, Address g0, Address h_prev, Address offsets, Address z,
-                Address g, Address loss, Address coef, Address da, Address stats,
-                const Shape4& shape, int dtype, const py::object& call, Address stream) {
-               local_pass(a, y, g0, h_prev, offsets, z, g, loss, coef, da, stats, shape, dtype,
-                          call, [stream](const LocalPassParams& p) {
-                            local_pass_cuda(p, at<void>(stream));
-                          });
+             [](const std::array<Address, 13>& tensors, const Shape4& shape, int dtype,
+                const py::object& call, Address stream) {
+               local_pass(tensors, shape, dtype, call, [stream](const LocalPassParams& p) {
+                 local_pass_cuda(p, at<void>(stream));
+               });
              });
   module.def("batch_pass_cuda", [](const std::array<Address, 9>& tensors, const Shape4& shape,
                                    int dtype, const py::object& call, Address stream) {

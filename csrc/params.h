@@ -24,6 +24,7 @@ struct LossParams {
 struct DropoutParams {
   uint64_t seed;       // Philox key
   uint32_t layer, step;  // third and fourth counter words
+  const uint32_t* clock;  // where the fourth word stands instead, or null
   uint32_t threshold;  // a word below this drops the element; 0 = no dropout
   float keep_scale;    // 1 / (1 - p)
 };
@@ -33,8 +34,10 @@ struct LocalPassParams {
   const void* a;       // (N, C, H, W) pre-activation; NCHW or NHWC by channels_last
   const int64_t* y;    // (N,) class, or 1 / 0 for positive / negative rows
   const float* g0;     // (N, K) additive goodness term
-  const void* h_prev;  // shape, dtype and layout of z; blended in when blend != 1
-  void* z;             // (N, C, Hz, Wz) normalised features; may alias a when nothing pools
+  const void* h_prev;  // shape, dtype and layout of z, dense; blended in when blend != 1
+  const void* shortcut;  // like h_prev; added to z
+  void* z;             // (N, C, Hz, Wz) normalised features, C of a map's z_channels; may alias a
+                       // when nothing pools
   float* g;            // (N, K) goodness, g0 included
   float* loss;         // (N,), or (N/2,) for symba
   float* coef;         // (N, K) dL/dg / m; input in phase apply
@@ -45,6 +48,8 @@ struct LocalPassParams {
                            // cpu, device memory on cuda)
 
   int64_t N, C, H, W;  // of a; a linear layer has H = W = 1
+  int64_t z_channels;  // C where z is dense; else z's pixels (NHWC) or samples (NCHW) are as far
+                       // apart as those of a map of so many channels
   int64_t K;
   bool channels_last;
   bool equal_groups;   // every group owns C / K channels

@@ -32,8 +32,10 @@ LocalPassPlan make_plan(const LocalPassParams& p) {
   plan.keeps_features = p.pool || p.h_prev != nullptr;
   plan.keeps_full = plan.keeps_features || p.dropout.threshold != 0;
   plan.period = plan.channels_inner ? period_of(p.C, plan.pixels_z) : 0;
+  const bool slice = p.z != nullptr && p.z_channels != p.C;
+  plan.run = slice ? p.C : plan.period;
   const int64_t samples = p.loss_params.kind == Loss::symba ? 2 : 1;
-  plan.full_in_z = p.dtype == DType::f32 && p.z != nullptr && !plan.keeps_features;
+  plan.full_in_z = p.dtype == DType::f32 && p.z != nullptr && !slice && !plan.keeps_features;
   plan.full = plan.keeps_full && !plan.full_in_z ? samples * p.C * plan.pixels : 0;
   plan.features = plan.keeps_features ? samples * p.C * plan.pixels_z : 0;
   plan.table = plan.period;
@@ -94,8 +96,10 @@ int64_t local_pass_scratch_cpu(const LocalPassParams& p) {
   return lay_out(p, plan, nullptr, &measure) * team_of(items_of(p), p.N * p.C * plan.pixels);
 }
 
-void local_pass_cpu(const LocalPassParams& p) {
-  if (p.N == 0) return;
+void local_pass_cpu(const LocalPassParams& given) {
+  if (given.N == 0) return;
+  LocalPassParams p = given;
+  if (p.dropout.clock != nullptr) p.dropout.step = *p.dropout.clock;
   const bool paired = p.loss_params.kind == Loss::symba;
   FF_CHECK(!paired || p.N % 2 == 0, "[local_pass] symba needs an even number of rows, got " << p.N);
   const LocalPassPlan plan = make_plan(p);

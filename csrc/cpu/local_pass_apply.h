@@ -1,5 +1,7 @@
 // local_pass, last part: z = (h - mean) * rstd and da, in one sweep over the sample's tile in L2.
 #pragma once
+#include <type_traits>
+
 #include "convert.h"
 #include "lanes.h"
 #include "local_pass_kernel.h"
@@ -31,11 +33,15 @@ struct Table {
   FF_HD Floats slopes(int64_t j) const { return load_lanes(slope_ + j); }
 };
 
+// Where z goes: nowhere, to its own place, or there with a shortcut added.
+enum class Features { none, plain, joined };
+
 // Elements [i, i + n) with coefficients 0 .. n - 1; an element whose bits are below `least` passes
-// no gradient. Without squares the slopes are numbers of T already.
-template <Gradient kGradient, bool kZ, class Source, class Coefficients, class T>
+// no gradient. Without squares the slopes are numbers of T already. z and shortcut, like da, are
+// where their element 0 would be.
+template <Gradient kGradient, Features kZ, class Source, class Coefficients, class T>
 FF_HD void apply_run(const Source f, const Coefficients t, int64_t i, int64_t n, int32_t least,
-                     T* z, T* da) {
+                     T* z, const T* shortcut, T* da) {
   int64_t j = 0;
   for (; j + kWidth <= n; j += kWidth) {
     const Floats h = f.lanes(i + j);
@@ -45,7 +51,10 @@ FF_HD void apply_run(const Source f, const Coefficients t, int64_t i, int64_t n,
       const Floats chosen = Ints(f.alive_lanes(i + j, h)) >= least ? d : Floats{};
       squares ? store_lanes(da + i + j, chosen) : store_exact(da + i + j, chosen);
     }
-    if (kZ) store_lanes(z + i + j, (h - t.means(j)) * t.rstds(j) + 0.f);
+    if (kZ == Features::none) continue;
+    const Floats normal = (h - t.means(j)) * t.rstds(j);
+    store_lanes(z + i + j, normal + (kZ == Features::joined ? load_lanes(shortcut + i + j)
+                                                            : Floats{}));
   }
   for (; j < n; ++j) {
     const float h = f.value(i + j);
@@ -53,7 +62,9 @@ FF_HD void apply_run(const Source f, const Coefficients t, int64_t i, int64_t n,
       const float d = kGradient == Gradient::squares ? t.slope(j) * (h + h) : t.slope(j);
       store(da + i + j, int32_t(bits_of(f.alive(i + j, h))) >= least ? d : 0.f);
     }
-    if (kZ) store(z + i + j, (h - t.mean(j)) * t.rstd(j) + 0.f);
+    if (kZ == Features::none) continue;
+    const float normal = (h - t.mean(j)) * t.rstd(j);
+    store(z + i + j, normal + (kZ == Features::joined ? load(shortcut + i + j) : 0.f));
   }
 }
 
@@ -82,9 +93,10 @@ static Table fill_table(const LocalPassParams& p, const LocalPassPlan& plan, int
   return {s.table[0], s.table[1], s.table[2]};
 }
 
-template <Gradient kGradient, bool kZ, class Source, class T>
+template <Gradient kGradient, Features kZ, class Source, class T>
 static void apply_sample(const LocalPassParams& p, const LocalPassPlan& plan, int64_t row,
-                         const Source& f, T* z, T* da, const LocalPassScratch& s) {
+                         const Source& f, T* z, const T* shortcut, T* da,
+                         const LocalPassScratch& s) {
   const int32_t least = p.straight_through ? Source::kLeast : 1;
   constexpr bool kRound = kGradient == Gradient::mean;
   if (!plan.channels_inner) {
@@ -93,15 +105,18 @@ static void apply_sample(const LocalPassParams& p, const LocalPassPlan& plan, in
       const int64_t begin = p.offsets[k] * plan.pixels_z, end = p.offsets[k + 1] * plan.pixels_z;
       Constant t = constants_of(p, row, k, scale);
       if (kRound) t.slope_ = rounded_to<T>(t.slope_);
-      apply_run<kGradient, kZ>(f, t, begin, end - begin, least, z, da);
+      apply_run<kGradient, kZ>(f, t, begin, end - begin, least, z, shortcut, da);
     }
     return;
   }
   const Table table = fill_table<kRound, T>(p, plan, row, s);
   const int64_t size = p.C * plan.pixels_z;
-  for (int64_t i = 0; i < size; i += plan.period)
-    apply_run<kGradient, kZ>(f, table, i, size - i < plan.period ? size - i : plan.period, least, z,
-                             da);
+  const int64_t apart = p.z_channels - p.C;  // between the pixels of z
+  for (int64_t i = 0; i < size; i += plan.run) {
+    apply_run<kGradient, kZ>(f, table, i, size - i < plan.run ? size - i : plan.run, least, z,
+                             shortcut, da);
+    if (kZ != Features::none) z += apart;
+  }
 }
 
 // One window's gradient goes to its maximum, the first in row-major order; slope is dL/dh there.
@@ -180,28 +195,36 @@ static void pool_gradient(const LocalPassParams& p, const LocalPassPlan& plan, i
   clear_margins(p, w, da);
 }
 
+// f(the choice as a compile-time constant), of the values that it can have.
+template <auto kFirst, auto... kRest, class F>
+FF_HD void with_value(decltype(kFirst) choice, const F& f) {
+  if (choice == kFirst) return f(std::integral_constant<decltype(kFirst), kFirst>{});
+  if constexpr (sizeof...(kRest) > 0) with_value<kRest...>(choice, f);
+}
+
 template <class Source, class T>
 static void apply(const LocalPassParams& p, const LocalPassPlan& plan, int64_t row, int slot,
                   const Source& f, const LocalPassScratch& s) {
-  T* z = p.z == nullptr ? nullptr : static_cast<T*>(p.z) + row * p.C * plan.pixels_z;
+  const int64_t size_z = p.C * plan.pixels_z;
+  T* z = p.z == nullptr ? nullptr : static_cast<T*>(p.z) + row * p.z_channels * plan.pixels_z;
   T* da = p.da == nullptr ? nullptr : static_cast<T*>(p.da) + row * p.C * plan.pixels;
+  const T* shortcut =
+      p.shortcut == nullptr ? nullptr : static_cast<const T*>(p.shortcut) + row * size_z;
   if (p.pool && da != nullptr) {
     pool_gradient(p, plan, row, slot, da, s);
     da = nullptr;
   }
-  const bool squares = p.goodness != Goodness::mean;
-  if (da == nullptr) {
-    if (z != nullptr) apply_sample<Gradient::none, true>(p, plan, row, f, z, da, s);
-  } else if (squares) {
-    if (z != nullptr)
-      apply_sample<Gradient::squares, true>(p, plan, row, f, z, da, s);
-    else
-      apply_sample<Gradient::squares, false>(p, plan, row, f, z, da, s);
-  } else if (z != nullptr) {
-    apply_sample<Gradient::mean, true>(p, plan, row, f, z, da, s);
-  } else {
-    apply_sample<Gradient::mean, false>(p, plan, row, f, z, da, s);
-  }
+  const auto gradient = da == nullptr                    ? Gradient::none
+                        : p.goodness == Goodness::mean ? Gradient::mean
+                                                       : Gradient::squares;
+  const auto features = z == nullptr            ? Features::none
+                        : shortcut == nullptr ? Features::plain
+                                              : Features::joined;
+  with_value<Gradient::none, Gradient::mean, Gradient::squares>(gradient, [&](auto d) {
+    with_value<Features::none, Features::plain, Features::joined>(features, [&](auto to) {
+      apply_sample<d, to>(p, plan, row, f, z, shortcut, da, s);
+    });
+  });
 }
 
 }  // namespace FF_ISA

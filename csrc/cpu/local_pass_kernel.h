@@ -13,10 +13,11 @@ struct LocalPassPlan {
   bool channels_inner;   // channels_last, or a single pixel
   bool keeps_full;       // h is written to scratch: dropout, pool or blend
   bool keeps_features;   // pooled or blended features differ from h
-  bool full_in_z;        // h waits in z's own memory (fp32, nothing pooled or blended)
+  bool full_in_z;        // h waits in z's own memory (fp32, dense, nothing pooled or blended)
   int64_t pixels;        // H * W
   int64_t pixels_z;      // after the pool
   int64_t period;        // channels_inner: C times a few pixels, a multiple of 16 where possible
+  int64_t run;           // elements of z that lie side by side: the period, or one pixel's
   int64_t full, features, table, words, counters;  // scratch sizes in elements
 };
 

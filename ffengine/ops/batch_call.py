@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 
 from ffengine.ops import backends, library_batch_pass, scratch
-from ffengine.ops.call import _dtype_code, nchw
+from ffengine.ops.call import _dtype_code
+from ffengine.ops.layout import nchw
 
 PHASE_STATS, PHASE_APPLY, PHASE_PEER_STATS, PHASE_PEER_APPLY = 0, 1, 2, 3
 

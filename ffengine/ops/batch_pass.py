@@ -26,11 +26,9 @@ from ffengine.ops.batch_call import (
     cpu_scratch,
     run,
 )
-from ffengine.ops.call import memory_layout, numel
 from ffengine.ops.config import BatchNorm, LocalPassConfig, Loss, Peer, Tile, da_scale
+from ffengine.ops.layout import destination, memory_layout, numel, pooled_shape
 from ffengine.ops.local_pass import (
-    _destination,
-    _pooled_shape,
     check_targets,
     forbid_backward,
     local_pass,
@@ -67,7 +65,7 @@ def bytes_moved(shape: tuple[int, ...], dtype: torch.dtype, config: LocalPassCon
     item, acc = dtype.itemsize, 8 if dtype is torch.float64 else 4
     n, c = shape[:2]
     k = len(config.offsets(c)) - 1
-    large = 2 * numel(shape) + numel(_pooled_shape(shape, config)) * want_z + numel(shape) * want_da
+    large = 2 * numel(shape) + numel(pooled_shape(shape, config)) * want_z + numel(shape) * want_da
     small = n * (2 * k + 1)
     if isinstance(couple, Peer):
         return item * (large + 3 * numel(shape) * want_da) + acc * small
@@ -103,7 +101,7 @@ def extra_bytes(shape: tuple[int, ...], dtype: torch.dtype, config: LocalPassCon
     moments = 4 * 2 * n * c * (2 if pools and norm_first else 1)
     groups = len(config.offsets(c)) - 1
     middle = 8 * int(MIDDLE_TENSORS * n * c + MIDDLE_CHANNEL * c + MIDDLE_GOODNESS * n * groups)
-    later = dtype.itemsize * (numel(_pooled_shape(shape, config)) * want_z
+    later = dtype.itemsize * (numel(pooled_shape(shape, config)) * want_z
                               + numel(shape) * want_da)
     return max(moments + max(stats, middle) - later, 4 * (n * c * want_da + 5 * c) + apply)
 
@@ -206,7 +204,7 @@ def _run_norm(r: _Request, couple: BatchNorm, backend: str) -> BatchPassOutput:
     a, layout = (r.a, layout) if layout else (r.a.contiguous(), torch.contiguous_format)
     call = _call(r, couple, layout)
     middle = _first_sweep(r, couple, backend, a, call)
-    z = _destination(r.out, r.out is r.a, r.shape_z, a, layout) if r.want_z else None
+    z = destination(r.out, r.out is r.a, r.shape_z, a, layout) if r.want_z else None
     da = torch.empty_like(a, memory_format=layout) if r.want_da and r.y is not None else None
     if z is not None or da is not None:
         run(backend, BatchPassTensors(a, table=middle.table, weight=middle.weight, z=z, da=da),
@@ -293,7 +291,7 @@ def _check(a: torch.Tensor, y: Any, config: LocalPassConfig, couple: Couple,
         raise ValueError(f"[batch_pass] a must be (N, C, *spatial), got shape {tuple(a.shape)}")
     groups = len(config.offsets(a.shape[1])) - 1
     _check_config(config, couple, tuple(a.shape))
-    shape_z = _pooled_shape(tuple(a.shape), config)
+    shape_z = pooled_shape(tuple(a.shape), config)
     _check_vectors(a, couple, gamma, beta, running_mean, running_var, training)
     if y is not None and isinstance(config.loss, Loss):
         check_targets(y, a.shape[0], groups, config.loss, a.device, Tile())

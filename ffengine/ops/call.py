@@ -16,6 +16,7 @@ from ffengine.ops.config import (
     Loss,
     Tile,
 )
+from ffengine.ops.layout import memory_layout, nchw
 
 
 class LocalPassTensors(NamedTuple):
@@ -25,6 +26,7 @@ class LocalPassTensors(NamedTuple):
     y: torch.Tensor | None
     g0: torch.Tensor | None
     h_prev: torch.Tensor | None
+    shortcut: torch.Tensor | None  # like z, dense
     offsets: torch.Tensor  # (K + 1,) int64, same device as a
     z: torch.Tensor | None
     g: torch.Tensor  # (N, K) fp32
@@ -32,12 +34,14 @@ class LocalPassTensors(NamedTuple):
     coef: torch.Tensor | None  # (N, K) fp32
     da: torch.Tensor | None
     stats: torch.Tensor  # (N, K, 2) fp32
+    clock: torch.Tensor | None  # (1,) int32: dropout's step, in place of the call's
 
 
 @dataclass(frozen=True, slots=True)
 class LocalPassCall:
     """A call's numbers, flat, as the kernels read them (csrc/params.h: LocalPassParams)."""
 
+    z_channels: int
     groups: int
     equal_groups: bool
     channels_last: bool
@@ -67,8 +71,11 @@ class LocalPassCall:
 
 
 def make_call(a: torch.Tensor, config: LocalPassConfig, tile: Tile, scale: float, phase: int,
-              with_loss: bool) -> LocalPassCall:
-    """Flatten config and tile into what a kernel reads. Pure: unit-tested without a GPU."""
+              with_loss: bool, z_channels: int | None = None) -> LocalPassCall:
+    """Flatten config and tile into what a kernel reads. Pure: unit-tested without a GPU.
+
+    z_channels: of the map that z is a slice of; None: z is dense.
+    """
     n = a.shape[0]
     p = (0.0, 0.0, 0.0)
     code, weight = LOSS_CODES["none"], 0.0
@@ -78,6 +85,7 @@ def make_call(a: torch.Tensor, config: LocalPassConfig, tile: Tile, scale: float
     start, half, half_start = tile.layout(n)
     drop = config.dropout
     return LocalPassCall(
+        z_channels=a.shape[1] if z_channels is None else z_channels,
         groups=len(config.offsets(a.shape[1])) - 1,
         equal_groups=isinstance(config.groups, int),
         channels_last=memory_layout(a) is torch.channels_last,
@@ -109,7 +117,7 @@ def run(backend: str, tensors: LocalPassTensors, call: LocalPassCall) -> None:
         return
     if backend == "cpu" and scratch.active():
         scratch.declare(cpu_scratch(tensors.a, call, tensors.h_prev is not None,
-                                    tensors.z is not None))
+                                    tensors.shortcut is not None, tensors.z is not None))
     if scratch.rehearsing():
         return
     if backend == "triton":
@@ -120,19 +128,21 @@ def run(backend: str, tensors: LocalPassTensors, call: LocalPassCall) -> None:
     ext = backends.extension()
     assert ext is not None  # resolve() checked
     if backend == "cpu":
-        ext.local_pass_cpu(*_pointers(tensors), nchw(tensors.a), _dtype_code(tensors.a), call)
+        ext.local_pass_cpu(_pointers(tensors), nchw(tensors.a), _dtype_code(tensors.a), call)
     else:
         stream = torch.cuda.current_stream(tensors.a.device).cuda_stream
         ext.local_pass_cuda(
-            *_pointers(tensors), nchw(tensors.a), _dtype_code(tensors.a), call, stream)
+            _pointers(tensors), nchw(tensors.a), _dtype_code(tensors.a), call, stream)
 
 
-def cpu_scratch(a: torch.Tensor, call: LocalPassCall, has_h_prev: bool, has_z: bool) -> int:
+def cpu_scratch(a: torch.Tensor, call: LocalPassCall, has_h_prev: bool, has_shortcut: bool,
+                has_z: bool) -> int:
     """Bytes the C++ kernel's threads hold beside the tensors, for a of this shape and dtype."""
     ext = backends.extension()
     if ext is None:
         return 0
-    held: int = ext.local_pass_scratch_cpu(nchw(a), _dtype_code(a), call, has_h_prev, has_z)
+    held: int = ext.local_pass_scratch_cpu(
+        nchw(a), _dtype_code(a), call, has_h_prev, has_shortcut, has_z)
     return held
 
 
@@ -142,13 +152,6 @@ def _pointers(tensors: LocalPassTensors) -> tuple[int, ...]:
 
 def _dtype_code(t: torch.Tensor) -> int:
     return {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}[t.dtype]
-
-
-def nchw(a: torch.Tensor) -> tuple[int, int, int, int]:
-    n, c, *spatial = a.shape
-    if len(spatial) == 2:
-        return n, c, spatial[0], spatial[1]
-    return n, c, 1, numel(tuple(spatial))
 
 
 _offset_cache: dict[tuple[tuple[int, ...], str], torch.Tensor] = {}
@@ -162,18 +165,3 @@ def offsets_tensor(offsets: tuple[int, ...], device: str) -> torch.Tensor:
     if key not in _offset_cache:
         _offset_cache[key] = torch.tensor(offsets, dtype=torch.int64, device=device)
     return _offset_cache[key]
-
-
-def numel(shape: tuple[int, ...]) -> int:
-    total = 1
-    for s in shape:
-        total *= s
-    return total
-
-
-def memory_layout(a: torch.Tensor) -> torch.memory_format | None:
-    if a.is_contiguous():
-        return torch.contiguous_format
-    if a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return None

@@ -115,19 +115,21 @@ def unpack_state(parts: Parts, numbers: list[int]) -> OptimState:
 
 
 library.define(
-    "local_pass(Tensor a, Tensor? y, Tensor? g0, Tensor? h_prev, Tensor offsets, Tensor(a!)? z, "
-    "Tensor(b!) g, Tensor(c!)? loss, Tensor(d!)? coef, Tensor(e!)? da, Tensor(f!) stats, "
-    "int[] ints, float[] floats, str backend) -> ()")
+    "local_pass(Tensor a, Tensor? y, Tensor? g0, Tensor? h_prev, Tensor? shortcut, Tensor offsets, "
+    "Tensor(a!)? z, Tensor(b!) g, Tensor(c!)? loss, Tensor(d!)? coef, Tensor(e!)? da, "
+    "Tensor(f!) stats, Tensor? clock, int[] ints, float[] floats, str backend) -> ()")
 
 
 def _local_pass(a: torch.Tensor, y: torch.Tensor | None, g0: torch.Tensor | None,
-                h_prev: torch.Tensor | None, offsets: torch.Tensor, z: torch.Tensor | None,
-                g: torch.Tensor, loss: torch.Tensor | None, coef: torch.Tensor | None,
-                da: torch.Tensor | None, stats: torch.Tensor, ints: list[int],
+                h_prev: torch.Tensor | None, shortcut: torch.Tensor | None,
+                offsets: torch.Tensor, z: torch.Tensor | None, g: torch.Tensor,
+                loss: torch.Tensor | None, coef: torch.Tensor | None, da: torch.Tensor | None,
+                stats: torch.Tensor, clock: torch.Tensor | None, ints: list[int],
                 floats: list[float], backend: str) -> None:
     from ffengine.ops import call as op
 
-    tensors = op.LocalPassTensors(a, y, g0, h_prev, offsets, z, g, loss, coef, da, stats)
+    tensors = op.LocalPassTensors(a, y, g0, h_prev, shortcut, offsets, z, g, loss, coef, da, stats,
+                                  clock)
     op.run(backend, tensors, unpack_call(ints, floats))
 
 

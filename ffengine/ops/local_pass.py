@@ -9,6 +9,7 @@ triton: kernels/local_pass.py                 cuda: csrc/cuda/local_pass.cu
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,9 +20,6 @@ from ffengine.ops.call import (
     LocalPassTensors,
     cpu_scratch,
     make_call,
-    memory_layout,
-    nchw,
-    numel,
     offsets_tensor,
     run,
 )
@@ -34,6 +32,14 @@ from ffengine.ops.config import (
     LossFunction,
     Tile,
     da_scale,
+)
+from ffengine.ops.layout import (
+    destination,
+    map_channels,
+    memory_layout,
+    nchw,
+    numel,
+    pooled_shape,
 )
 from ffengine.reference import local_pass as reference
 
@@ -56,19 +62,21 @@ class LocalPassOutput(NamedTuple):
 
 
 def bytes_moved(shape: tuple[int, ...], dtype: torch.dtype, config: LocalPassConfig, *,
-                want_z: bool = True, want_da: bool = True) -> int:
-    """Bytes a sweep must move: a read once, z and da written once, the (N, K) results."""
+                want_z: bool = True, want_da: bool = True, shortcut: bool = False) -> int:
+    """Bytes a sweep must move: a and a shortcut read once, z and da written once, the (N, K)
+    results."""
     item = dtype.itemsize
     n, elements = shape[0], numel(shape)
-    pooled = numel(_pooled_shape(shape, config))
+    pooled = numel(pooled_shape(shape, config))
     k = len(config.offsets(shape[1])) - 1
-    blend = pooled if config.blend != 1.0 else 0
+    beside = pooled * ((config.blend != 1.0) + shortcut)
     acc = 8 if dtype is torch.float64 else 4
-    return item * (elements + pooled * want_z + elements * want_da + blend) + acc * n * (2 * k + 1)
+    return item * (elements + pooled * want_z + elements * want_da + beside) + acc * n * (2 * k + 1)
 
 
 def extra_bytes(shape: tuple[int, ...], dtype: torch.dtype, config: LocalPassConfig, *,
-                backend: str = "cpu", channels_last: bool = False, want_z: bool = True) -> int:
+                backend: str = "cpu", channels_last: bool = False, want_z: bool = True,
+                shortcut: bool = False, z_channels: int | None = None) -> int:
     """Scratch bytes a back-end holds beside inputs and outputs.
 
     Every kernel back-end keeps the (N, K, 2) statistics; cpu one sample a thread where dropout,
@@ -83,8 +91,9 @@ def extra_bytes(shape: tuple[int, ...], dtype: torch.dtype, config: LocalPassCon
     if backend == "triton":
         return stats + _triton_partials(a, config, k)
     if backend == "cpu" and shape[0]:
-        call = make_call(a, config, WHOLE, 1.0, PHASE_FUSED, isinstance(config.loss, Loss))
-        return stats + cpu_scratch(a, call, config.blend != 1.0, want_z)
+        call = make_call(a, config, WHOLE, 1.0, PHASE_FUSED, isinstance(config.loss, Loss),
+                         z_channels)
+        return stats + cpu_scratch(a, call, config.blend != 1.0, shortcut, want_z)
     return stats
 
 
@@ -107,6 +116,8 @@ def local_pass(
     config: LocalPassConfig,
     g0: torch.Tensor | None = None,
     h_prev: torch.Tensor | None = None,
+    shortcut: torch.Tensor | None = None,
+    clock: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
     want_z: bool = True,
     want_da: bool = False,
@@ -123,7 +134,11 @@ def local_pass(
             symba, margin. Anything, if `config.loss` is a function. None: no loss, g and z only.
         g0: (N, K) fp32 term added to the goodness (collaborative FF).
         h_prev: shape of z; blended in when `config.blend` is not 1.
-        out: `out=a` writes z over a (no pool); otherwise a tensor of z's shape and dtype.
+        shortcut: shape and dtype of z, added to it: a residual connection. No gradient, goodness or
+            loss sees it.
+        clock: int32 (1,), the step of `config.dropout` where a captured call has to read it anew.
+        out: `out=a` writes z over a (no pool); otherwise a tensor of z's shape and dtype, or a
+            slice of the channels of a wider map (a concatenation).
         want_z, want_da: which of the large results to compute.
         da_out: `da_out=a` writes da over a (no pool, no z); otherwise a tensor like a.
         tile: which rows of the whole batch these are; losses scale by the whole batch.
@@ -136,15 +151,15 @@ def local_pass(
     Raises:
         TypeError, ValueError: one line with what was expected and what came.
     """
-    shape_z = _check(a, y, config, g0, h_prev, out, tile)
+    shape_z = _check(a, y, config, g0, h_prev, shortcut, clock, out, want_z, tile)
     if da_out is not None:
         _check_da_out(a, da_out, y, config, want_z, want_da)
     name = backends.resolve("local_pass", backend, a.device.type, a.dtype)
     m = numel(shape_z) // max(a.shape[0], 1) // (len(config.offsets(a.shape[1])) - 1)
     scale = da_scale(a.dtype, config.goodness, tile.rows(a.shape[0]), max(m, 1))
     record = torch.is_grad_enabled() and a.requires_grad
-    request = _Request(a.detach() if record else a, y, config, g0, h_prev, out, want_z, want_da,
-                       tile, shape_z, scale, da_out)
+    request = _Request(a.detach() if record else a, y, config, g0, h_prev, shortcut, clock, out,
+                       want_z, want_da, tile, shape_z, scale, da_out)
     result = _run_reference(request) if name == "reference" else _run_kernel(request, name)
     return forbid_backward(a, result) if record else result
 
@@ -157,6 +172,8 @@ class _Request(NamedTuple):
     config: LocalPassConfig
     g0: torch.Tensor | None
     h_prev: torch.Tensor | None
+    shortcut: torch.Tensor | None
+    clock: torch.Tensor | None
     out: torch.Tensor | None
     want_z: bool
     want_da: bool
@@ -167,9 +184,12 @@ class _Request(NamedTuple):
 
 
 def _run_reference(r: _Request) -> LocalPassOutput:
+    config = r.config
+    if r.clock is not None:
+        config = replace(config, dropout=replace(config.dropout, step=int(r.clock)))
     z, g, loss, coef, da = reference.local_pass(
-        r.a, r.y, config=r.config, g0=r.g0, h_prev=r.h_prev, want_z=r.want_z, want_da=r.want_da,
-        tile=r.tile, da_scale=r.scale)
+        r.a, r.y, config=config, g0=r.g0, h_prev=r.h_prev, shortcut=r.shortcut, want_z=r.want_z,
+        want_da=r.want_da, tile=r.tile, da_scale=r.scale)
     if r.out is not None and z is not None:
         z = r.out.copy_(z)
     if r.da_out is not None and da is not None:
@@ -177,29 +197,42 @@ def _run_reference(r: _Request) -> LocalPassOutput:
     return LocalPassOutput(z, g, loss, coef, da, r.scale)
 
 
+#: Back-ends whose kernels add the shortcut and write a slice of a map themselves.
+JOINS = frozenset({"cpu"})
+
+
 def _run_kernel(r: _Request, backend: str) -> LocalPassOutput:
     layout = memory_layout(r.a)
     a, layout = (r.a, layout) if layout else (r.a.contiguous(), torch.contiguous_format)
-    tensors = _allocate(r, a, layout)
+    late = None
+    if backend not in JOINS:
+        late, r = r.shortcut, r._replace(shortcut=None)
+    tensors = _allocate(r, a, layout, backend)
     custom = r.y is not None and not isinstance(r.config.loss, Loss)
     loss, z = tensors.loss, tensors.z
+
+    def call(phase: int, with_loss: bool) -> LocalPassCall:
+        return make_call(a, r.config, r.tile, r.scale, phase, with_loss,
+                         None if z is None else map_channels(z, layout))
+
     if custom:
-        run(backend, tensors._replace(z=None, da=None, coef=None),
-            make_call(a, r.config, r.tile, r.scale, PHASE_STATS, False))
+        run(backend, tensors._replace(z=None, da=None, coef=None), call(PHASE_STATS, False))
         loss, coef = custom_loss(cast(LossFunction, r.config.loss), tensors.g, r.y, r.config,
                                  r.shape_z, r.tile.rows(a.shape[0]))
         tensors = tensors._replace(coef=coef)
         if r.want_z or r.want_da:
-            run(backend, tensors, make_call(a, r.config, r.tile, r.scale, PHASE_APPLY, False))
+            run(backend, tensors, call(PHASE_APPLY, False))
     else:
-        run(backend, tensors,
-            make_call(a, r.config, r.tile, r.scale, PHASE_FUSED, r.y is not None))
+        run(backend, tensors, call(PHASE_FUSED, r.y is not None))
+    if z is not None and late is not None:
+        z += late
     if r.out is not None and z is not None and z is not r.out:
         z = r.out.copy_(z)
     return LocalPassOutput(z, tensors.g, loss, tensors.coef, tensors.da, r.scale)
 
 
-def _allocate(r: _Request, a: torch.Tensor, layout: torch.memory_format) -> LocalPassTensors:
+def _allocate(r: _Request, a: torch.Tensor, layout: torch.memory_format,
+              backend: str) -> LocalPassTensors:
     """Every result of a kernel call; z lies over a where `out=a` asks for it."""
     n, loss = a.shape[0], r.config.loss
     offsets = r.config.offsets(a.shape[1])
@@ -208,20 +241,26 @@ def _allocate(r: _Request, a: torch.Tensor, layout: torch.memory_format) -> Loca
     def empty(*size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.float32, device=a.device)
 
+    def laid_out(t: torch.Tensor | None) -> torch.Tensor | None:
+        return None if t is None else t.contiguous(memory_format=layout)
+
     built_in = r.y is not None and isinstance(loss, Loss)
     paired = isinstance(loss, Loss) and loss.paired
     return LocalPassTensors(
         a=a,
         y=r.y.contiguous() if built_in else None,
         g0=None if r.g0 is None else r.g0.float().contiguous(),
-        h_prev=None if r.h_prev is None else r.h_prev.contiguous(memory_format=layout),
+        h_prev=laid_out(r.h_prev),
+        shortcut=laid_out(r.shortcut),
         offsets=offsets_tensor(offsets, str(a.device)),
-        z=_destination(r.out, r.out is r.a, r.shape_z, a, layout) if r.want_z else None,
+        z=destination(r.out, r.out is r.a, r.shape_z, a, layout,
+                       backend in JOINS) if r.want_z else None,
         g=empty(n, k),
         loss=empty(n // 2 if paired else n) if built_in else None,
         coef=empty(n, k) if r.y is not None else None,
         da=_da_of(r, a, layout) if r.want_da and r.y is not None else None,
-        stats=empty(n, k, 2))
+        stats=empty(n, k, 2),
+        clock=r.clock)
 
 
 def _da_of(r: _Request, a: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:
@@ -246,23 +285,10 @@ def group_sizes(config: LocalPassConfig, shape_z: tuple[int, ...], g: torch.Tens
     return off.diff() * (numel(shape_z[2:]))
 
 
-def _pooled_shape(shape: tuple[int, ...], config: LocalPassConfig) -> tuple[int, ...]:
-    if config.pool == "none":
-        return tuple(shape)
-    return (*shape[:2], shape[2] // 2, shape[3] // 2)
-
-
-def _destination(out: torch.Tensor | None, overwrite: bool, shape_z: tuple[int, ...],
-                 a: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:
-    if overwrite:
-        return a
-    if out is not None and out.is_contiguous(memory_format=layout):
-        return out
-    return torch.empty(shape_z, dtype=a.dtype, device=a.device, memory_format=layout)
-
-
 def _check(a: torch.Tensor, y: Any, config: LocalPassConfig, g0: torch.Tensor | None,
-           h_prev: torch.Tensor | None, out: torch.Tensor | None, tile: Tile) -> tuple[int, ...]:
+           h_prev: torch.Tensor | None, shortcut: torch.Tensor | None,
+           clock: torch.Tensor | None, out: torch.Tensor | None, want_z: bool,
+           tile: Tile) -> tuple[int, ...]:
     """Validate without a host sync; return z's shape."""
     if not isinstance(a, torch.Tensor) or not a.is_floating_point():
         came = a.dtype if isinstance(a, torch.Tensor) else type(a).__name__
@@ -275,7 +301,7 @@ def _check(a: torch.Tensor, y: Any, config: LocalPassConfig, g0: torch.Tensor | 
         raise ValueError(
             f"[local_pass] max2 pooling needs (N, C, H >= 2, W >= 2), got {tuple(a.shape)}"
         )
-    shape_z = _pooled_shape(tuple(a.shape), config)
+    shape_z = pooled_shape(tuple(a.shape), config)
     if y is not None and isinstance(config.loss, Loss):
         check_targets(y, n, k, config.loss, a.device, tile)
     if g0 is not None and (tuple(g0.shape) != (n, k) or g0.device != a.device):
@@ -284,7 +310,14 @@ def _check(a: torch.Tensor, y: Any, config: LocalPassConfig, g0: torch.Tensor | 
     if (config.blend != 1.0) != (h_prev is not None):
         raise ValueError("[local_pass] h_prev and a blend other than 1 go together, got blend="
                          f"{config.blend} and h_prev {'given' if h_prev is not None else 'absent'}")
-    for name, t in (("h_prev", h_prev), ("out", out)):
+    if shortcut is not None and (not want_z or shortcut is out):
+        raise ValueError("[local_pass] shortcut expected want_z=True and another tensor than out, "
+                         f"got want_z={want_z}{' and out=shortcut' * (shortcut is out)}")
+    if clock is not None and (clock.dtype is not torch.int32 or clock.numel() != 1
+                              or clock.device != a.device):
+        raise ValueError(f"[local_pass] clock must be one int32 on {a.device}, got "
+                         f"{tuple(clock.shape)} {clock.dtype} on {clock.device}")
+    for name, t in (("h_prev", h_prev), ("shortcut", shortcut), ("out", out)):
         if t is not None and (tuple(t.shape) != shape_z or t.dtype != a.dtype
                               or t.device != a.device):
             raise ValueError(f"[local_pass] {name} must be {shape_z} {a.dtype} on {a.device}, "

@@ -18,8 +18,8 @@ _MASK32 = 0xFFFFFFFF
 
 def local_pass(
     a: torch.Tensor, y: Any = None, *, config: LocalPassConfig, g0: torch.Tensor | None = None,
-    h_prev: torch.Tensor | None = None, want_z: bool = True, want_da: bool = False,
-    tile: Tile | None = None, da_scale: float = 1.0,
+    h_prev: torch.Tensor | None = None, shortcut: torch.Tensor | None = None,
+    want_z: bool = True, want_da: bool = False, tile: Tile | None = None, da_scale: float = 1.0,
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None, torch.Tensor | None,
            torch.Tensor | None]:
     """(z, g, loss, coef, da); arguments, shapes and meaning as in ffengine.ops.local_pass."""
@@ -57,7 +57,10 @@ def local_pass(
                 dh = torch.zeros(size, dtype=h.dtype, device=h.device).flatten(2).scatter_(
                     2, winner.flatten(2), dh.flatten(2)).view(size)
             da = (dh * dh_da).to(a.dtype)
-    z = normalise(h, offsets, config).to(a.dtype) if want_z else None
+    z = None
+    if want_z:
+        z = normalise(h, offsets, config)
+        z = (z if shortcut is None else z + shortcut.to(z.dtype)).to(a.dtype)
     return z, g, loss, coef, da
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ffengine.ops.batch_call import BatchPassCall, BatchPassTensors
-from ffengine.ops.call import nchw
+from ffengine.ops.layout import nchw
 from ffengine.ops.local_pass import LocalPassCall, LocalPassTensors
 from ffengine.ops.optim import OptimCall, OptimConfig, OptimState, compressed_call
 
@@ -54,7 +54,7 @@ def numbers(t: LocalPassTensors, call: LocalPassCall) -> list[int]:
     return [n, c, h, w, call.groups, call.channels_last, call.equal_groups, dtype, call.phase,
             call.goodness, call.norm, call.norm_rms, call.norm_per_group, call.straight_through,
             call.pool, seed, call.dropout_layer, call.dropout_step, call.dropout_threshold,
-            call.loss, call.start, call.half, call.half_start]
+            call.loss, call.start, call.half, call.half_start, call.z_channels]
 
 
 def run(library: ctypes.CDLL, t: LocalPassTensors, call: LocalPassCall, major: int,
@@ -67,7 +67,7 @@ def run(library: ctypes.CDLL, t: LocalPassTensors, call: LocalPassCall, major: i
              call.da_scale]
     pointers: list[Any] = [None if x is None else x.data_ptr() for x in t]
     ints = numbers(t, call)
-    return int(library.emulate((ctypes.c_void_p * 11)(*pointers),
+    return int(library.emulate((ctypes.c_void_p * len(pointers))(*pointers),
                                (ctypes.c_int64 * len(ints))(*ints),
                                (ctypes.c_double * len(reals))(*reals), major, shared, dry))
 

@@ -8,6 +8,7 @@ import torch
 
 from ffengine.ops import local_pass as op
 from ffengine.ops.config import LocalPassConfig, Loss, da_scale
+from ffengine.ops.layout import pooled_shape
 from ffengine.reference import local_pass as reference
 from tests.kernels.cases import Case
 from tests.tolerances import assert_close
@@ -51,7 +52,7 @@ def draw(case: Case, device: str) -> dict[str, torch.Tensor | None]:
         a.view(-1)[1] = math.nan
     layout = torch.channels_last if case.channels_last else torch.contiguous_format
     a = a.to(case.dtype).to(device).contiguous(memory_format=layout)
-    shape_z = op._pooled_shape(case.shape, case.config)
+    shape_z = pooled_shape(case.shape, case.config)
     h_prev = torch.rand(shape_z, generator=rng).to(case.dtype).to(device)
     binary = isinstance(case.config.loss, Loss) and case.config.loss.binary
     y = torch.randint(0, 2 if binary else k, (n,), generator=rng)
@@ -72,7 +73,7 @@ def check(case: Case, device: str) -> None:
     """AssertionError says what is off."""
     data = draw(case, device)
     n = case.shape[0]
-    shape_z = op._pooled_shape(case.shape, case.config)
+    shape_z = pooled_shape(case.shape, case.config)
     k = len(case.config.offsets(case.shape[1])) - 1
     m = max(math.prod(shape_z) // max(n, 1) // k, 1)
     scale = da_scale(case.dtype, case.config.goodness, case.tile.rows(n), m)
@@ -150,7 +151,7 @@ def destinations(a: torch.Tensor, offsets: torch.Tensor, config: LocalPassConfig
     f32 = {"dtype": torch.float32, "device": a.device}
     found = {"g": torch.empty(n, k, **f32), "stats": torch.empty(n, k, 2, **f32)}
     if want["want_z"]:
-        shape_z = op._pooled_shape(tuple(a.shape), config)
+        shape_z = pooled_shape(tuple(a.shape), config)
         found["z"] = torch.empty(shape_z, dtype=a.dtype, device=a.device, memory_format=layout)
     if case.targets:
         paired = config.loss.paired

@@ -18,10 +18,10 @@ CONFIG = LocalPassConfig(groups=4, dropout=Dropout(0.25, seed=2**64 - 3, layer=2
 def sample(n: int, size: int, layout: torch.memory_format) -> tuple[object, ...]:
     a = torch.randn(n, 8, size, size).contiguous(memory_format=layout)
     tensors = LocalPassTensors(
-        a=a, y=torch.zeros(n, dtype=torch.int64), g0=None, h_prev=None,
+        a=a, y=torch.zeros(n, dtype=torch.int64), g0=None, h_prev=None, shortcut=None,
         offsets=torch.tensor([0, 2, 4, 6, 8]), z=torch.zeros_like(a), g=torch.zeros(n, 4),
         loss=torch.zeros(n), coef=torch.zeros(n, 4), da=torch.zeros_like(a),
-        stats=torch.zeros(n, 4, 2))
+        stats=torch.zeros(n, 4, 2), clock=None)
     return (*tensors, *pack_call(make_call(a, CONFIG, Tile(), 1.0, PHASE_FUSED, True)), "cpu")
 
 
