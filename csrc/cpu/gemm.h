@@ -2,8 +2,10 @@
 //
 // x is packed once into panels of 16 channels over a zero-padded grid of positions in which a
 // kernel tap is a fixed offset, so no tap needs a copy of its own ("shift"); where the padding
-// would cost more than nine copies do ("compact", AMX on small maps), every tap has one. Output
-// rows o are blocked; a block's accumulators [tap][panel][row][16] stay in L2 over all of K.
+// would cost more than nine copies do ("compact", AMX on small maps), every tap has one. Fewer
+// channels than a panel has lanes get lanes tap by tap, side by side ("narrow"): 3 channels under
+// 3x3 are two panels, not nine that are mostly zeros. Output rows o are blocked; a block's
+// accumulators [tap][panel][row][16] stay in L2 over all of K.
 //
 // Three units multiply. fma: fp32, 16-bit numbers widened. dot: pairs of bf16 pixels (vdpbf16ps).
 // amx: tiles of 32 bf16 pixels. In dot and amx a packed word holds two pixels side by side.

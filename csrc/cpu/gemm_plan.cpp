@@ -104,12 +104,18 @@ void place_steps(GemmPlan& plan, int64_t P, int64_t Q) {
 }
 
 int64_t copy_positions(const GemmPlan& plan, int64_t samples) {
-  const int64_t shift = *std::max_element(plan.tap_shift.begin(), plan.tap_shift.end());
-  return round_up(round_up(samples * plan.grid(), kAmxStep) + shift, 2);
+  return round_up(round_up(samples * plan.grid(), kAmxStep) + plan.largest_shift(), 2);
 }
 
 int64_t panel_bytes(const GemmPlan& plan, int64_t samples) {
   return int64_t(plan.copies.size()) * copy_positions(plan, samples) * kPanel * plan.x_item();
+}
+
+// Packed x of some samples; narrow: the one panel of channels, and what is made of it.
+int64_t packed_bytes(const GemmPlan& plan, int64_t samples) {
+  if (!plan.narrow) return panel_bytes(plan, samples) * plan.panels;
+  return panel_bytes(plan, samples) +
+         plan.panels * copy_positions(plan, samples) * kPanel * plan.x_item();
 }
 
 // Most samples of N whose panels fit, one at least. A sample alone is padded to a whole step, so
@@ -118,7 +124,7 @@ int64_t most_samples(const GemmPlan& plan, int64_t N) {
   int64_t fits = 1, too_many = N + 1;
   while (too_many - fits > 1) {
     const int64_t middle = (fits + too_many) / 2;
-    (panel_bytes(plan, middle) * plan.panels <= kPackedBytes ? fits : too_many) = middle;
+    (packed_bytes(plan, middle) <= kPackedBytes ? fits : too_many) = middle;
   }
   return fits;
 }
@@ -130,18 +136,22 @@ void block_x(GemmPlan& plan, const WeightUpdateParams& p) {
   const int64_t least = std::min(all, std::max<int64_t>(2, ceil_div(512, plan.taps * kPanel)));
   const int64_t whole = std::max<int64_t>(1, panel_bytes(plan, p.N));
   plan.samples = p.N;
-  if (whole * least <= (dw > kLargeSum ? kPackedMost : kPackedBytes)) {
+  if (plan.narrow) {
+    plan.panels = ceil_div(p.C * plan.taps, kPanel);
+    plan.samples = most_samples(plan, p.N);
+  } else if (whole * least <= (dw > kLargeSum ? kPackedMost : kPackedBytes)) {
     plan.panels = std::min(all, std::max(least, kPackedBytes / whole));
   } else {
     plan.panels = std::min(all, std::max<int64_t>(least, 8));
     while (plan.panels > 2 && panel_bytes(plan, 1) * plan.panels > kPackedBytes) --plan.panels;
     plan.samples = most_samples(plan, p.N);
-    plan.samples = ceil_div(p.N, ceil_div(p.N, plan.samples));
   }
-  plan.panels = std::min(all, round_up(ceil_div(all, ceil_div(all, plan.panels)), 2));
+  if (!plan.narrow)
+    plan.panels = std::min(all, round_up(ceil_div(all, ceil_div(all, plan.panels)), 2));
+  plan.samples = p.N == 0 ? 0 : ceil_div(p.N, ceil_div(p.N, plan.samples));
   plan.needs_sum = plan.samples < p.N;
   plan.positions = copy_positions(plan, plan.samples);
-  plan.x_bytes = panel_bytes(plan, plan.samples) * plan.panels;
+  plan.x_bytes = packed_bytes(plan, plan.samples);
 }
 
 void block_rows(GemmPlan& plan, const WeightUpdateParams& p, int threads) {
@@ -158,6 +168,10 @@ void block_rows(GemmPlan& plan, const WeightUpdateParams& p, int threads) {
 }
 
 }  // namespace
+
+int64_t GemmPlan::largest_shift() const {
+  return *std::max_element(tap_shift.begin(), tap_shift.end());
+}
 
 int64_t GemmPlan::thread_bytes() const {
   return round_up(4 * acc_floats, 64) + round_up(da_bytes, 64) + round_up(4 * run_floats, 64);
@@ -192,13 +206,14 @@ GemmPlan gemm_plan(const WeightUpdateParams& p, int threads) {
   }
   if (plan.unit == Unit::amx) place_outputs(plan, p.P, p.Q, plan.grid_height, plan.grid_width);
   else place_steps(plan, p.P, p.Q);
+  plan.narrow = p.C < kPanel && ceil_div(p.C * plan.taps, kPanel) < plan.taps;
   block_x(plan, p);
   block_rows(plan, p, threads);
   const int64_t task_panels = round_up(ceil_div(plan.panels, plan.panel_groups), 2);
-  plan.acc_floats = plan.taps * task_panels * plan.rows * kPanel;
+  plan.acc_floats = (plan.narrow ? 1 : plan.taps) * task_panels * plan.rows * kPanel;
   plan.da_bytes = plan.unit == Unit::amx ? 2 * kAmxRows * kAmxChunk
                                          : 4 * (plan.rows * plan.pass_steps + kPanel);
-  plan.run_floats = std::min(p.C, plan.panels * kPanel) * plan.taps + kPanel;
+  plan.run_floats = std::min(p.C, plan.panels * kPanel) * plan.taps + 2 * kPanel;
   return plan;
 }
 

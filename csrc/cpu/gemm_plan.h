@@ -17,7 +17,7 @@ enum class Unit { fma, dot, amx };
 
 struct GemmPlan {
   Unit unit;
-  bool compact;
+  bool compact, narrow;
   int64_t taps;
   int64_t grid_height, grid_width;  // of a sample's grid
   std::vector<GridCopy> copies;
@@ -26,7 +26,7 @@ struct GemmPlan {
   // even number of pixels. Empty: every pixel, in order.
   std::vector<int32_t> da_index;
   int64_t samples;       // a chunk of samples: x's panels stay in L2; dW is summed over chunks
-  int64_t panels;        // a block of 16-channel panels of x packed at a time
+  int64_t panels;        // a block of 16-channel panels of x packed at a time; narrow: of 16 lanes
   int64_t rows;          // most output rows of a task
   int64_t row_blocks, panel_groups;  // tasks of a block of x
   int64_t positions;     // a copy's packed positions for a whole chunk
@@ -42,6 +42,9 @@ struct GemmPlan {
   // Pixels that lie side by side in a packed word, and its bytes a pixel and channel.
   int64_t pixels_a_word() const { return unit == Unit::fma ? 1 : 2; }
   int64_t x_item() const { return unit == Unit::fma ? 4 : 2; }
+  int64_t largest_shift() const;
+  // narrow: steps at which every tap's positions are packed
+  int64_t narrow_steps() const { return (positions - largest_shift()) / pixels_a_word(); }
   int64_t thread_bytes() const;
   int64_t scratch_bytes(int threads, const WeightUpdateParams& p) const;
 };

@@ -62,10 +62,12 @@ struct Block {
   const GemmPlan& plan;
   const Sink& sink;
   PixelSource x, da;
-  int64_t channel, width, panels;  // first channel, channels, panels of the block
   uint32_t* packed;
-  std::vector<int64_t> tap_offset;
+  int64_t channel, width;  // first channel, channels
+  int64_t panels = 0;
+  std::vector<int64_t> tap_offset{};  // of the taps that have panels of their own, in words
 
+  int64_t taps() const { return int64_t(tap_offset.size()); }
   // Words of a packed panel.
   int64_t panel_stride() const { return plan.positions / plan.pixels_a_word() * kPanel; }
 };
@@ -95,8 +97,8 @@ void pack_x(const Block& block, int64_t task) {
   x.positions = plan.grid();
   const int64_t t0 = task % runs * kPackRun, t1 = std::min(t0 + kPackRun, plan.positions);
   const int64_t stride = block.panel_stride();
-  uint32_t* dst =
-      block.packed + copy * block.panels * stride + t0 / plan.pixels_a_word() * kPanel;
+  const int64_t panel = plan.narrow ? block.panels + copy : copy * block.panels;
+  uint32_t* dst = block.packed + panel * stride + t0 / plan.pixels_a_word() * kPanel;
   if (kHasDot && plan.unit != Unit::fma) {
     pairs_pack_x(x, block.channel, block.width, t0 + grid.first, t1 + grid.first, 2 * stride,
                  reinterpret_cast<uint16_t*>(dst));
@@ -104,6 +106,24 @@ void pack_x(const Block& block, int64_t task) {
     FF_ISA_CALL(fma_pack_x(x, block.channel, block.width, t0, t1, stride,
                            reinterpret_cast<float*>(dst)))
   }
+}
+
+// narrow: of a run of steps, every tap's channels side by side, from the one panel of channels that
+// lies behind what is made here.
+void place_side_by_side(const Block& block, const std::vector<int64_t>& taps, int64_t run) {
+  const int64_t n = block.width, stride = block.panel_stride();
+  const int64_t s0 = run * kPackRun, s1 = std::min(s0 + kPackRun, block.plan.narrow_steps());
+  const uint32_t* from = block.packed + block.panels * stride;
+  for (int64_t s = s0; s < s1; ++s)
+    for (int64_t tap = 0; tap < int64_t(taps.size()); ++tap) {
+      const uint32_t* words = from + taps[size_t(tap)] + s * kPanel;
+      const int64_t lane = tap * n, fit = std::min(kPanel - lane % kPanel, n);
+      uint32_t* to = block.packed + lane / kPanel * stride + s * kPanel + lane % kPanel;
+      // a whole vector at once where the next step writes over what is too much
+      if (s + 1 < s1) std::memcpy(to, words, kPanel * 4);
+      else std::memcpy(to, words, size_t(fit) * 4);
+      if (fit < n) std::memcpy(to + stride - lane % kPanel, words + fit, size_t(n - fit) * 4);
+    }
 }
 
 void multiply_amx(const Block& block, const Task& task) {
@@ -115,7 +135,7 @@ void multiply_amx(const Block& block, const Task& task) {
     const int64_t steps = std::min<int64_t>(kAmxChunk / kAmxStep, end - k);
     amx_pack_da(block.da, task.row, task.rows, k * kAmxStep, steps, da);
     amx_multiply({da, x + k * kAmxStep / 2 * kPanel, block.tap_offset.data(), block.panel_stride(),
-                  steps, block.plan.taps, task.panels, task.rows, task.acc, k == 0});
+                  steps, block.taps(), task.panels, task.rows, task.acc, k == 0});
   }
   amx_release();
 }
@@ -145,7 +165,7 @@ void multiply_steps(const Block& block, const Task& task) {
   const int64_t period = endless ? most : plan.period * block.da.positions;
   const int64_t moved = (endless ? most : plan.period * plan.grid()) / together * kPanel;
   StepPass pass{nullptr, block.packed + task.panel * block.panel_stride(), nullptr,
-                block.tap_offset.data(), block.panel_stride(), 0, plan.taps, task.panels, task.rows,
+                block.tap_offset.data(), block.panel_stride(), 0, block.taps(), task.panels, task.rows,
                 task.acc};
   for (int64_t start = 0; start < all; start += period, pass.b += moved) {
     const int64_t end = std::min(start + period, all);
@@ -166,6 +186,24 @@ void emit(const Block& block, float* run, int64_t n, int64_t offset) {
   if (!sink.step) return;
   FF_ISA_CALL(optimizer_run(sink.optim, n, run, 1.f, p.weight + offset,
                             p.m ? p.m + offset : nullptr, p.v ? p.v + offset : nullptr))
+}
+
+// narrow: rows of a task's accumulators, whose lanes are (tap, channel).
+void finish_narrow(const Block& block, const Task& task) {
+  const WeightUpdateParams& p = block.p;
+  const int64_t taps = block.plan.taps, first = task.panel * kPanel;
+  const int64_t last = std::min(first + task.panels * kPanel, taps * p.C);
+  for (int64_t r = 0; r < task.rows; ++r) {
+    const int64_t row = (task.row + r) * taps * p.C;
+    for (int64_t j = 0; j < task.panels; ++j)
+      std::memcpy(task.run + j * kPanel, task.acc + (j * task.rows + r) * kPanel, kPanel * 4);
+    if (p.weight_channels_last) {
+      emit(block, task.run, last - first, row + first);
+      continue;
+    }
+    for (int64_t lane = first; lane < last; ++lane)
+      emit(block, task.run + lane - first, 1, row + lane % p.C * taps + lane / p.C);
+  }
 }
 
 // Rows of a task's accumulators, in the weight's own order.
@@ -210,20 +248,25 @@ void run_task(const Block& block, int64_t index, char* scratch) {
   task.da = scratch + round64(4 * plan.acc_floats);
   task.run = reinterpret_cast<float*>(task.da + round64(plan.da_bytes));
   if (plan.unit != Unit::amx || block.da.samples == 0)
-    std::memset(task.acc, 0, size_t(4 * plan.taps * task.panels * task.rows * kPanel));
+    std::memset(task.acc, 0, size_t(4 * block.taps() * task.panels * task.rows * kPanel));
   if (kHasAmx && plan.unit == Unit::amx) multiply_amx(block, task);
   else multiply_steps(block, task);
-  finish_rows(block, task);
+  if (plan.narrow) finish_narrow(block, task);
+  else finish_rows(block, task);
 }
 
 void run_block(Block& block, char* threads_scratch, int threads) {
   const GemmPlan& plan = block.plan;
-  const int64_t copy = block.panels * block.panel_stride();
+  const int64_t of_channels = (block.width + kPanel - 1) / kPanel;
+  block.panels = plan.narrow ? plan.panels : of_channels;
+  std::vector<int64_t> taps;  // where each finds its channels
   for (size_t tap = 0; tap < size_t(plan.taps); ++tap) {
     const int64_t first = plan.copies[size_t(plan.tap_copy[tap])].first;
     const int64_t words = (plan.tap_shift[tap] - first) / plan.pixels_a_word() * kPanel;
-    block.tap_offset.push_back(plan.tap_copy[tap] * copy + words);
+    taps.push_back(plan.tap_copy[tap] * of_channels * block.panel_stride() + words);
   }
+  block.tap_offset = plan.narrow ? std::vector<int64_t>{0} : taps;
+  const int64_t spread = plan.narrow ? (plan.narrow_steps() + kPackRun - 1) / kPackRun : 0;
   const int64_t packs = int64_t(plan.copies.size()) * ((plan.positions + kPackRun - 1) / kPackRun);
   const int64_t tasks = plan.row_blocks * plan.panel_groups;
 #pragma omp parallel num_threads(threads)
@@ -231,6 +274,8 @@ void run_block(Block& block, char* threads_scratch, int threads) {
     char* scratch = threads_scratch + omp_get_thread_num() * plan.thread_bytes();
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < packs; ++i) pack_x(block, i);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < spread; ++i) place_side_by_side(block, taps, i);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < tasks; ++i) run_task(block, i, scratch);
   }
@@ -253,19 +298,16 @@ void weight_update_cpu(const WeightUpdateParams& p) {
     const bool last = n + samples >= p.N;
     const Sink sink{sum, n > 0 || (p.grad && p.accumulate), last && p.finish, p.inv_scale,
                     step_coefficients(p.optim, p.m != nullptr)};
-    Block block{p, plan, sink,
-                source(p.x, p.dtype, p.x_channels_last, p.C, p.H * p.W, n, samples),
-                source(p.da, p.dtype, p.da_channels_last, p.O, p.P * p.Q, n, samples),
-                0, 0, 0, reinterpret_cast<uint32_t*>(scratch.data()), {}};
-    if (!plan.da_index.empty()) {
-      block.da.index = plan.da_index.data();
-      block.da.positions = int64_t(plan.da_index.size());
-    }
     for (int64_t c = 0; c < p.C; c += plan.panels * kPanel) {
-      block.channel = c;
-      block.width = std::min(plan.panels * kPanel, p.C - c);
-      block.panels = (block.width + kPanel - 1) / kPanel;
-      block.tap_offset.clear();
+      Block block{p, plan, sink,
+                  source(p.x, p.dtype, p.x_channels_last, p.C, p.H * p.W, n, samples),
+                  source(p.da, p.dtype, p.da_channels_last, p.O, p.P * p.Q, n, samples),
+                  reinterpret_cast<uint32_t*>(scratch.data()), c,
+                  std::min(plan.panels * kPanel, p.C - c)};
+      if (!plan.da_index.empty()) {
+        block.da.index = plan.da_index.data();
+        block.da.positions = int64_t(plan.da_index.size());
+      }
       run_block(block, per_thread, threads);
     }
     n += samples;
