@@ -7,8 +7,9 @@
 // 3x3 are two panels, not nine that are mostly zeros. Output rows o are blocked; a block's
 // accumulators [tap][panel][row][16] stay in L2 over all of K.
 //
-// Three units multiply. fma: fp32, 16-bit numbers widened. dot: pairs of bf16 pixels (vdpbf16ps).
-// amx: tiles of 32 bf16 pixels. In dot and amx a packed word holds two pixels side by side.
+// Three units multiply. fma: fp32, 16-bit numbers widened. dot: pairs of bf16 (vdpbf16ps). amx: tiles
+// of 32 bf16 pixels. A packed word holds a float, or two bf16: of one pixel of two samples, so that
+// no tap breaks a pair apart, or of two pixels side by side (amx, and dot where a sample is alone).
 #pragma once
 #include <cstdint>
 
@@ -27,6 +28,7 @@ struct PixelSource {
   const int32_t* index;  // pixel at each grid position of a sample, -1 = zero; null: position
   int64_t positions;     // grid positions per sample
   int64_t samples;
+  int64_t together = 1;  // samples in a word: a position is that of so many
 };
 
 // A build without a unit has none of its functions: what calls them asks first.
@@ -48,33 +50,45 @@ constexpr int kAmxRows = 32;     // most output rows of a block: two tiles
 // ResNet-17, batch 32, one thread, with AdamW: 256: 157 ms, 512: 169 ms.
 constexpr int kAmxChunk = 256;
 
+// Where a tap is found, and (fma, dot) the output pixels at which it lies on the input, not on the
+// padding: rows [top, bottom), words [left, right) of each.
+struct Tap {
+  int64_t offset;  // words to its copy and shift
+  int32_t top, bottom, left, right;
+};
+
 // One AMX pass: rows x (taps x panels), over `steps` <= 8 blocks of 32 pixels.
 struct AmxPass {
   const uint16_t* a;        // packed da: [row tile][steps][16][32]
   const uint32_t* b;        // packed x of panel 0 at the pass's first position
-  const int64_t* tap_offset;  // words from b to each tap's first pixel pair
+  const Tap* taps;          // words from b to each tap's first pixel pair
   int64_t panel_stride, steps;
-  int64_t taps, panels, rows;
+  int64_t tap_count, panels, rows;
   float* acc;               // [tap][panel][row][16]
   bool first;               // start from zero
 };
 
-// One pass of fma or dot: a word is a float, or a pair of bf16; a step is a pixel, or a pair.
-struct StepPass {
-  const uint32_t* a;          // packed da: [step][row]
-  const uint32_t* b;          // packed x of panel 0
-  const int32_t* step_offset;  // words from b to each step
-  const int64_t* tap_offset;  // words from there to each tap's copy and shift
-  int64_t panel_stride, steps;
-  int64_t taps, panels, rows;
-  float* acc;                 // [tap][panel][row][16], added to
+// A row of output pixels: how far its first word's x is, and which row of its sample it is.
+struct PixelRow {
+  int32_t offset, y;
 };
 
-// AVX-512 BF16. Positions [t0, t1) of channels [c0, c0 + count) as pairs (t, t + 1), t = t0, t0 + 2,
-// ...: dst[panel][pair][16][2].
+// One pass of fma or dot over rows of output pixels. A step is a word.
+struct StepPass {
+  const uint32_t* a;       // packed da: [pixel row][step][row]
+  const uint32_t* b;       // packed x of panel 0
+  const PixelRow* pixel_rows;
+  int64_t pixel_row_count, length;  // steps of a row of pixels
+  const Tap* taps;
+  int64_t tap_count, panels, rows, panel_stride;
+  float* acc;              // [tap][panel][row][16], added to
+};
+
+// AVX-512 BF16. Words of channels [c0, c0 + count) at positions t0, t0 + 1, ..., or, of pixels side
+// by side, (t0, t0 + 1), (t0 + 2, t0 + 3), ...: dst[panel][word][16].
 void pairs_pack_x(const PixelSource& s, int64_t c0, int64_t count, int64_t t0, int64_t t1,
-                  int64_t panel_stride, uint16_t* dst);
-// The same of da, whose rows follow each other: dst[pair][rows][2], and up to 15 rows past the end.
+                  int64_t panel_stride, uint32_t* dst);
+// The same of da, whose rows follow each other: dst[word][rows], and up to 15 rows past the end.
 void dot_pack_da(const PixelSource& s, int64_t c0, int64_t rows, int64_t t0, int64_t t1,
                  uint32_t* dst);
 void dot_multiply(const StepPass& pass);

@@ -117,7 +117,7 @@ void amx_pack_da(const PixelSource& s, int64_t c0, int64_t rows, int64_t t0, int
 void amx_multiply(const AmxPass& p) {
   const int64_t a_tile = p.steps * kTile, even = p.panels / 2 * 2;
   const auto b = [&](int64_t tap, int64_t j) {
-    return p.b + p.tap_offset[tap] + j * p.panel_stride;
+    return p.b + p.taps[tap].offset + j * p.panel_stride;
   };
   const auto acc = [&](int64_t tap, int64_t j) {
     return p.acc + (tap * p.panels + j) * p.rows * kPanel;
@@ -125,13 +125,13 @@ void amx_multiply(const AmxPass& p) {
   const auto two = p.rows > 16 ? multiply_tiles<true, true> : multiply_tiles<false, true>;
   const auto one = p.rows > 16 ? multiply_tiles<true, false> : multiply_tiles<false, false>;
   for (int64_t j = 0; j < even; j += 2)
-    for (int64_t t = 0; t < p.taps; ++t)
+    for (int64_t t = 0; t < p.tap_count; ++t)
       two(p.a, a_tile, b(t, j), b(t, j + 1), p.steps, acc(t, j), acc(t, j + 1), p.first);
   if (even == p.panels) return;
-  for (int64_t t = 0; t + 1 < p.taps; t += 2)
+  for (int64_t t = 0; t + 1 < p.tap_count; t += 2)
     two(p.a, a_tile, b(t, even), b(t + 1, even), p.steps, acc(t, even), acc(t + 1, even), p.first);
-  if (p.taps % 2)
-    one(p.a, a_tile, b(p.taps - 1, even), nullptr, p.steps, acc(p.taps - 1, even), nullptr,
+  if (p.tap_count % 2)
+    one(p.a, a_tile, b(p.tap_count - 1, even), nullptr, p.steps, acc(p.tap_count - 1, even), nullptr,
         p.first);
 }
 

@@ -17,14 +17,34 @@ struct Dot {
   }
 };
 
+// The two pixels of each word, word by word.
+class Pairs {
+ public:
+  Pairs(const PixelSource& s, int64_t t, int64_t end)
+      : even_(s, t), odd_(s, t, 1), side_by_side_(s.together == 1), t_(t), end_(end) {}
+
+  // Null where the grid is zero padding, and past the end.
+  void next(const uint16_t** even, const uint16_t** odd) {
+    *even = even_.next();
+    if (side_by_side_) *odd = t_ + 1 < end_ ? even_.next() : nullptr;
+    else *odd = odd_.next();
+    t_ += side_by_side_ ? 2 : 1;
+  }
+  bool done() const { return t_ >= end_; }
+
+ private:
+  Cursor<uint16_t> even_, odd_;
+  bool side_by_side_;
+  int64_t t_, end_;
+};
+
 }  // namespace
 
 void pairs_pack_x(const PixelSource& s, int64_t c0, int64_t count, int64_t t0, int64_t t1,
-                  int64_t panel_stride, uint16_t* dst) {
-  Cursor<uint16_t> cursor(s, t0);
-  for (int64_t t = t0; t < t1; t += 2, dst += 2 * kPanel) {
-    const uint16_t* even = cursor.next();
-    const uint16_t* odd = cursor.next();
+                  int64_t panel_stride, uint32_t* dst) {
+  const uint16_t *even, *odd;
+  for (Pairs pairs(s, t0, t1); !pairs.done(); dst += kPanel) {
+    pairs.next(&even, &odd);
     for (int64_t c = 0; c < count; c += kPanel) {
       const __mmask16 mask = mask_of(count - c);
       _mm512_storeu_si512(dst + c / kPanel * panel_stride,
@@ -36,10 +56,9 @@ void pairs_pack_x(const PixelSource& s, int64_t c0, int64_t count, int64_t t0, i
 
 void dot_pack_da(const PixelSource& s, int64_t c0, int64_t rows, int64_t t0, int64_t t1,
                  uint32_t* dst) {
-  Cursor<uint16_t> cursor(s, t0);
-  for (int64_t t = t0; t < t1; t += 2, dst += rows) {
-    const uint16_t* even = cursor.next();
-    const uint16_t* odd = t + 1 < t1 ? cursor.next() : nullptr;
+  const uint16_t *even, *odd;
+  for (Pairs pairs(s, t0, t1); !pairs.done(); dst += rows) {
+    pairs.next(&even, &odd);
     for (int64_t r = 0; r < rows; r += 16) {
       const __mmask16 mask = mask_of(rows - r);
       // a last, partial vector writes past its step: the next one, or the slack, takes that over

@@ -10,16 +10,19 @@ namespace {
 template <class T>
 class Cursor {
  public:
-  Cursor(const PixelSource& s, int64_t t)
-      : s_(s), left_(s.samples - t / s.positions), g_(t % s.positions),
-        sample_(static_cast<const T*>(s.data) + t / s.positions * s.pixels * s.channels) {}
+  // Of position t's samples the `which`-th.
+  Cursor(const PixelSource& s, int64_t t, int64_t which = 0)
+      : s_(s), left_(s.samples - t / s.positions * s.together - which), g_(t % s.positions),
+        sample_(static_cast<const T*>(s.data) +
+                (t / s.positions * s.together + which) * s.pixels * s.channels) {}
 
   // The pixel here, of channel 0, or null where the grid is zero padding; then steps on.
   const T* next() {
     if (left_ <= 0) return nullptr;
     const int64_t i = s_.index ? s_.index[g_] : g_;
     const T* at = i < 0 ? nullptr : sample_ + (s_.channels_last ? i * s_.channels : i);
-    if (++g_ == s_.positions) g_ = 0, --left_, sample_ += s_.pixels * s_.channels;
+    if (++g_ == s_.positions)
+      g_ = 0, left_ -= s_.together, sample_ += s_.together * s_.pixels * s_.channels;
     return at;
   }
 

@@ -14,6 +14,9 @@ constexpr int64_t kPackedMost = 2560 * 1024;   // where cutting samples would co
 constexpr int64_t kLargeSum = 4 << 20;
 // About as many steps between accumulator load and store: a pass of x and da stays in L1.
 constexpr int64_t kPassSteps = 128;
+// An odd number of samples above which a half empty word costs less than pixels side by side, which
+// take two copies of x and cannot leave out the padding.
+constexpr int64_t kManySamples = 8;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -63,7 +66,7 @@ void place_taps(GemmPlan& plan, const Axis& y, const Axis& x) {
         phase_y = i % y.stride, phase_x = j % x.stride;
         shift = i / y.stride * plan.grid_width + j / x.stride;
       }
-      const int64_t first = shift % plan.pixels_a_word();
+      const int64_t first = shift % plan.pixels_a_word;
       const auto [at, is_new] =
           known.try_emplace({phase_y, phase_x, first}, int64_t(plan.copies.size()));
       if (is_new)
@@ -82,40 +85,48 @@ void place_outputs(GemmPlan& plan, int64_t P, int64_t Q, int64_t height, int64_t
       plan.da_index.push_back(i < P && j < Q ? int32_t(i * Q + j) : -1);
 }
 
-// The steps of fma and dot: along rows of output pixels, or, where these lie end to end, on and on.
-void place_steps(GemmPlan& plan, int64_t P, int64_t Q) {
-  const int64_t together = plan.pixels_a_word();
-  if (plan.grid() == P * Q) {
-    plan.pass_steps = kPassSteps;
-    for (int64_t k = 0; k < kPassSteps; ++k) plan.step_offset.push_back(int32_t(k * kPanel));
-    return;
-  }
-  const int64_t row = ceil_div(Q, together), sample = P * row;
-  plan.period = std::max<int64_t>(1, kPassSteps / sample);
-  const int64_t passes = ceil_div(plan.period * sample, kPassSteps);
-  plan.pass_steps = ceil_div(plan.period * sample, passes);
-  place_outputs(plan, P, Q, P, row * together);
-  for (int64_t i = 0; i < plan.period; ++i)
-    for (int64_t r = 0; r < P; ++r)
-      for (int64_t q = 0; q < row; ++q) {
-        const int64_t position = (i * plan.grid_height + r) * plan.grid_width + q * together;
-        plan.step_offset.push_back(int32_t(position / together * kPanel));
-      }
+// Outputs [first, last) at which kernel position k of an axis lies on the input.
+std::array<int64_t, 2> inside(const Axis& axis, int64_t k) {
+  const int64_t first = ceil_div(std::max<int64_t>(axis.pad - k, 0), axis.stride);
+  const int64_t room = axis.size - 1 + axis.pad - k;
+  const int64_t last = room < 0 ? 0 : std::min(axis.out, room / axis.stride + 1);
+  return {std::min(first, last), last};
+}
+
+// The steps of fma and dot.
+void place_steps(GemmPlan& plan, const Axis& y, const Axis& x) {
+  const int64_t together = plan.pixels_a_word;
+  plan.endless = plan.taps == 1 && plan.grid() == y.out * x.out;
+  plan.length = plan.endless ? kPassSteps : ceil_div(x.out, together);
+  plan.pass_rows = plan.endless ? 1 : std::max<int64_t>(1, kPassSteps / plan.length);
+  if (!plan.endless) place_outputs(plan, y.out, x.out, y.out, plan.length * together);
+  for (int64_t i = 0; i < y.kernel; ++i)
+    for (int64_t j = 0; j < x.kernel; ++j) {
+      const auto rows = inside(y, i), columns = inside(x, j);
+      if (plan.endless || plan.narrow)
+        plan.extent.push_back({0, 0, INT32_MAX, 0, int32_t(plan.length)});
+      else
+        plan.extent.push_back({0, int32_t(rows[0]), int32_t(rows[1]),
+                               int32_t(columns[0] / together),
+                               int32_t(ceil_div(columns[1], together))});
+    }
 }
 
 int64_t copy_positions(const GemmPlan& plan, int64_t samples) {
-  return round_up(round_up(samples * plan.grid(), kAmxStep) + plan.largest_shift(), 2);
+  const int64_t grids = ceil_div(samples, plan.samples_a_word);
+  return round_up(round_up(grids * plan.grid(), kAmxStep) + plan.largest_shift(), 2);
 }
 
 int64_t panel_bytes(const GemmPlan& plan, int64_t samples) {
-  return int64_t(plan.copies.size()) * copy_positions(plan, samples) * kPanel * plan.x_item();
+  return int64_t(plan.copies.size()) * copy_positions(plan, samples) / plan.pixels_a_word *
+         kPanel * 4;
 }
 
 // Packed x of some samples; narrow: the one panel of channels, and what is made of it.
 int64_t packed_bytes(const GemmPlan& plan, int64_t samples) {
   if (!plan.narrow) return panel_bytes(plan, samples) * plan.panels;
   return panel_bytes(plan, samples) +
-         plan.panels * copy_positions(plan, samples) * kPanel * plan.x_item();
+         plan.panels * copy_positions(plan, samples) / plan.pixels_a_word * kPanel * 4;
 }
 
 // Most samples of N whose panels fit, one at least. A sample alone is padded to a whole step, so
@@ -148,7 +159,8 @@ void block_x(GemmPlan& plan, const WeightUpdateParams& p) {
   }
   if (!plan.narrow)
     plan.panels = std::min(all, round_up(ceil_div(all, ceil_div(all, plan.panels)), 2));
-  plan.samples = p.N == 0 ? 0 : ceil_div(p.N, ceil_div(p.N, plan.samples));
+  if (p.N > 0) plan.samples = ceil_div(p.N, ceil_div(p.N, plan.samples));
+  plan.samples = std::min(p.N, round_up(plan.samples, plan.samples_a_word));
   plan.needs_sum = plan.samples < p.N;
   plan.positions = copy_positions(plan, plan.samples);
   plan.x_bytes = packed_bytes(plan, plan.samples);
@@ -187,11 +199,16 @@ GemmPlan gemm_plan(const WeightUpdateParams& p, int threads) {
   const Axis y{p.P, p.kH, p.stride, p.pad, p.H}, x{p.Q, p.kW, p.stride, p.pad, p.W};
   const bool pairs = p.dtype == DType::bf16 && bf16_dot();
   plan.unit = !pairs ? Unit::fma : amx_bf16() ? Unit::amx : Unit::dot;
+  // a sample too many is half a word of zeros
+  const bool of_samples = plan.unit == Unit::dot && (p.N % 2 == 0 || p.N > kManySamples);
+  plan.samples_a_word = of_samples ? 2 : 1;
+  plan.pixels_a_word = plan.unit == Unit::fma || of_samples ? 1 : 2;
   plan.taps = p.kH * p.kW;
+  plan.narrow = p.C < kPanel && ceil_div(p.C * plan.taps, kPanel) < plan.taps;
   plan.grid_height = y.length();
   plan.grid_width = x.length();
-  if (plan.unit == Unit::dot && plan.grid() != p.P * p.Q)  // a row begins with a whole pair
-    plan.grid_width = round_up(plan.grid_width, 2);
+  if (plan.unit == Unit::dot && plan.grid() != p.P * p.Q)  // a row begins with a whole word
+    plan.grid_width = round_up(plan.grid_width, plan.pixels_a_word);
   place_taps(plan, y, x);
   // Compact packs (taps - copies) more copies of x; each costs about 160 / O of all multiplications
   // (400 -> 400 on 8x8, one thread: shift 7.8 ms, compact 11.1; 200 -> 400 with stride 2, which
@@ -205,14 +222,13 @@ GemmPlan gemm_plan(const WeightUpdateParams& p, int threads) {
     place_taps(plan, y, x);
   }
   if (plan.unit == Unit::amx) place_outputs(plan, p.P, p.Q, plan.grid_height, plan.grid_width);
-  else place_steps(plan, p.P, p.Q);
-  plan.narrow = p.C < kPanel && ceil_div(p.C * plan.taps, kPanel) < plan.taps;
+  else place_steps(plan, y, x);
   block_x(plan, p);
   block_rows(plan, p, threads);
   const int64_t task_panels = round_up(ceil_div(plan.panels, plan.panel_groups), 2);
   plan.acc_floats = (plan.narrow ? 1 : plan.taps) * task_panels * plan.rows * kPanel;
   plan.da_bytes = plan.unit == Unit::amx ? 2 * kAmxRows * kAmxChunk
-                                         : 4 * (plan.rows * plan.pass_steps + kPanel);
+                                         : 4 * (plan.rows * plan.pass_rows * plan.length + kPanel);
   plan.run_floats = std::min(p.C, plan.panels * kPanel) * plan.taps + 2 * kPanel;
   return plan;
 }

@@ -12,20 +12,26 @@ namespace ff {
 namespace {
 
 template <class Unit, int kRows, int kPanels>
-void multiply_block(const StepPass& p, const uint32_t* a, const uint32_t* b, float* acc) {
+void multiply_block(const StepPass& p, const Tap& tap, const uint32_t* a, const uint32_t* b,
+                    float* acc) {
   constexpr int kPerPanel = kPanel / Unit::kWidth, kVecs = kPanels * kPerPanel;
   typename Unit::Vec sum[kRows][kVecs] = {};
-  for (int64_t k = 0; k < p.steps; ++k, a += p.rows) {
-    const uint32_t* x = b + p.step_offset[k];
-    typename Unit::Words column[kVecs];
+  for (int64_t r = 0; r < p.pixel_row_count; ++r) {
+    const PixelRow row = p.pixel_rows[r];
+    if (row.y < tap.top || row.y >= tap.bottom) continue;
+    const uint32_t* x = b + row.offset + tap.left * kPanel;
+    const uint32_t* d = a + (r * p.length + tap.left) * p.rows;
+    for (int32_t q = tap.left; q < tap.right; ++q, d += p.rows, x += kPanel) {
+      typename Unit::Words column[kVecs];
 #pragma GCC unroll 8
-    for (int j = 0; j < kVecs; ++j)
-      column[j] = Unit::load(x + j / kPerPanel * p.panel_stride + j % kPerPanel * Unit::kWidth);
+      for (int j = 0; j < kVecs; ++j)
+        column[j] = Unit::load(x + j / kPerPanel * p.panel_stride + j % kPerPanel * Unit::kWidth);
 #pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) {
-      const auto row = Unit::spread(a + i);
+      for (int i = 0; i < kRows; ++i) {
+        const auto word = Unit::spread(d + i);
 #pragma GCC unroll 8
-      for (int j = 0; j < kVecs; ++j) sum[i][j] = Unit::add(sum[i][j], row, column[j]);
+        for (int j = 0; j < kVecs; ++j) sum[i][j] = Unit::add(sum[i][j], word, column[j]);
+      }
     }
   }
 #pragma GCC unroll 16
@@ -40,7 +46,7 @@ void multiply_block(const StepPass& p, const uint32_t* a, const uint32_t* b, flo
     }
 }
 
-using Block = void (*)(const StepPass&, const uint32_t*, const uint32_t*, float*);
+using Block = void (*)(const StepPass&, const Tap&, const uint32_t*, const uint32_t*, float*);
 
 // Of every (panels, rows), at (panels - 1) * kMostRows + rows - 1.
 template <class Unit, int... i>
@@ -60,13 +66,15 @@ void multiply_steps(const StepPass& p) {
   const int64_t panel_blocks = (p.panels + Unit::kMostPanels - 1) / Unit::kMostPanels;
   for (int64_t n = 0; n < panel_blocks; ++n) {
     const int64_t j = n * p.panels / panel_blocks, panels = (n + 1) * p.panels / panel_blocks - j;
-    for (int64_t tap = 0; tap < p.taps; ++tap) {
-      const uint32_t* b = p.b + p.tap_offset[tap] + j * p.panel_stride;
-      float* acc = p.acc + (tap * p.panels + j) * p.rows * kPanel;
+    for (int64_t t = 0; t < p.tap_count; ++t) {
+      const Tap& tap = p.taps[t];
+      const uint32_t* b = p.b + tap.offset + j * p.panel_stride;
+      float* acc = p.acc + (t * p.panels + j) * p.rows * kPanel;
       for (int64_t i = 0; i < row_blocks; ++i) {
         const int64_t row = i * p.rows / row_blocks;
         const int64_t rows = (i + 1) * p.rows / row_blocks - row;
-        kBlocks.of[(panels - 1) * Unit::kMostRows + rows - 1](p, p.a + row, b, acc + row * kPanel);
+        kBlocks.of[(panels - 1) * Unit::kMostRows + rows - 1](p, tap, p.a + row, b,
+                                                              acc + row * kPanel);
       }
     }
   }

@@ -63,13 +63,13 @@ struct Block {
   const Sink& sink;
   PixelSource x, da;
   uint32_t* packed;
-  int64_t channel, width;  // first channel, channels
+  const PixelRow* pixel_rows;  // of the chunk
+  int64_t channel, width;      // first channel, channels
   int64_t panels = 0;
-  std::vector<int64_t> tap_offset{};  // of the taps that have panels of their own, in words
+  std::vector<Tap> taps{};     // those that have panels of their own
 
-  int64_t taps() const { return int64_t(tap_offset.size()); }
   // Words of a packed panel.
-  int64_t panel_stride() const { return plan.positions / plan.pixels_a_word() * kPanel; }
+  int64_t panel_stride() const { return plan.positions / plan.pixels_a_word * kPanel; }
 };
 
 struct Task {
@@ -98,10 +98,9 @@ void pack_x(const Block& block, int64_t task) {
   const int64_t t0 = task % runs * kPackRun, t1 = std::min(t0 + kPackRun, plan.positions);
   const int64_t stride = block.panel_stride();
   const int64_t panel = plan.narrow ? block.panels + copy : copy * block.panels;
-  uint32_t* dst = block.packed + panel * stride + t0 / plan.pixels_a_word() * kPanel;
+  uint32_t* dst = block.packed + panel * stride + t0 / plan.pixels_a_word * kPanel;
   if (kHasDot && plan.unit != Unit::fma) {
-    pairs_pack_x(x, block.channel, block.width, t0 + grid.first, t1 + grid.first, 2 * stride,
-                 reinterpret_cast<uint16_t*>(dst));
+    pairs_pack_x(x, block.channel, block.width, t0 + grid.first, t1 + grid.first, stride, dst);
   } else {
     FF_ISA_CALL(fma_pack_x(x, block.channel, block.width, t0, t1, stride,
                            reinterpret_cast<float*>(dst)))
@@ -110,13 +109,13 @@ void pack_x(const Block& block, int64_t task) {
 
 // narrow: of a run of steps, every tap's channels side by side, from the one panel of channels that
 // lies behind what is made here.
-void place_side_by_side(const Block& block, const std::vector<int64_t>& taps, int64_t run) {
+void place_side_by_side(const Block& block, const std::vector<Tap>& taps, int64_t run) {
   const int64_t n = block.width, stride = block.panel_stride();
   const int64_t s0 = run * kPackRun, s1 = std::min(s0 + kPackRun, block.plan.narrow_steps());
   const uint32_t* from = block.packed + block.panels * stride;
   for (int64_t s = s0; s < s1; ++s)
     for (int64_t tap = 0; tap < int64_t(taps.size()); ++tap) {
-      const uint32_t* words = from + taps[size_t(tap)] + s * kPanel;
+      const uint32_t* words = from + taps[size_t(tap)].offset + s * kPanel;
       const int64_t lane = tap * n, fit = std::min(kPanel - lane % kPanel, n);
       uint32_t* to = block.packed + lane / kPanel * stride + s * kPanel + lane % kPanel;
       // a whole vector at once where the next step writes over what is too much
@@ -134,8 +133,8 @@ void multiply_amx(const Block& block, const Task& task) {
   for (int64_t k = 0; k < end; k += kAmxChunk / kAmxStep) {
     const int64_t steps = std::min<int64_t>(kAmxChunk / kAmxStep, end - k);
     amx_pack_da(block.da, task.row, task.rows, k * kAmxStep, steps, da);
-    amx_multiply({da, x + k * kAmxStep / 2 * kPanel, block.tap_offset.data(), block.panel_stride(),
-                  steps, block.taps(), task.panels, task.rows, task.acc, k == 0});
+    amx_multiply({da, x + k * kAmxStep / 2 * kPanel, block.taps.data(), block.panel_stride(), steps,
+                  int64_t(block.taps.size()), task.panels, task.rows, task.acc, k == 0});
   }
   amx_release();
 }
@@ -145,7 +144,6 @@ void multiply_pass(const Block& block, const Task& task, int64_t first, int64_t 
                    StepPass pass) {
   uint32_t* da = reinterpret_cast<uint32_t*>(task.da);
   pass.a = da;
-  pass.steps = (last - first + block.plan.pixels_a_word() - 1) / block.plan.pixels_a_word();
   if (kHasDot && block.plan.unit == Unit::dot) {
     dot_pack_da(block.da, task.row, task.rows, first, last, da);
     dot_multiply(pass);
@@ -158,21 +156,31 @@ void multiply_pass(const Block& block, const Task& task, int64_t first, int64_t 
 
 void multiply_steps(const Block& block, const Task& task) {
   const GemmPlan& plan = block.plan;
-  const int64_t together = plan.pixels_a_word(), most = plan.pass_steps * together;
-  const int64_t all = block.da.samples * block.da.positions;
-  const bool endless = plan.period == 0;
-  // positions after which the steps repeat, and how far x has then moved
-  const int64_t period = endless ? most : plan.period * block.da.positions;
-  const int64_t moved = (endless ? most : plan.period * plan.grid()) / together * kPanel;
-  StepPass pass{nullptr, block.packed + task.panel * block.panel_stride(), nullptr,
-                block.tap_offset.data(), block.panel_stride(), 0, block.taps(), task.panels, task.rows,
-                task.acc};
-  for (int64_t start = 0; start < all; start += period, pass.b += moved) {
-    const int64_t end = std::min(start + period, all);
-    for (int64_t t = start; t < end; t += most) {
-      pass.step_offset = &plan.step_offset[size_t((t - start) / together)];
-      multiply_pass(block, task, t, std::min(t + most, end), pass);
+  const int64_t together = plan.pixels_a_word;
+  const int64_t all =
+      (block.da.samples + plan.samples_a_word - 1) / plan.samples_a_word * block.da.positions;
+  StepPass pass{nullptr, block.packed + task.panel * block.panel_stride(), nullptr, 0, plan.length,
+                block.taps.data(), int64_t(block.taps.size()), task.panels, task.rows,
+                block.panel_stride(), task.acc};
+  const int64_t most = plan.pass_rows * plan.length * together;
+  for (int64_t t = 0; t < all; t += most) {
+    const int64_t last = std::min(t + most, all);
+    PixelRow start{0, 0};
+    std::vector<Tap> shorter;
+    if (plan.endless) {
+      pass.pixel_rows = &start, pass.pixel_row_count = 1;
+      if (last - t < most) {  // the last one
+        pass.length = (last - t + together - 1) / together;
+        shorter = {{block.taps[0].offset, 0, INT32_MAX, 0, int32_t(pass.length)}};
+        pass.taps = shorter.data();
+      }
+    } else {
+      const int64_t row = t / (plan.length * together);
+      pass.pixel_rows = block.pixel_rows + row;
+      pass.pixel_row_count = (last - t) / (plan.length * together);
     }
+    multiply_pass(block, task, t, last, pass);
+    if (plan.endless) pass.b += kPanel * plan.length;
   }
 }
 
@@ -248,7 +256,7 @@ void run_task(const Block& block, int64_t index, char* scratch) {
   task.da = scratch + round64(4 * plan.acc_floats);
   task.run = reinterpret_cast<float*>(task.da + round64(plan.da_bytes));
   if (plan.unit != Unit::amx || block.da.samples == 0)
-    std::memset(task.acc, 0, size_t(4 * block.taps() * task.panels * task.rows * kPanel));
+    std::memset(task.acc, 0, size_t(4 * int64_t(block.taps.size()) * task.panels * task.rows * kPanel));
   if (kHasAmx && plan.unit == Unit::amx) multiply_amx(block, task);
   else multiply_steps(block, task);
   if (plan.narrow) finish_narrow(block, task);
@@ -259,13 +267,15 @@ void run_block(Block& block, char* threads_scratch, int threads) {
   const GemmPlan& plan = block.plan;
   const int64_t of_channels = (block.width + kPanel - 1) / kPanel;
   block.panels = plan.narrow ? plan.panels : of_channels;
-  std::vector<int64_t> taps;  // where each finds its channels
-  for (size_t tap = 0; tap < size_t(plan.taps); ++tap) {
+  std::vector<Tap> taps = plan.extent;  // and where each finds its channels
+  taps.resize(size_t(plan.taps));
+  for (size_t tap = 0; tap < taps.size(); ++tap) {
     const int64_t first = plan.copies[size_t(plan.tap_copy[tap])].first;
-    const int64_t words = (plan.tap_shift[tap] - first) / plan.pixels_a_word() * kPanel;
-    taps.push_back(plan.tap_copy[tap] * of_channels * block.panel_stride() + words);
+    const int64_t words = (plan.tap_shift[tap] - first) / plan.pixels_a_word * kPanel;
+    taps[tap].offset = plan.tap_copy[tap] * of_channels * block.panel_stride() + words;
   }
-  block.tap_offset = plan.narrow ? std::vector<int64_t>{0} : taps;
+  block.taps = taps;
+  if (plan.narrow) block.taps.resize(1), block.taps[0].offset = 0;
   const int64_t spread = plan.narrow ? (plan.narrow_steps() + kPackRun - 1) / kPackRun : 0;
   const int64_t packs = int64_t(plan.copies.size()) * ((plan.positions + kPackRun - 1) / kPackRun);
   const int64_t tasks = plan.row_blocks * plan.panel_groups;
@@ -292,6 +302,12 @@ void weight_update_cpu(const WeightUpdateParams& p) {
   char* per_thread = scratch.data() + x_bytes;
   float* sum = own_sum ? reinterpret_cast<float*>(per_thread + threads * plan.thread_bytes())
                        : p.grad;
+  std::vector<PixelRow> pixel_rows;
+  const int64_t grids = (plan.samples + plan.samples_a_word - 1) / plan.samples_a_word;
+  for (int64_t r = 0; r < grids * p.P && plan.unit != Unit::amx && !plan.endless; ++r) {
+    const int64_t position = (r / p.P * plan.grid_height + r % p.P) * plan.grid_width;
+    pixel_rows.push_back({int32_t(position / plan.pixels_a_word * kPanel), int32_t(r % p.P)});
+  }
   int64_t n = 0;
   do {
     const int64_t samples = std::min(plan.samples, p.N - n);
@@ -302,8 +318,9 @@ void weight_update_cpu(const WeightUpdateParams& p) {
       Block block{p, plan, sink,
                   source(p.x, p.dtype, p.x_channels_last, p.C, p.H * p.W, n, samples),
                   source(p.da, p.dtype, p.da_channels_last, p.O, p.P * p.Q, n, samples),
-                  reinterpret_cast<uint32_t*>(scratch.data()), c,
+                  reinterpret_cast<uint32_t*>(scratch.data()), pixel_rows.data(), c,
                   std::min(plan.panels * kPanel, p.C - c)};
+      block.x.together = block.da.together = plan.samples_a_word;
       if (!plan.da_index.empty()) {
         block.da.index = plan.da_index.data();
         block.da.positions = int64_t(plan.da_index.size());
