@@ -13,7 +13,7 @@ import torch
 
 from ffengine.ops import backends, scratch
 from ffengine.ops.config import Norm
-from ffengine.ops.weight_update import DTYPE_CODES
+from ffengine.ops.optim import DTYPE_CODES
 
 #: Bytes of a tile, at most: a full batch then works in well under 32 MB. On two idle CPU cores the
 #: size counts little (50,000 x 784 -> 500 fp32, s of both products: tiles of 256 rows 0.297, 1024

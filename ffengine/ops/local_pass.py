@@ -198,7 +198,7 @@ def _run_reference(r: _Request) -> LocalPassOutput:
 
 
 #: Back-ends whose kernels add the shortcut and write a slice of a map themselves.
-JOINS = frozenset({"cpu"})
+JOINS = frozenset({"cpu", "cuda"})
 
 
 def _run_kernel(r: _Request, backend: str) -> LocalPassOutput:

@@ -16,6 +16,7 @@ import torch
 
 from ffengine.ops import backends, scratch
 from ffengine.ops.optim import (
+    DTYPE_CODES,
     FORMAT_DTYPES,
     OptimConfig,
     OptimState,
@@ -80,7 +81,7 @@ def optimizer_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
         grad = grad if inv_scale == 1.0 else grad * inv_scale
         reference.optimizer_step(weight, grad, state.m, state.v, optim, state.step + 1)
         return
-    grad = grad.float()
+    grad = grad if backend == "cuda" else grad.float()
     if scratch.rehearsing():
         return
     arguments = (weight.data_ptr(), address(state.m), address(state.v), grad.data_ptr(),
@@ -88,7 +89,7 @@ def optimizer_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
     if backend == "cpu":
         extension().optimizer_step_cpu(*arguments)
     else:
-        extension().optimizer_step_cuda(*arguments, _stream(weight))
+        extension().optimizer_step_cuda(*arguments, *step_extras(grad), _stream(weight))
 
 
 def _compressed_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
@@ -100,7 +101,7 @@ def _compressed_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState
 
         kernels.compressed_step(weight, grad, state, optim=optim, inv_scale=inv_scale)
         return
-    grad = grad.float()
+    grad = grad if backend == "cuda" else grad.float()
     if backend == "reference":
         grad = grad if inv_scale == 1.0 else grad * inv_scale
         state_formats.compressed_step(weight, grad, state, optim)
@@ -113,7 +114,15 @@ def _compressed_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState
     if backend == "cpu":
         extension().compressed_step_cpu(*arguments)
     else:
-        extension().compressed_step_cuda(*arguments, _stream(weight))
+        extension().compressed_step_cuda(*arguments, *step_extras(grad), _stream(weight))
+
+
+def step_extras(grad: torch.Tensor, half: torch.Tensor | None = None,
+                row: torch.Tensor | None = None) -> tuple[int, int, int, int]:
+    """What the CUDA steps take besides: the gradient's dtype, the 16-bit copy of the weight that
+    they write and its dtype, the row of numbers that they read (csrc/params.h: OptimParams)."""
+    return (DTYPE_CODES[grad.dtype], address(half), 0 if half is None else DTYPE_CODES[half.dtype],
+            address(row))
 
 
 def check_state(op: str, role: str, value: torch.Tensor, state: OptimState,

@@ -16,8 +16,8 @@ import math
 import torch
 
 from ffengine.ops import backends, scratch
+from ffengine.ops.optim import DTYPE_CODES
 from ffengine.ops.optimizer_step import extension
-from ffengine.ops.weight_update import DTYPE_CODES
 
 #: Where a pool's window takes no gradient.
 BLOCKED = 4

@@ -18,6 +18,7 @@ import torch
 
 from ffengine.ops import backends, scratch
 from ffengine.ops.optim import (
+    DTYPE_CODES,
     LINEAR,
     ConvGeometry,
     OptimCall,
@@ -45,8 +46,6 @@ from ffengine.reference.state_formats import SCRATCH_BYTES
 
 __all__ = ["ConvGeometry", "OptimConfig", "OptimState", "bytes_moved", "choose", "extra_bytes",
            "gradient_update", "optimizer_step", "weight_update"]
-
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +126,8 @@ def extra_bytes(x_shape: tuple[int, ...], da_shape: tuple[int, ...],
         inside = _kernel_scratch(shape, dtype, accumulate or compressed)
         return max(buffer + inside, bias_bytes)
     if backend in ("triton", "cuda"):
-        # the weight's and dW's 16-bit forms; the C++ step takes an fp32 gradient
-        forms = item * (1 + (kept is not dtype or item > 2))
-        return n_w * (forms + (4 if backend == "cuda" and item == 2 else 0)) + bias_bytes
+        # the weight's and dW's 16-bit forms
+        return n_w * item * (1 + (kept is not dtype or item > 2)) + bias_bytes
     casts = wide * (n_x + n_da) if item < 4 else 0
     casts += wide * n_w * (kept.itemsize < wide)  # the gradient's operator wants an fp32 weight
     if backend == "cpu":
