@@ -19,6 +19,7 @@ from torch import nn
 from ffengine.nn.layers import LocalLayer
 from ffengine.nn.norms import Normalised, PreNorm
 from ffengine.ops import backends
+from ffengine.ops.host import constant
 from ffengine.ops.optim import ConvGeometry
 from ffengine.ops.optimizer_step import step_dtype
 from ffengine.ops.weight_update import bias_gradient, gradient_update, weight_update
@@ -203,16 +204,17 @@ def tap_sums(plane: torch.Tensor, geometry: ConvGeometry | None, size: torch.Siz
     if geometry is None:
         return plane.unsqueeze(1)
     rows, columns = (
-        inside(k, geometry, extent, out).to(plane)
+        constant(plane.device, inside, k, geometry, extent, out, plane.dtype)
         for k, extent, out in zip(geometry.kernel, size, plane.shape[1:], strict=True))
     return torch.einsum("opq,ip,jq->oij", plane, rows, columns).unsqueeze(1)
 
 
-def inside(kernel: int, geometry: ConvGeometry, extent: int, out: int) -> torch.Tensor:
-    """(kernel, out) bool: tap i of output position p reads the input, not the padding."""
+def inside(kernel: int, geometry: ConvGeometry, extent: int, out: int,
+           dtype: torch.dtype) -> torch.Tensor:
+    """(kernel, out): 1 where tap i of output position p reads the input, 0 in the padding."""
     at = (torch.arange(out) * geometry.stride)[None] + (
         torch.arange(kernel) - geometry.padding)[:, None]
-    return (at >= 0) & (at < extent)
+    return ((at >= 0) & (at < extent)).to(dtype)
 
 
 def input_gradient(layer: LocalLayer, u: torch.Tensor, da: torch.Tensor) -> torch.Tensor:

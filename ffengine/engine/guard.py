@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
+from itertools import islice
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
@@ -65,7 +66,9 @@ class Watch:
         records, self._records = self._records, []
         if not records:
             return
-        for record, row in zip(records, [r.flags.tolist() for r in records], strict=True):
+        found = iter(torch.cat([r.flags for r in records]).tolist())  # one wait for all of them
+        for record in records:
+            row = list(islice(found, len(record.flags)))
             if not row[0]:
                 raise TrainingStopped(bad_samples(record.epoch, record.step))
             if not row[1]:

@@ -22,6 +22,7 @@ from ffengine.engine.plan import Plan
 from ffengine.engine.schedule import Schedule
 from ffengine.engine.step import BatchReport, StepContext
 from ffengine.nn.recurrent import RecurrentNet, label_rows, length_normalised
+from ffengine.ops.host import send
 from ffengine.ops.local_pass import local_pass
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Recurrent(Schedule):
         else:
             source = generator("hidden", ctx.seed, ctx.step)
             halves = [[torch.rand(1, w, generator=source) for w in net.widths] for _ in range(2)]
-        return [torch.cat([t.to(x.device, x.dtype).expand(n, -1) for t in pair])
+        return [torch.cat([send(t, x.device).to(x.dtype).expand(n, -1) for t in pair])
                 for pair in zip(*halves, strict=True)]
 
     def frame(self, ctx: StepContext, net: RecurrentNet, h: list[torch.Tensor],

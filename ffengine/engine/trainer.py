@@ -293,13 +293,11 @@ class Trainer:
         seen, clock = 0, began
         for item in batches_from(read, self.epoch, self.iteration):
             metered = self._meter_next
-            report = self.step(item, iteration=self.iteration)
-            y = as_batch(item, None).y.to(self.device)
-            self.sums.add(report, y, training_hits(self.net, report, y))
+            samples = self.train_on(item)
             if metered:
                 clock = time.perf_counter()  # a metered step is not timed
             else:
-                seen += y.shape[0]
+                seen += samples
             bar.advance(self.sums, seen / max(time.perf_counter() - clock, 1e-9))
             if stop.asked:
                 self._interrupted()
@@ -315,6 +313,13 @@ class Trainer:
         self._finish_epoch(lr, valid, time.perf_counter() - began, speed, bar)
         if stop.asked:
             self._interrupted()
+
+    def train_on(self, item: Any) -> int:
+        """`step` on a loader's next batch, and what it adds to the epoch's sums; its samples."""
+        batch = checked(as_batch(item, None), self.net, self.device)
+        report = self.step(batch, iteration=self.iteration)
+        self.sums.add(report, batch.y, training_hits(self.net, report, batch.y))
+        return batch.y.shape[0]
 
     def _validate(self, loader: Iterable[Any]) -> float:
         """Select the layer range by SIP (which sets it), or measure with the one there is."""

@@ -16,6 +16,7 @@ from ffengine.ops.config import (
     Loss,
     Tile,
 )
+from ffengine.ops.host import constant
 from ffengine.ops.layout import memory_layout, nchw
 
 
@@ -154,14 +155,6 @@ def _dtype_code(t: torch.Tensor) -> int:
     return {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}[t.dtype]
 
 
-_offset_cache: dict[tuple[tuple[int, ...], str], torch.Tensor] = {}
-
-
-def offsets_tensor(offsets: tuple[int, ...], device: str) -> torch.Tensor:
-    key = (offsets, device)
-    if torch.compiler.is_compiling() or scratch.rehearsing():
-        # a traced or fake tensor must not outlive its trace
-        return torch.tensor(offsets, dtype=torch.int64, device=device)
-    if key not in _offset_cache:
-        _offset_cache[key] = torch.tensor(offsets, dtype=torch.int64, device=device)
-    return _offset_cache[key]
+def offsets_tensor(offsets: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """(K + 1,) int64."""
+    return constant(device, torch.tensor, offsets)

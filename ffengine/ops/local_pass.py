@@ -33,6 +33,7 @@ from ffengine.ops.config import (
     Tile,
     da_scale,
 )
+from ffengine.ops.host import widths
 from ffengine.ops.layout import (
     destination,
     map_channels,
@@ -252,7 +253,7 @@ def _allocate(r: _Request, a: torch.Tensor, layout: torch.memory_format,
         g0=None if r.g0 is None else r.g0.float().contiguous(),
         h_prev=laid_out(r.h_prev),
         shortcut=laid_out(r.shortcut),
-        offsets=offsets_tensor(offsets, str(a.device)),
+        offsets=offsets_tensor(offsets, a.device),
         z=destination(r.out, r.out is r.a, r.shape_z, a, layout,
                        backend in JOINS) if r.want_z else None,
         g=empty(n, k),
@@ -281,8 +282,7 @@ def group_sizes(config: LocalPassConfig, shape_z: tuple[int, ...], g: torch.Tens
     """What dL/dg is divided by to give coef: (K,) elements a group, or 1 for sums of squares."""
     if config.goodness == "sum_sq":
         return 1
-    off = torch.tensor(config.offsets(shape_z[1]), dtype=g.dtype, device=g.device)
-    return off.diff() * (numel(shape_z[2:]))
+    return widths(config.offsets(shape_z[1]), g.dtype, g.device) * numel(shape_z[2:])
 
 
 def _check(a: torch.Tensor, y: Any, config: LocalPassConfig, g0: torch.Tensor | None,

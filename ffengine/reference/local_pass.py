@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ffengine.ops.config import Dropout, LocalPassConfig, Loss, LossFunction, Tile
+from ffengine.ops.host import widths
 
 _MASK32 = 0xFFFFFFFF
 
@@ -184,12 +185,12 @@ def _softplus(x: torch.Tensor) -> torch.Tensor:
 
 def _sizes(h: torch.Tensor, offsets: tuple[int, ...]) -> torch.Tensor:
     pixels = h[0, 0].numel() if h.shape[0] else 1
-    return torch.tensor(offsets, device=h.device).diff().to(h.dtype) * pixels
+    return widths(offsets, h.dtype, h.device) * pixels
 
 
 def _spread(coef: torch.Tensor, offsets: tuple[int, ...], h: torch.Tensor) -> torch.Tensor:
     """coef (N, K) at the size of h."""
-    width = torch.tensor(offsets, device=h.device).diff()
+    width = widths(offsets, torch.int64, h.device)
     wide = coef.repeat_interleave(width, dim=1, output_size=h.shape[1])
     return wide.view(*wide.shape, *([1] * (h.dim() - 2))).expand_as(h)
 
