@@ -221,7 +221,8 @@ class Trainer:
         if self._limit is None:
             held = [*self.net.parameters(), *self.optimizer.state_tensors(), item.x, item.y]
             self._limit = limit_for(self.budget, held, self.device)
-        with enforced(self._limit, self.device), flushed(self.device):
+        with enforced(self._limit, self.device), flushed(self.device), backends.exact(
+                self.device.type):
             if self.micro_batch is None:
                 return step(self._context(item), item)
             return micro.train(self._context, item, self.micro_batch, step)

@@ -12,7 +12,9 @@ import importlib
 import importlib.util
 import logging
 import os
+from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -24,11 +26,78 @@ log = logging.getLogger("ffengine")
 
 
 def exact(device: str) -> contextlib.AbstractContextManager[object]:
-    """Around a library convolution: full fp32 products and the same result every time on a GPU."""
+    """Around products of the library on a GPU: full fp32 ones, and the same result every time,
+    unless `allowing` says otherwise. Inside another one it costs nothing: a step has one around
+    all of it. What was set before comes back at the end."""
     if device != "cuda" or torch.compiler.is_compiling():
         return contextlib.nullcontext()
-    return torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    return _flags
+
+
+class _Flags:
+    """torch's switches for what the library may do, which hold for the whole process."""
+
+    def __init__(self) -> None:
+        self.tf32, self.deterministic = False, True
+        self._depth = 0
+        self._before: list[tuple[Any, str, Any]] = []
+
+    def __enter__(self) -> None:
+        self._depth += 1
+        if self._depth == 1:
+            cudnn = torch.backends.cudnn
+            self._set(cudnn, "enabled", True)
+            self._set(cudnn, "benchmark", False)
+            self._set(cudnn, "deterministic", self.deterministic)
+            for owner, name, value in _products(self.tf32):
+                self._set(owner, name, value)
+
+    def _set(self, owner: Any, name: str, value: Any) -> None:
+        before = getattr(owner, name)
+        if before != value:
+            self._before.append((owner, name, before))
+            setattr(owner, name, value)
+
+    def __exit__(self, *exc: object) -> None:
+        self._depth -= 1
+        while not self._depth and self._before:
+            setattr(*self._before.pop())
+
+
+def _products(tf32: bool) -> list[tuple[Any, str, Any]]:
+    """(owner, name, value) of the switches for convolutions and matrix products, in order.
+
+    The older ones, allow_tf32, may not even be read once a caller has set these. A part follows the
+    whole until somebody sets it: the whole goes first, a part only where it still differs, so that
+    afterwards it follows again.
+    """
+    cudnn: Any = torch.backends.cudnn  # torch leaves its parts without annotations
+    matmul = torch.backends.cuda.matmul
+    return [(owner, "fp32_precision", "tf32" if tf32 else "ieee")
+            for owner in (torch.backends, cudnn, cudnn.conv, matmul)]
+
+
+_flags = _Flags()
+
+
+@contextlib.contextmanager
+def allowing(*, tf32: bool = False, nondeterministic: bool = False) -> Iterator[None]:
+    """Inside, GPU products may round fp32 operands to TF32, or differ from run to run.
+
+    For comparisons in which every side may: the default, and what every test holds for, is neither.
+
+    Raises:
+        RuntimeError: a step is under way.
+    """
+    if _flags._depth:
+        raise RuntimeError("[backends] allowing(...) expected to be entered outside of a step, got "
+                           "one inside")
+    before = _flags.tf32, _flags.deterministic
+    _flags.tf32, _flags.deterministic = tf32, not nondeterministic
+    try:
+        yield
+    finally:
+        _flags.tf32, _flags.deterministic = before
 
 
 @functools.cache
