@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,79 +25,67 @@ AUTO_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference
 log = logging.getLogger("ffengine")
 
 
-def exact(device: str) -> contextlib.AbstractContextManager[object]:
-    """Around products of the library on a GPU: full fp32 ones, and the same result every time,
-    unless `allowing` says otherwise. Inside another one it costs nothing: a step has one around
-    all of it. What was set before comes back at the end."""
-    if device != "cuda" or torch.compiler.is_compiling():
-        return contextlib.nullcontext()
-    return _flags
+class Products(NamedTuple):
+    """What the GPU libraries' products may be, ours within `exact` and everybody's else."""
+
+    #: fp32 operands rounded to 10 bits of mantissa.
+    tf32: bool = False
+    #: The same sum every time; otherwise what the library finds fastest.
+    deterministic: bool = True
 
 
-class _Flags:
-    """torch's switches for what the library may do, which hold for the whole process."""
-
-    def __init__(self) -> None:
-        self.tf32, self.deterministic = False, True
-        self._depth = 0
-        self._before: list[tuple[Any, str, Any]] = []
-
-    def __enter__(self) -> None:
-        self._depth += 1
-        if self._depth == 1:
-            cudnn = torch.backends.cudnn
-            self._set(cudnn, "enabled", True)
-            self._set(cudnn, "benchmark", False)
-            self._set(cudnn, "deterministic", self.deterministic)
-            for owner, name, value in _products(self.tf32):
-                self._set(owner, name, value)
-
-    def _set(self, owner: Any, name: str, value: Any) -> None:
-        before = getattr(owner, name)
-        if before != value:
-            self._before.append((owner, name, before))
-            setattr(owner, name, value)
-
-    def __exit__(self, *exc: object) -> None:
-        self._depth -= 1
-        while not self._depth and self._before:
-            setattr(*self._before.pop())
-
-
-def _products(tf32: bool) -> list[tuple[Any, str, Any]]:
-    """(owner, name, value) of the switches for convolutions and matrix products, in order.
-
-    The older ones, allow_tf32, may not even be read once a caller has set these. A part follows the
-    whole until somebody sets it: the whole goes first, a part only where it still differs, so that
-    afterwards it follows again.
-    """
-    cudnn: Any = torch.backends.cudnn  # torch leaves its parts without annotations
-    matmul = torch.backends.cuda.matmul
-    return [(owner, "fp32_precision", "tf32" if tf32 else "ieee")
-            for owner in (torch.backends, cudnn, cudnn.conv, matmul)]
-
-
-_flags = _Flags()
+EXACT = Products()
+#: The rule that ours follow, and the one that torch's switches are set to.
+_rule: Products = EXACT
+_set: Products | None = None
 
 
 @contextlib.contextmanager
-def allowing(*, tf32: bool = False, nondeterministic: bool = False) -> Iterator[None]:
-    """Inside, GPU products may round fp32 operands to TF32, or differ from run to run.
-
-    For comparisons in which every side may: the default, and what every test holds for, is neither.
-
-    Raises:
-        RuntimeError: a step is under way.
-    """
-    if _flags._depth:
-        raise RuntimeError("[backends] allowing(...) expected to be entered outside of a step, got "
-                           "one inside")
-    before = _flags.tf32, _flags.deterministic
-    _flags.tf32, _flags.deterministic = tf32, not nondeterministic
+def products(rule: Products) -> Iterator[None]:
+    """Every library product of the block by one rule: benchmarks compare sides under it."""
+    global _rule
+    before, _rule = _rule, rule
     try:
+        with _switches(rule):
+            yield
+    finally:
+        _rule = before
+
+
+def exact(device: str) -> contextlib.AbstractContextManager[object]:
+    """Around library products: full fp32 ones and the same result every time on a GPU, unless
+    `products` says otherwise. Inside another one it costs nothing: a step has one around it all."""
+    if device != "cuda" or _set == _rule or torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    return _switches(_rule)
+
+
+@contextlib.contextmanager
+def _switches(rule: Products) -> Iterator[None]:
+    """torch's own, which hold for the whole process; what was set before comes back at the end.
+
+    The older ones, allow_tf32, may not even be read once a caller has set fp32_precision. A part
+    follows the whole until somebody sets it: the whole goes first, a part only where it still
+    differs, so that afterwards it follows again.
+    """
+    global _set
+    cudnn: Any = torch.backends.cudnn  # torch leaves its parts without annotations
+    wanted = [(cudnn, "enabled", True), (cudnn, "benchmark", not rule.deterministic),
+              (cudnn, "deterministic", rule.deterministic),
+              *((owner, "fp32_precision", "tf32" if rule.tf32 else "ieee") for owner in (
+                  torch.backends, cudnn, cudnn.conv, torch.backends.cuda.matmul))]
+    before: list[tuple[Any, str, Any]] = []
+    was, _set = _set, rule
+    try:
+        for owner, name, value in wanted:
+            if (found := getattr(owner, name)) != value:
+                before.append((owner, name, found))
+                setattr(owner, name, value)
         yield
     finally:
-        _flags.tf32, _flags.deterministic = before
+        _set = was
+        for each in reversed(before):
+            setattr(*each)
 
 
 @functools.cache

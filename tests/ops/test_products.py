@@ -1,4 +1,5 @@
-"""What the library may do on a GPU: torch's switches inside and after `exact`, whoever set them."""
+"""Library products on a GPU: exact and repeatable, unless one rule for all sides says otherwise,
+whichever of torch's switches a caller has set."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from ffengine.ops import backends
+from ffengine.ops.backends import EXACT, Products
 
 OWNERS: dict[str, Any] = {"all": torch.backends, "cudnn": torch.backends.cudnn,
                           "conv": torch.backends.cudnn.conv, "matmul": torch.backends.cuda.matmul}
@@ -70,22 +72,50 @@ CALLERS: dict[str, Callable[[], None]] = {
 
 
 @pytest.mark.parametrize("caller", list(CALLERS))
-@pytest.mark.parametrize("tf32", [False, True])
-def test_switches_inside_and_after(caller: str, tf32: bool) -> None:
+def test_ours_are_exact_whatever_the_user_set(caller: str) -> None:
     CALLERS[caller]()
     before = switches()
-    with backends.allowing(tf32=tf32, nondeterministic=tf32):
-        for _ in range(2):
-            with backends.exact("cuda"), backends.exact("cuda"):
-                inside = switches()
-            assert switches() == before
-    wanted = "tf32" if tf32 else "ieee"
-    assert inside["deterministic"] is not tf32
-    assert inside["enabled"] and not inside["benchmark"]
-    assert inside["conv"] == inside["matmul"] == wanted
+    for _ in range(2):
+        with backends.exact("cuda"):
+            inside = switches()
+            with backends.exact("cuda"):
+                assert switches() == inside
+            assert switches() == inside
+        assert switches() == before
+    held(inside, EXACT)
+
+
+@pytest.mark.parametrize("caller", list(CALLERS))
+@pytest.mark.parametrize("tf32", [False, True])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_one_rule_for_every_side(tf32: bool, deterministic: bool, caller: str) -> None:
+    CALLERS[caller]()
+    before, rule = switches(), Products(tf32, deterministic)
+    with backends.products(rule):
+        held(switches(), rule)  # theirs
+        with backends.exact("cuda"):
+            held(switches(), rule)  # ours
+        with backends.products(EXACT), backends.exact("cuda"):
+            held(switches(), EXACT)
+        held(switches(), rule)
     with backends.exact("cuda"):
-        assert switches()["deterministic"] and switches()["conv"] == "ieee"
+        held(switches(), EXACT)
     assert switches() == before
+
+
+def held(found: dict[str, Any], rule: Products) -> None:
+    assert found["conv"] == found["matmul"] == ("tf32" if rule.tf32 else "ieee")
+    assert (found["enabled"], found["benchmark"], found["deterministic"]) == (
+        True, not rule.deterministic, rule.deterministic)
+
+
+def test_an_error_inside_leaves_no_rule_behind() -> None:
+    before = switches()
+    with pytest.raises(RuntimeError), backends.products(Products(tf32=True, deterministic=False)):
+        raise RuntimeError
+    assert switches() == before
+    with backends.exact("cuda"):
+        held(switches(), EXACT)
 
 
 #: In a process where nobody has set a part yet.
@@ -110,9 +140,3 @@ def test_a_cpu_is_left_alone() -> None:
     before = switches()
     with backends.exact("cpu"):
         assert switches() == before
-
-
-def test_no_change_of_mind_within_a_step() -> None:
-    with backends.exact("cuda"), pytest.raises(RuntimeError, match="outside of a step"), \
-            backends.allowing(tf32=True):
-        pass
