@@ -43,11 +43,7 @@ def copies(dtype: torch.dtype, norm: Norm) -> bool:
 def row_bytes(features: int, out: int, dtype: torch.dtype, norm: Norm, device: str) -> int:
     """Bytes that a row of a tile holds, results of (N, K) aside."""
     held = dtype.itemsize * (out + features * copies(dtype, norm)) + 4 * folds(dtype, norm)
-    if device == "cpu":
-        return held
-    if dtype is torch.float16:  # a GPU forms the fp16 weight gradient from fp32 forms
-        held += 4 * (features + out)
-    return held + 4 * -(-out // CHUNK)
+    return held if device == "cpu" else held + 4 * -(-out // CHUNK)
 
 
 def library_bytes(features: int, out: int) -> int:
@@ -59,8 +55,10 @@ def library_bytes(features: int, out: int) -> int:
 def choose_rows(n: int, features: int, out: int, dtype: torch.dtype, norm: Norm,
                 device: str) -> int:
     """Rows of a tile of a batch of n. Pure: unit-tested without a GPU."""
-    fit = TILE_BYTES["cpu" if device == "cpu" else "cuda"] // max(
-        1, row_bytes(features, out, dtype, norm, device))
+    held = row_bytes(features, out, dtype, norm, device)
+    if device != "cpu" and dtype is torch.float16:  # its gradient is formed from fp32 forms there
+        held += 4 * (features + out)
+    fit = TILE_BYTES["cpu" if device == "cpu" else "cuda"] // max(1, held)
     return max(1, min(n, max(fit // CHUNK * CHUNK, CHUNK)))
 
 

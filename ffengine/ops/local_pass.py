@@ -209,6 +209,8 @@ def _run_kernel(r: _Request, backend: str) -> LocalPassOutput:
     if backend not in JOINS:
         late, r = r.shortcut, r._replace(shortcut=None)
     tensors = _allocate(r, a, layout, backend)
+    if backend == "triton" and scratch.rehearsing():  # a real call's show themselves
+        scratch.declare(_triton_partials(a, r.config, tensors.g.shape[1]))
     custom = r.y is not None and not isinstance(r.config.loss, Loss)
     loss, z = tensors.loss, tensors.z
 

@@ -120,14 +120,16 @@ def extra_bytes(x_shape: tuple[int, ...], da_shape: tuple[int, ...],
     wide, item = (8 if dtype is torch.float64 else 4), dtype.itemsize
     kept = weight_dtype or step_dtype(dtype)
     n_w, n_x, n_da = math.prod(weight_shape), math.prod(x_shape), math.prod(da_shape)
-    bias_bytes = 4 * wide * da_shape[1] + wide * min(n_da, BIAS_CHUNK) if bias else 0
+    bias_bytes = 4 * wide * da_shape[1] * bias
+    if backend in ("triton", "cuda"):
+        # dW in the compute dtype; fp16's is formed from fp32 forms of x and da
+        return wide * (n_w + n_x + n_da) + bias_bytes if dtype is torch.float16 else (
+            item * n_w + bias_bytes)
+    bias_bytes += wide * min(n_da, BIAS_CHUNK) * bias
     if backend == "cpu" and shape[1] == weight_shape[1] and choose(shape, dtype) == "im2col":
         buffer = wide * n_w * (compressed and not accumulate)
         inside = _kernel_scratch(shape, dtype, accumulate or compressed)
         return max(buffer + inside, bias_bytes)
-    if backend in ("triton", "cuda"):
-        # the weight's and dW's 16-bit forms
-        return n_w * item * (1 + (kept is not dtype or item > 2)) + bias_bytes
     casts = wide * (n_x + n_da) if item < 4 else 0
     casts += wide * n_w * (kept.itemsize < wide)  # the gradient's operator wants an fp32 weight
     if backend == "cpu":
@@ -208,6 +210,8 @@ def _library_gradient(x: torch.Tensor, da: torch.Tensor, weight: torch.Tensor,
                       geometry: ConvGeometry, backend: str) -> torch.Tensor:
     """dW in weight's dtype; what has to be cast to it for that, some samples at a time."""
     n = x.shape[0]
+    if scratch.rehearsing() and x.device.type == "cuda" and x.dtype is weight.dtype:
+        return torch.empty_like(weight)  # as cuDNN lays it out; a fake operator forgets that
     casts = backend == "cpu" and x.dtype is not weight.dtype and n > 0
     step = max(1, WIDENED_CHUNK * n // (x.numel() + da.numel())) if casts else max(n, 1)
     total: torch.Tensor | None = None
@@ -217,6 +221,17 @@ def _library_gradient(x: torch.Tensor, da: torch.Tensor, weight: torch.Tensor,
         total = part if total is None else total.add_(part)
     assert total is not None
     return total
+
+
+def shaped_like(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of the weight's shape and layout, and of a dtype: all that a gradient's operator
+    asks of it. In fewer bits the weight's own memory serves; its numbers are nobody's."""
+    if weight.dtype is dtype:
+        return weight
+    if dtype.itemsize > weight.element_size():
+        return torch.empty_like(weight, dtype=dtype)
+    flat = weight.as_strided((weight.numel(),), (1,)).view(dtype)
+    return flat.as_strided(weight.shape, weight.stride())
 
 
 def _update_weight(p: Parameter, x: torch.Tensor, da: torch.Tensor, optim: OptimConfig,
@@ -232,7 +247,7 @@ def _update_weight(p: Parameter, x: torch.Tensor, da: torch.Tensor, optim: Optim
     # The library's gradient on a GPU, in the compute dtype. In fp16 it would add up N·P products of
     # a da that is already scaled to order one, past the dtype's range at large batches.
     upcast = backend in ("reference", "cpu") or x.dtype is torch.float16
-    weight = p.value.to(step_dtype(x.dtype) if upcast else x.dtype)
+    weight = shaped_like(p.value, step_dtype(x.dtype) if upcast else x.dtype)
     with backends.exact(x.device.type):
         grad = _library_gradient(x, da, weight, geometry, backend)
     finish_gradient(p, as_laid_out(grad, p.value), optim, finish, da_scale, backend)
