@@ -136,7 +136,7 @@ def _turn(ctx: StepContext, i: int, maps: list[torch.Tensor], held: Held | None,
         del swept, part
     own: affine.Gradients = []
     if sums is not None:
-        ctx.note(i, u.shape[0], joined(losses, halves and losses[0].shape == goodness[0].shape[:1]),
+        ctx.note(i, joined(losses, halves and losses[0].shape == goodness[0].shape[:1]),
                  joined(goodness, halves))
         if du is not None:
             dx = through_norm(layer, du, made)

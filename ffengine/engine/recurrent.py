@@ -57,11 +57,11 @@ class Recurrent(Schedule):
         super().begin(net, epochs)
 
     def train(self, ctx: StepContext, item: Batch, plan: Plan, dtype: torch.dtype) -> BatchReport:
+        losses: list[torch.Tensor] = []
         for frame in self.run(ctx, item, dtype):
-            for i, (g, loss) in enumerate(zip(frame.goodness, frame.losses, strict=True)):
-                share = loss.mean() / self.frames
-                ctx.loss_sum[i] = ctx.loss_sum[i] + share if i in ctx.loss_sum else share
-                ctx.goodness[i] = [g]
+            losses.append(torch.stack(frame.losses))
+            ctx.goodness = {i: [g] for i, g in enumerate(frame.goodness)}
+        ctx.loss_sum = dict(enumerate(torch.stack(losses).mean((0, 2)).unbind()))
         return ctx.report()
 
     @torch.no_grad()

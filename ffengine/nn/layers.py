@@ -156,34 +156,40 @@ class LocalLayer(nn.Module):
         return replace(self.config, dropout=drop)
 
     def infer(self, x: torch.Tensor, *, want_z: bool = True, training: bool = False,
-              norm: Norm | None = None, backend: str = "auto",
-              ) -> tuple[torch.Tensor | None, torch.Tensor]:
+              norm: Norm | None = None, shortcut: torch.Tensor | None = None,
+              backend: str = "auto") -> tuple[torch.Tensor | None, torch.Tensor]:
         """(z, g) of the layer's input, no loss and no dropout.
 
         Args:
             training: use (and move) batch statistics where the layer has them.
             norm: feature normalisation in place of the layer's own; Norm("none") gives h.
+            shortcut: added to z.
         """
         return self.sweep(self.preactivation(self.enter(x, training)[0]), want_z=want_z,
-                          training=training, norm=norm, backend=backend)
+                          training=training, norm=norm, shortcut=shortcut, backend=backend)
 
     def sweep(self, a: torch.Tensor, *, want_z: bool = True, training: bool = False,
-              norm: Norm | None = None, backend: str = "auto",
-              ) -> tuple[torch.Tensor | None, torch.Tensor]:
+              norm: Norm | None = None, shortcut: torch.Tensor | None = None,
+              backend: str = "auto") -> tuple[torch.Tensor | None, torch.Tensor]:
         """(z, g) of the pre-activation; arguments as `infer`."""
         config = self.config if norm is None else replace(self.config, norm=norm)
         if torch.compiler.is_compiling():  # torch.compile and torch.export see plain PyTorch
-            return self._traced(a, config, training)
+            traced, g = self._traced(a, config, training)
+            return traced if shortcut is None else traced + shortcut, g
         if isinstance(self.couple, BatchNorm):
             made = batch_pass(
                 a, config=config, couple=self.couple, gamma=self.norm_weight, beta=self.norm_bias,
                 running_mean=self.running_mean, running_var=self.running_var, training=training,
                 want_z=want_z, backend=backend)
-            return made.z, made.g
-        return local_pass(a, config=config, want_z=want_z, backend=backend)[:2]
+            z = made.z
+            if z is not None and shortcut is not None:
+                z = z + shortcut if torch.is_grad_enabled() else z.add_(shortcut)
+            return z, made.g
+        return local_pass(a, config=config, want_z=want_z, shortcut=shortcut,
+                          backend=backend)[:2]
 
     def _traced(self, a: torch.Tensor, config: LocalPassConfig,
-                training: bool) -> tuple[torch.Tensor | None, torch.Tensor]:
+                training: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """`sweep` as plain PyTorch that moves no running statistics."""
         couple = self.couple
         if not isinstance(couple, BatchNorm):

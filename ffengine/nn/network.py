@@ -234,11 +234,23 @@ class LocalNet(nn.Module):
             x = x.contiguous().flatten(1)
         return x
 
-    def join(self, i: int, z: torch.Tensor,
-             shortcut: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(x, shortcut) after layer i; may write into z."""
+    def addend(self, i: int, shortcut: torch.Tensor | None,
+               ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """(what the sweep of layer i adds to its z, the shortcut that is left for `join`)."""
         wire = self.wires[i]
-        if wire.join == "add":
+        if wire.join != "add":
+            return None, shortcut
+        return shortcut, shortcut if not wire.branch and self.shortcut_live_after(i) else None
+
+    def join(self, i: int, z: torch.Tensor, shortcut: torch.Tensor | None,
+             added: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(x, shortcut) after layer i; may write into z.
+
+        Args:
+            added: z holds what `addend` gave.
+        """
+        wire = self.wires[i]
+        if wire.join == "add" and not added:
             assert shortcut is not None
             z = z.add_(shortcut) if not torch.is_grad_enabled() else z + shortcut
         elif wire.join == "concat":
@@ -286,15 +298,19 @@ class LocalNet(nn.Module):
         shortcut, out = None, []
         for i in range(start, end + 1):
             layer, want_z = self.layer(i), i < end or features is not None
+            addend = None
+            if want_z:
+                addend, shortcut = self.addend(i, shortcut)
             if i or a is None:
                 assert x is not None
                 z, g = layer.infer(self.transform(i, x), want_z=want_z, training=training,
-                                   backend=backend)
+                                   shortcut=addend, backend=backend)
             else:
-                z, g = layer.sweep(a, want_z=want_z, training=training, backend=backend)
+                z, g = layer.sweep(a, want_z=want_z, training=training, shortcut=addend,
+                                   backend=backend)
             out.append(g)
             if z is not None:
-                x, shortcut = self.join(i, z, shortcut)
+                x, shortcut = self.join(i, z, shortcut, added=True)
                 if features is not None:
                     features.append(x)
         return out
