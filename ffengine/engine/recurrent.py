@@ -48,7 +48,7 @@ class Recurrent(Schedule):
         if frames < 1:
             raise ValueError("[schedule] recurrent training expected 1 frame or more, got "
                              f"{frames}")
-        self.frames = frames
+        self.frames = self.updates = frames
 
     def begin(self, net: LocalNet, epochs: int) -> None:
         if not isinstance(net, RecurrentNet):

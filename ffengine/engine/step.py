@@ -29,7 +29,7 @@ from ffengine.nn.layers import LocalLayer, LocalLinear
 from ffengine.nn.network import LocalNet
 from ffengine.ops import scratch
 from ffengine.ops.batch_pass import batch_pass
-from ffengine.ops.config import Loss, Tile
+from ffengine.ops.config import LocalPassConfig, Loss, Tile
 from ffengine.ops.linear_step import linear_step
 from ffengine.ops.local_pass import local_pass
 from ffengine.ops.optimizer_step import step_dtype
@@ -107,6 +107,10 @@ class StepContext:
     differ: slice | None = None
     #: Where the gradients of a batch's micro-batches add up.
     sums: Sums | None = None
+    #: The plan spends bytes on fewer launches.
+    roomy: bool = False
+    #: int32 (1,) on the device, the step of dropout's masks, where kernels read it from memory.
+    clock: torch.Tensor | None = None
     #: Handed gradients by layer index and parameter, when a test asks for them.
     grads: dict[tuple[int | str, str], torch.Tensor] | None = None
     #: Per layer, a term (rows, K) added to the goodness (collaborative FF).
@@ -137,6 +141,17 @@ class StepContext:
         if self.sums is None or parameter is None:
             return Adding()
         return Adding(self.sums.of(parameter, owner), self.sums.last, self.sums.share)
+
+    def half(self, i: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """Layer i's weight in 16 bits, where a copy is kept."""
+        return self.optimizer.half_of(self.net.layer(i).weight, dtype)
+
+    def dropout(self, i: int) -> tuple[LocalPassConfig, torch.Tensor | None]:
+        """(settings of layer i's sweep in this step, where its kernels read dropout's step)."""
+        layer, clock = self.net.layer(i), self.clock
+        if layer.dropout == 0.0 or clock is None:
+            return layer.settings(self.seed, i, self.step), None
+        return layer.settings(self.seed, i, 0), clock
 
     def targets(self, i: int, tile: Tile, n: int) -> torch.Tensor:
         """What layer i is trained towards, of the tile's n rows."""
@@ -186,6 +201,7 @@ def means(rows: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
 def train_batch(ctx: StepContext, item: Batch | torch.Tensor, plan: Plan,
                 dtype: torch.dtype) -> BatchReport:
     """One step: the layers of the turn train on the batch, and then the heads."""
+    ctx.roomy = plan.roomy
     with torch.no_grad():
         maps, results = begin(ctx, item, dtype)
         del item
@@ -310,34 +326,54 @@ def layer_step(ctx: StepContext, i: int, maps: Maps, tile: Tile, buffers: Buffer
     want_z = ctx.wants_z(i)
     if want_z:
         maps.addend, maps.shortcut = net.addend(i, maps.shortcut)
+    met = maps.addend is not None
     if i not in turn.layers:
         z, _ = layer.infer(x, want_z=want_z, training=i >= turn.start and layer.couples,
-                           shortcut=maps.taken(), backend=ctx.backend)
+                           shortcut=maps.taken(), half=ctx.half(i, x.dtype), backend=ctx.backend)
     elif passing:
         z = pass_on(ctx, i, x, tile, maps)
     else:
+        joins = ctx.roomy and net.wires[i].join == "concat" and net.propagate == "stale"
+        if want_z and joins and layer.couple is None:
+            maps.x, met = joined_map(ctx, i, maps, tile), True
         z = train_layer(ctx, i, x, tile, buffers, finish, want_z, maps)
     del x
     if z is not None:
-        joined = [z]
+        joined = [z if maps.x is None else maps.x]
         del z
-        maps.x, maps.shortcut = net.join(i, joined.pop(), maps.shortcut, added=True)
+        maps.x = None
+        maps.x, maps.shortcut = net.join(i, joined.pop(), maps.shortcut, met)
         if i in ctx.read_by_heads() and not passing:
             ctx.features.setdefault(i, []).append(maps.x)
+
+
+def joined_map(ctx: StepContext, i: int, maps: Maps, tile: Tile) -> torch.Tensor | None:
+    """Layer i's map after its concatenation, the shortcut in its place and the layer's own channels
+    still to be written."""
+    shortcut, maps.shortcut = maps.shortcut, None
+    assert shortcut is not None
+    shape = ctx.net.shapes[i + 1]
+    layout = torch.channels_last if len(shape) == 3 else torch.contiguous_format
+    made = torch.empty((shortcut.shape[0], *shape), dtype=shortcut.dtype, device=shortcut.device,
+                       memory_format=layout)
+    made[:, shape[0] - shortcut.shape[1]:].copy_(shortcut)
+    return made
 
 
 def train_layer(ctx: StepContext, i: int, x: torch.Tensor, tile: Tile, buffers: Buffers,
                 finish: bool, want_z: bool, maps: Maps) -> torch.Tensor | None:
     """x -> a -> sweep -> update; z, with `maps.addend`, where the next layer wants it."""
     layer, updated = ctx.net.layer(i), ctx.net.propagate == "updated"
-    if not want_z and ctx.sums is None and streams(layer, x, tile):
+    masks = layer.dropout > 0 and ctx.clock is not None  # from memory, which linear_step has not
+    if not want_z and ctx.sums is None and streams(layer, x, tile) and not masks:
         stream_layer(ctx, i, x, tile)
         return None
     u, made = layer.enter(x, training=True)
     a = preactivation(ctx, i, u)
+    own = None if maps.x is None else maps.x[:, :a.shape[1]]
     swept = sweep(ctx, i, a, tile, want_z=want_z and not updated,
-                  shortcut=None if updated else maps.taken())
-    del a
+                  shortcut=None if updated else maps.taken(), into=own)
+    del a, own
     assert swept.da is not None and swept.loss is not None
     z = swept.z
     ctx.note(i, swept.loss, swept.g)
@@ -352,10 +388,10 @@ def train_layer(ctx: StepContext, i: int, x: torch.Tensor, tile: Tile, buffers: 
 def pass_on(ctx: StepContext, i: int, x: torch.Tensor, tile: Tile,
             maps: Maps) -> torch.Tensor | None:
     """z as `train_layer` gives it, dropout and all, of a layer whose samples do not couple."""
-    config = ctx.net.layer(i).settings(ctx.seed, i, ctx.step)
+    config, clock = ctx.dropout(i)
     a = preactivation(ctx, i, x)
     return local_pass(a, config=config, out=a if config.pool == "none" else None, tile=tile,
-                      shortcut=maps.taken(), backend=ctx.backend).z
+                      shortcut=maps.taken(), clock=clock, backend=ctx.backend).z
 
 
 def preactivation(ctx: StepContext, i: int, u: torch.Tensor) -> torch.Tensor:
@@ -364,7 +400,7 @@ def preactivation(ctx: StepContext, i: int, u: torch.Tensor) -> torch.Tensor:
     if i == 0 and ctx.differ is not None and u.shape[0] == ctx.batch:
         assert isinstance(layer, LocalLinear)
         return layer.of_halves(u, ctx.differ)
-    return layer.preactivation(u)
+    return layer.preactivation(u, layer.operands(u, ctx.half(i, u.dtype)))
 
 
 def streams(layer: LocalLayer, x: torch.Tensor, tile: Tile) -> bool:
@@ -392,21 +428,24 @@ def stream_layer(ctx: StepContext, i: int, x: torch.Tensor, tile: Tile) -> None:
 
 
 def sweep(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, *, want_z: bool,
-          shortcut: torch.Tensor | None = None) -> affine.Swept:
+          shortcut: torch.Tensor | None = None,
+          into: torch.Tensor | None = None) -> affine.Swept:
     """The layer's goodness, loss and gradients at a; z, or da, over a unless it pools.
 
     Args:
         shortcut: added to z.
+        into: where z goes instead.
     """
     layer, n = ctx.net.layer(i), a.shape[0]
-    config = layer.settings(ctx.seed, i, ctx.step)
+    config, clock = ctx.dropout(i)
     y, out = ctx.targets(i, tile, n), a if config.pool == "none" else None
+    out = out if into is None else into
     if layer.couple is None:
         g0 = ctx.g0.get(i)
         made = local_pass(
             a, y, config=config, out=out if want_z else None, want_z=want_z, want_da=True,
-            da_out=None if want_z else out, tile=tile, backend=ctx.backend, shortcut=shortcut,
-            g0=None if g0 is None else g0[tile.start:tile.start + n])
+            da_out=None if want_z else out, tile=tile, shortcut=shortcut, clock=clock,
+            g0=None if g0 is None else g0[tile.start:tile.start + n], backend=ctx.backend)
         if i in ctx.g0 and made.coef is not None:
             ctx.coef.setdefault(i, []).append(made.coef)
         return affine.Swept(made.z, made.g, made.loss, made.da, made.da_scale)

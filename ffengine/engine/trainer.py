@@ -18,6 +18,7 @@ import torch
 from ffengine.engine import checkpoint, micro, saving
 from ffengine.engine.batch import Batch, as_batch, batches_from, check_range, checked, label_count
 from ffengine.engine.budget import parse_bytes
+from ffengine.engine.clock import StepClock
 from ffengine.engine.denormals import flushed
 from ffengine.engine.evaluation import (
     Samples,
@@ -31,7 +32,13 @@ from ffengine.engine.history import EpochSums, History, Row, mean
 from ffengine.engine.inputs import rows_of
 from ffengine.engine.limit import AllocatorLimit, enforced, limit_for
 from ffengine.engine.meter import MemoryMeter
-from ffengine.engine.optim import LocalOptimizer, floor_bytes, own_settings, round_weights
+from ffengine.engine.optim import (
+    LocalOptimizer,
+    floor_bytes,
+    halved_weights,
+    own_settings,
+    round_weights,
+)
 from ffengine.engine.plan import Plan
 from ffengine.engine.planning import Planning
 from ffengine.engine.plans import Job
@@ -43,6 +50,7 @@ from ffengine.engine.shapes import measure
 from ffengine.engine.step import BatchReport, StepContext
 from ffengine.nn.network import LocalNet
 from ffengine.ops import backends
+from ffengine.ops.local_pass import JOINS
 
 
 class Trainer:
@@ -100,7 +108,8 @@ class Trainer:
         self.device = torch.device(device) if device else next(net.parameters()).device
         self.dtype = self.settings.dtype
         self.backend = backend
-        backends.resolve("trainer", backend, self.device.type, self.dtype)
+        kernels = backends.resolve("trainer", backend, self.device.type, self.dtype)
+        self._joins = kernels in JOINS or kernels == "reference"
         self.net = net.to(device=self.device, dtype=self.settings.weight_dtype)
         if self.settings.weights == "bf16":
             round_weights(self.net)
@@ -120,6 +129,9 @@ class Trainer:
             if self.settings.weights == "bf16":  # the budget took it
                 round_weights(self.net)
         self.optimizer = self._make_optimizer()
+        #: Numbers that kernels on a GPU read from its memory.
+        self.clock = StepClock(self.optimizer, self.device, self.schedule.updates) if (
+            self.device.type == "cuda") else None
         self.rate = LearningRate(self.optimizer, self.settings, scheduler)
         self.progress, self.sip, self.notes = progress, sip and net.selects_range, notes or {}
         #: Features that a layer-wise schedule keeps between its stages.
@@ -211,13 +223,18 @@ class Trainer:
         rows = rows_of(self.net, item.x.shape[0]) if item.features is None else (
             item.features.shape[0])
         return StepContext(self.net, self.optimizer, item.y, rows, self.settings.seed, self.steps,
-                           self.backend, self.schedule.turn(self.epoch, self.iteration))
+                           self.backend, self.schedule.turn(self.epoch, self.iteration),
+                           clock=self.clock.dropout if self.clock and self._joins else None)
 
     def _update(self, item: Batch, plan: Plan) -> BatchReport:
         """One update, from the whole batch or from its micro-batches."""
         def step(ctx: StepContext, part: Batch) -> BatchReport:
             return self.schedule.train(ctx, part, plan, self.dtype)
 
+        self.optimizer.keep_halves(halved_weights(self.net, self.dtype) if plan.roomy else (),
+                                   self.dtype)
+        if self.clock is not None:
+            self.clock.begin(self.steps)
         if self._limit is None:
             held = [*self.net.parameters(), *self.optimizer.state_tensors(), item.x, item.y]
             self._limit = limit_for(self.budget, held, self.device)
@@ -238,7 +255,7 @@ class Trainer:
         self._meter_next = False
         held = [] if self.stored is None else self.stored.tensors()
         with MemoryMeter(parameter=self.net.parameters(), state=self.optimizer.state_tensors(),
-                         feature=[item.x, item.y, *held]) as meter:
+                         feature=[item.x, item.y, *held, *self.optimizer.half_tensors()]) as meter:
             report = self._update(item, plan)
         self.peak_bytes = max(self.peak_bytes, meter.report.peak_bytes)
         return report

@@ -113,13 +113,18 @@ class LocalLayer(nn.Module):
             return as_laid_out(made.x_hat), made
         return as_laid_out(self.pre_norm.affine(made.x_hat)), made
 
-    def operands(self, u: torch.Tensor) -> Operands:
-        """What `preactivation` multiplies and adds, in u's dtype; tiles share it."""
+    def operands(self, u: torch.Tensor, half: torch.Tensor | None = None) -> Operands:
+        """What `preactivation` multiplies and adds, in u's dtype; tiles share it.
+
+        Args:
+            half: the weight in u's dtype, where somebody keeps it; a folded norm has no use for it.
+        """
         bias = None if self.bias is None else self.bias.detach().to(u.dtype)
-        weight = self.weight.detach()
+        weight = self.weight.detach() if half is None else half
         norm = self.pre_norm
         if norm is None or not norm.folded:
             return Operands(weight.to(u.dtype), bias, None)
+        weight = self.weight.detach()
         columns = (1, -1, *[1] * (weight.dim() - 2))
         weight = weight.to(norm.weight.dtype)  # a bf16 weight is not to round the shift too
         constant = norm.bias.detach().view(columns).expand(1, -1, *u.shape[2:])
@@ -157,6 +162,7 @@ class LocalLayer(nn.Module):
 
     def infer(self, x: torch.Tensor, *, want_z: bool = True, training: bool = False,
               norm: Norm | None = None, shortcut: torch.Tensor | None = None,
+              half: torch.Tensor | None = None,
               backend: str = "auto") -> tuple[torch.Tensor | None, torch.Tensor]:
         """(z, g) of the layer's input, no loss and no dropout.
 
@@ -164,8 +170,10 @@ class LocalLayer(nn.Module):
             training: use (and move) batch statistics where the layer has them.
             norm: feature normalisation in place of the layer's own; Norm("none") gives h.
             shortcut: added to z.
+            half: see `operands`.
         """
-        return self.sweep(self.preactivation(self.enter(x, training)[0]), want_z=want_z,
+        u = self.enter(x, training)[0]
+        return self.sweep(self.preactivation(u, self.operands(u, half)), want_z=want_z,
                           training=training, norm=norm, shortcut=shortcut, backend=backend)
 
     def sweep(self, a: torch.Tensor, *, want_z: bool = True, training: bool = False,

@@ -243,14 +243,16 @@ class LocalNet(nn.Module):
         return shortcut, shortcut if not wire.branch and self.shortcut_live_after(i) else None
 
     def join(self, i: int, z: torch.Tensor, shortcut: torch.Tensor | None,
-             added: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+             met: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(x, shortcut) after layer i; may write into z.
 
         Args:
-            added: z holds what `addend` gave.
+            met: the shortcut that this layer joins is in z already.
         """
         wire = self.wires[i]
-        if wire.join == "add" and not added:
+        if met:
+            pass
+        elif wire.join == "add":
             assert shortcut is not None
             z = z.add_(shortcut) if not torch.is_grad_enabled() else z + shortcut
         elif wire.join == "concat":
@@ -310,7 +312,7 @@ class LocalNet(nn.Module):
                                    backend=backend)
             out.append(g)
             if z is not None:
-                x, shortcut = self.join(i, z, shortcut, added=True)
+                x, shortcut = self.join(i, z, shortcut, met=addend is not None)
                 if features is not None:
                     features.append(x)
         return out

@@ -226,7 +226,9 @@ def _run_tiles(c: Call, backend: str, result: LinearStepOutput, dw: torch.Tensor
                db: torch.Tensor | None) -> None:
     (n, features), out, paired = c.x.shape, c.weight.shape[0], _paired(c.config)
     rows = _rows(n, features, out, c.x.dtype, c)
-    weight = c.weight.to(c.x.dtype)  # itself in fp32
+    half = None if c.state is None else c.state.half
+    kept = half is not None and half.copy.dtype is c.x.dtype
+    weight = half.current(c.weight) if half and kept else c.weight.to(c.x.dtype)  # itself in fp32
     buffer = torch.empty(rows, out, dtype=c.x.dtype, device=c.x.device)
     scale = room = None
     if linear_tile.folds(c.x.dtype, c.input_norm):

@@ -9,7 +9,6 @@ triton: kernels/local_pass.py                 cuda: csrc/cuda/local_pass.cu
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -186,11 +185,9 @@ class _Request(NamedTuple):
 
 def _run_reference(r: _Request) -> LocalPassOutput:
     config = r.config
-    if r.clock is not None:
-        config = replace(config, dropout=replace(config.dropout, step=int(r.clock)))
     z, g, loss, coef, da = reference.local_pass(
         r.a, r.y, config=config, g0=r.g0, h_prev=r.h_prev, shortcut=r.shortcut, want_z=r.want_z,
-        want_da=r.want_da, tile=r.tile, da_scale=r.scale)
+        want_da=r.want_da, tile=r.tile, da_scale=r.scale, clock=r.clock)
     if r.out is not None and z is not None:
         z = r.out.copy_(z)
     if r.da_out is not None and da is not None:

@@ -63,19 +63,44 @@ def is_compressed(weight: torch.Tensor, state: OptimState) -> bool:
     return weight.dtype is torch.bfloat16 or state.format != "fp32"
 
 
+#: Back-ends whose steps write the 16-bit copy of a weight and read `OptimState.row`.
+FROM_MEMORY = frozenset({"cuda"})
+
+
 def optimizer_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
                    optim: OptimConfig, inv_scale: float, backend: str) -> None:
     """One optimizer step with gradient grad * inv_scale; state.step is left as it is."""
-    if is_compressed(weight, state):
-        _compressed_step(weight, grad, state, optim, inv_scale, backend)
-        return
+    step = _compressed_step if is_compressed(weight, state) else _plain_step
+    step(weight, grad, state, optim, inv_scale, backend)
+    stepped(weight, state, backend, copied=backend in FROM_MEMORY)
+
+
+def stepped(weight: torch.Tensor, state: OptimState, backend: str, copied: bool = False) -> None:
+    """Tell who watches the weight that a kernel has written into it; bring its 16-bit copy up to
+    date where the kernel has not."""
+    if backend != "reference":  # which torch has told already
+        torch.autograd.graph.increment_version(weight)
+    if state.half is not None:
+        if not copied:
+            state.half.copy.copy_(weight)
+        state.half.written(weight)
+
+
+def _from_memory(state: OptimState) -> dict[str, torch.Tensor | None]:
+    """What a step on a GPU reads and writes beside weight, gradient and states."""
+    return {"row": state.row, "half": None if state.half is None else state.half.copy}
+
+
+def _plain_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState, optim: OptimConfig,
+                inv_scale: float, backend: str) -> None:
     if backend == "triton":
         if scratch.rehearsing():
             return
         from ffengine.kernels import weight_update as kernels
 
+        more = _from_memory(state) if backend in FROM_MEMORY else {}
         kernels.optimizer_step(weight, grad, state.m, state.v, optim=optim, step=state.step + 1,
-                               inv_scale=inv_scale)
+                               inv_scale=inv_scale, **more)
         return
     if backend == "reference":
         grad = grad if inv_scale == 1.0 else grad * inv_scale
@@ -89,7 +114,8 @@ def optimizer_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
     if backend == "cpu":
         extension().optimizer_step_cpu(*arguments)
     else:
-        extension().optimizer_step_cuda(*arguments, *step_extras(grad), _stream(weight))
+        extension().optimizer_step_cuda(*arguments, *step_extras(grad, **_from_memory(state)),
+                                        _stream(weight))
 
 
 def _compressed_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
@@ -99,7 +125,8 @@ def _compressed_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState
             return
         from ffengine.kernels import weight_update as kernels
 
-        kernels.compressed_step(weight, grad, state, optim=optim, inv_scale=inv_scale)
+        more = _from_memory(state) if backend in FROM_MEMORY else {}
+        kernels.compressed_step(weight, grad, state, optim=optim, inv_scale=inv_scale, **more)
         return
     grad = grad if backend == "cuda" else grad.float()
     if backend == "reference":
@@ -114,7 +141,8 @@ def _compressed_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState
     if backend == "cpu":
         extension().compressed_step_cpu(*arguments)
     else:
-        extension().compressed_step_cuda(*arguments, *step_extras(grad), _stream(weight))
+        extension().compressed_step_cuda(*arguments, *step_extras(grad, **_from_memory(state)),
+                                         _stream(weight))
 
 
 def step_extras(grad: torch.Tensor, half: torch.Tensor | None = None,

@@ -40,6 +40,7 @@ from ffengine.ops.optimizer_step import (
     optimizer_step,
     same_layout,
     step_dtype,
+    stepped,
 )
 from ffengine.reference import weight_update as reference
 from ffengine.reference.state_formats import SCRATCH_BYTES
@@ -281,6 +282,8 @@ def _run_cpu(p: Parameter, x: torch.Tensor, da: torch.Tensor, shape: tuple[int, 
         x.data_ptr(), da.data_ptr(), p.value.data_ptr(), address(state.m if state else None),
         address(state.v if state else None), address(p.accumulate), address(p.grad_out), shape,
         DTYPE_CODES[x.dtype], call)
+    if state is not None:
+        stepped(p.value, state, "cpu")
 
 
 def conv_shape(weight: tuple[int, ...], x: tuple[int, ...],

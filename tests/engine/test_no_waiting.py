@@ -24,6 +24,7 @@ from ffengine.engine.batch import paired
 from ffengine.engine.inputs import rows_of
 from ffengine.engine.plan import one_tile
 from ffengine.engine.plans import RunPlan, phase_starts, planner_for
+from ffengine.engine.trainer import Trainer
 from ffengine.nn import LocalNet
 from ffengine.nn.recurrent import RecurrentNet
 from ffengine.ops.batch_pass import batch_pass
@@ -34,10 +35,12 @@ SAMPLES = 8
 Sent = Counter[tuple[torch.dtype, tuple[int, ...]]]
 
 
-def brought(net: LocalNet, n: int = SAMPLES) -> Sent:
-    """All that a step brings from the host: samples and labels, and what is drawn for them there,
-    by generators of the CPU, which draw the same for every device."""
-    sent = Counter([(torch.float32, (n, *net.in_shape)), (torch.int64, (n,))])
+def brought(net: LocalNet, t: Trainer, n: int = SAMPLES) -> Sent:
+    """All that a step brings from the host: samples and labels, one table of what changes from step
+    to step, and what generators of the CPU draw, the same for every device."""
+    assert t.clock is not None
+    sent = Counter([(torch.float32, (n, *net.in_shape)), (torch.int64, (n,)),
+                    (torch.float32, tuple(t.clock.table.shape))])
     if isinstance(net.schedule, Backprop):
         return sent
     if paired(net) and net.negatives in ("random", "permuted"):
@@ -94,7 +97,7 @@ def test_the_second_step_waits_for_nothing(name: str, backend: str, tiled: bool,
             for _ in range(2):
                 with HostTraffic() as seen:
                     t.train_on((x, y))
-                assert Counter(seen.sent) == brought(net), f"epoch {epoch}"
+                assert Counter(seen.sent) == brought(net, t), f"epoch {epoch}"
 
 
 @pytest.mark.gpu
