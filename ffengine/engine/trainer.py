@@ -50,7 +50,6 @@ from ffengine.engine.shapes import measure
 from ffengine.engine.step import BatchReport, StepContext
 from ffengine.nn.network import LocalNet
 from ffengine.ops import backends
-from ffengine.ops.local_pass import JOINS
 
 
 class Trainer:
@@ -108,8 +107,7 @@ class Trainer:
         self.device = torch.device(device) if device else next(net.parameters()).device
         self.dtype = self.settings.dtype
         self.backend = backend
-        kernels = backends.resolve("trainer", backend, self.device.type, self.dtype)
-        self._joins = kernels in JOINS or kernels == "reference"
+        backends.resolve("trainer", backend, self.device.type, self.dtype)
         self.net = net.to(device=self.device, dtype=self.settings.weight_dtype)
         if self.settings.weights == "bf16":
             round_weights(self.net)
@@ -224,7 +222,7 @@ class Trainer:
             item.features.shape[0])
         return StepContext(self.net, self.optimizer, item.y, rows, self.settings.seed, self.steps,
                            self.backend, self.schedule.turn(self.epoch, self.iteration),
-                           clock=self.clock.dropout if self.clock and self._joins else None)
+                           clock=self.clock.dropout if self.clock else None)
 
     def _update(self, item: Batch, plan: Plan) -> BatchReport:
         """One update, from the whole batch or from its micro-batches."""

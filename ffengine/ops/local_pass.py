@@ -105,7 +105,7 @@ def _triton_partials(a: torch.Tensor, config: LocalPassConfig, groups: int) -> i
         c, h, w, groups, equal=isinstance(config.groups, int),
         channels_last=memory_layout(a) is torch.channels_last, pool=config.pool == "max2",
         itemsize=a.element_size(), dropout=config.dropout.p > 0)
-    held: int = scratch_bytes(n, groups, launch)
+    held: int = scratch_bytes(n, groups, launch, config.goodness != "mean")
     return held
 
 
@@ -195,17 +195,10 @@ def _run_reference(r: _Request) -> LocalPassOutput:
     return LocalPassOutput(z, g, loss, coef, da, r.scale)
 
 
-#: Back-ends whose kernels add the shortcut and write a slice of a map themselves.
-JOINS = frozenset({"cpu", "cuda"})
-
-
 def _run_kernel(r: _Request, backend: str) -> LocalPassOutput:
     layout = memory_layout(r.a)
     a, layout = (r.a, layout) if layout else (r.a.contiguous(), torch.contiguous_format)
-    late = None
-    if backend not in JOINS:
-        late, r = r.shortcut, r._replace(shortcut=None)
-    tensors = _allocate(r, a, layout, backend)
+    tensors = _allocate(r, a, layout)
     if backend == "triton" and scratch.rehearsing():  # a real call's show themselves
         scratch.declare(_triton_partials(a, r.config, tensors.g.shape[1]))
     custom = r.y is not None and not isinstance(r.config.loss, Loss)
@@ -224,15 +217,12 @@ def _run_kernel(r: _Request, backend: str) -> LocalPassOutput:
             run(backend, tensors, call(PHASE_APPLY, False))
     else:
         run(backend, tensors, call(PHASE_FUSED, r.y is not None))
-    if z is not None and late is not None:
-        z += late
     if r.out is not None and z is not None and z is not r.out:
         z = r.out.copy_(z)
     return LocalPassOutput(z, tensors.g, loss, tensors.coef, tensors.da, r.scale)
 
 
-def _allocate(r: _Request, a: torch.Tensor, layout: torch.memory_format,
-              backend: str) -> LocalPassTensors:
+def _allocate(r: _Request, a: torch.Tensor, layout: torch.memory_format) -> LocalPassTensors:
     """Every result of a kernel call; z lies over a where `out=a` asks for it."""
     n, loss = a.shape[0], r.config.loss
     offsets = r.config.offsets(a.shape[1])
@@ -253,8 +243,7 @@ def _allocate(r: _Request, a: torch.Tensor, layout: torch.memory_format,
         h_prev=laid_out(r.h_prev),
         shortcut=laid_out(r.shortcut),
         offsets=offsets_tensor(offsets, a.device),
-        z=destination(r.out, r.out is r.a, r.shape_z, a, layout,
-                       backend in JOINS) if r.want_z else None,
+        z=destination(r.out, r.out is r.a, r.shape_z, a, layout, True) if r.want_z else None,
         g=empty(n, k),
         loss=empty(n // 2 if paired else n) if built_in else None,
         coef=empty(n, k) if r.y is not None else None,
