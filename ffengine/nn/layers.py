@@ -74,6 +74,8 @@ class LocalLayer(nn.Module):
         self.config, self.dropout = config, dropout
         self.pre_norm, self.couple = pre_norm, couple
         self.optim: dict[str, Any] = {}
+        #: The last that `settings` made, and of what: a step read from memory asks for them again.
+        self._settings: tuple[Any, LocalPassConfig] | None = None
         affine = isinstance(couple, BatchNorm)
         self.norm_weight = nn.Parameter(torch.ones(out)) if affine else None
         self.norm_bias = nn.Parameter(torch.zeros(out)) if affine else None
@@ -157,8 +159,11 @@ class LocalLayer(nn.Module):
         """The sweep's settings in one training step; without dropout they never change."""
         if self.dropout == 0.0:
             return self.config
-        drop = Dropout(self.dropout, seed, index, step)
-        return replace(self.config, dropout=drop)
+        key = (self.config, self.dropout, seed, index, step)
+        if self._settings is None or self._settings[0] != key:
+            drop = Dropout(self.dropout, seed, index, step)
+            self._settings = key, replace(self.config, dropout=drop)
+        return self._settings[1]
 
     def infer(self, x: torch.Tensor, *, want_z: bool = True, training: bool = False,
               norm: Norm | None = None, shortcut: torch.Tensor | None = None,

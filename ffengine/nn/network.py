@@ -155,7 +155,9 @@ class LocalNet(nn.Module):
 
     def layer(self, i: int) -> LocalLayer:
         """Layer i, typed."""
-        layer = self.layers[i]
+        # a step asks ten times a layer, and a ModuleList is slow to answer
+        held: Any = self._modules["layers"]
+        layer = held._modules[str(i if i >= 0 else len(held) + i)]
         assert isinstance(layer, LocalLayer)
         return layer
 

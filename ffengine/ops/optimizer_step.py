@@ -63,25 +63,21 @@ def is_compressed(weight: torch.Tensor, state: OptimState) -> bool:
     return weight.dtype is torch.bfloat16 or state.format != "fp32"
 
 
-#: Back-ends whose steps write the 16-bit copy of a weight and read `OptimState.row`.
-FROM_MEMORY = frozenset({"cuda"})
-
-
 def optimizer_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
                    optim: OptimConfig, inv_scale: float, backend: str) -> None:
     """One optimizer step with gradient grad * inv_scale; state.step is left as it is."""
     step = _compressed_step if is_compressed(weight, state) else _plain_step
     step(weight, grad, state, optim, inv_scale, backend)
-    stepped(weight, state, backend, copied=backend in FROM_MEMORY)
+    stepped(weight, state, backend)
 
 
-def stepped(weight: torch.Tensor, state: OptimState, backend: str, copied: bool = False) -> None:
-    """Tell who watches the weight that a kernel has written into it; bring its 16-bit copy up to
-    date where the kernel has not."""
-    if backend != "reference":  # which torch has told already
+def stepped(weight: torch.Tensor, state: OptimState, backend: str) -> None:
+    """Tell who watches the weight that a step has written into it, and bring its 16-bit copy up to
+    date, which the GPUs' kernels have done."""
+    if backend != "reference":  # there torch has told them
         torch.autograd.graph.increment_version(weight)
     if state.half is not None:
-        if not copied:
+        if backend in ("reference", "cpu"):
             state.half.copy.copy_(weight)
         state.half.written(weight)
 
@@ -98,9 +94,8 @@ def _plain_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState, opt
             return
         from ffengine.kernels import weight_update as kernels
 
-        more = _from_memory(state) if backend in FROM_MEMORY else {}
         kernels.optimizer_step(weight, grad, state.m, state.v, optim=optim, step=state.step + 1,
-                               inv_scale=inv_scale, **more)
+                               inv_scale=inv_scale, **_from_memory(state))
         return
     if backend == "reference":
         grad = grad if inv_scale == 1.0 else grad * inv_scale
@@ -125,8 +120,8 @@ def _compressed_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState
             return
         from ffengine.kernels import weight_update as kernels
 
-        more = _from_memory(state) if backend in FROM_MEMORY else {}
-        kernels.compressed_step(weight, grad, state, optim=optim, inv_scale=inv_scale, **more)
+        kernels.compressed_step(weight, grad, state, optim=optim, inv_scale=inv_scale,
+                                **_from_memory(state))
         return
     grad = grad if backend == "cuda" else grad.float()
     if backend == "reference":

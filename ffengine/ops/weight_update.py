@@ -213,14 +213,15 @@ def _library_gradient(x: torch.Tensor, da: torch.Tensor, weight: torch.Tensor,
     n = x.shape[0]
     if scratch.rehearsing() and x.device.type == "cuda" and x.dtype is weight.dtype:
         return torch.empty_like(weight)  # as cuDNN lays it out; a fake operator forgets that
-    casts = backend == "cpu" and x.dtype is not weight.dtype and n > 0
-    step = max(1, WIDENED_CHUNK * n // (x.numel() + da.numel())) if casts else max(n, 1)
-    total: torch.Tensor | None = None
-    for xs, das in zip(torch.split(x, step), torch.split(da, step), strict=True):
-        part = reference.weight_gradient(xs, das, weight, geometry.stride, geometry.padding,
-                                         geometry.groups)
-        total = part if total is None else total.add_(part)
-    assert total is not None
+    numbers = geometry.stride, geometry.padding, geometry.groups
+    if backend != "cpu" or x.dtype is weight.dtype or n == 0:
+        return reference.weight_gradient(x, da, weight, *numbers)
+    step = max(1, WIDENED_CHUNK * n // (x.numel() + da.numel()))
+    parts = (reference.weight_gradient(xs, das, weight, *numbers) for xs, das in zip(
+        torch.split(x, step), torch.split(da, step), strict=True))
+    total = next(parts)
+    for part in parts:
+        total.add_(part)
     return total
 
 
@@ -248,7 +249,9 @@ def _update_weight(p: Parameter, x: torch.Tensor, da: torch.Tensor, optim: Optim
     # The library's gradient on a GPU, in the compute dtype. In fp16 it would add up N·P products of
     # a da that is already scaled to order one, past the dtype's range at large batches.
     upcast = backend in ("reference", "cpu") or x.dtype is torch.float16
-    weight = shaped_like(p.value, step_dtype(x.dtype) if upcast else x.dtype)
+    half = None if p.state is None else p.state.half
+    dtype = step_dtype(x.dtype) if upcast else x.dtype
+    weight = half.copy if half and half.copy.dtype is dtype else shaped_like(p.value, dtype)
     with backends.exact(x.device.type):
         grad = _library_gradient(x, da, weight, geometry, backend)
     finish_gradient(p, as_laid_out(grad, p.value), optim, finish, da_scale, backend)
