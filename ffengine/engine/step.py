@@ -335,7 +335,7 @@ def layer_step(ctx: StepContext, i: int, maps: Maps, tile: Tile, buffers: Buffer
     else:
         joins = ctx.roomy and net.wires[i].join == "concat" and net.propagate == "stale"
         if want_z and joins and layer.couple is None:
-            maps.x, met = joined_map(ctx, i, maps, tile), True
+            maps.x, met = joined_map(ctx, i, maps), True
         z = train_layer(ctx, i, x, tile, buffers, finish, want_z, maps)
     del x
     if z is not None:
@@ -347,7 +347,7 @@ def layer_step(ctx: StepContext, i: int, maps: Maps, tile: Tile, buffers: Buffer
             ctx.features.setdefault(i, []).append(maps.x)
 
 
-def joined_map(ctx: StepContext, i: int, maps: Maps, tile: Tile) -> torch.Tensor | None:
+def joined_map(ctx: StepContext, i: int, maps: Maps) -> torch.Tensor:
     """Layer i's map after its concatenation, the shortcut in its place and the layer's own channels
     still to be written."""
     shortcut, maps.shortcut = maps.shortcut, None
