@@ -12,7 +12,10 @@ import importlib
 import importlib.util
 import logging
 import os
+from collections.abc import Iterator
+from contextvars import ContextVar
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 
@@ -23,12 +26,43 @@ AUTO_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference
 log = logging.getLogger("ffengine")
 
 
+class Products(NamedTuple):
+    """What the GPU libraries' products may be, ours within `exact` and everybody's else."""
+
+    #: fp32 operands rounded to 10 bits of mantissa.
+    tf32: bool = False
+    #: The same sum every time; otherwise what the library finds fastest.
+    deterministic: bool = True
+
+
+EXACT = Products()
+_products: ContextVar[Products] = ContextVar("products", default=EXACT)
+
+
+@contextlib.contextmanager
+def products(rule: Products) -> Iterator[None]:
+    """Every library product of the block by one rule: benchmarks compare sides under it."""
+    before, token = torch.backends.cuda.matmul.allow_tf32, _products.set(rule)
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = rule.tf32
+        with _flags(rule):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+        _products.reset(token)
+
+
+def _flags(rule: Products) -> contextlib.AbstractContextManager[object]:
+    return torch.backends.cudnn.flags(enabled=True, benchmark=not rule.deterministic,
+                                      deterministic=rule.deterministic, allow_tf32=rule.tf32)
+
+
 def exact(device: str) -> contextlib.AbstractContextManager[object]:
-    """Around a library convolution: full fp32 products and the same result every time on a GPU."""
+    """Around a library convolution: full fp32 products and the same result every time on a GPU,
+    unless `products` says otherwise."""
     if device != "cuda" or torch.compiler.is_compiling():
         return contextlib.nullcontext()
-    return torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    return _flags(_products.get())
 
 
 @functools.cache
