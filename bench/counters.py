@@ -43,7 +43,7 @@ Part = dict[str, Any]
 def processor() -> str:
     """What packing buffers depend on, ours and the library's: instruction sets and inner caches."""
     ext = backends.extension()
-    isa = "no extension" if ext is None else ext.isa() + " amx" * bool(ext.amx_bf16())
+    isa = "no extension" if ext is None else ext.isa()
     caches = [Path(f"/sys/devices/system/cpu/cpu0/cache/index{i}/size") for i in (0, 2)]
     inner = "/".join(c.read_text().strip() for c in caches if c.exists())
     return f"{platform.machine()} {isa} {inner}".strip()

@@ -305,7 +305,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("codes", &codes);
   module.def("build_info", &build_info);
   module.def("isa", &isa_name);
-  module.def("amx_bf16", &amx_bf16);
+  module.def("isas", &isas);
   module.def("set_isa", &set_isa, py::arg("name"));
   module.def("num_threads", &num_threads);
   module.def("set_num_threads", &set_num_threads, py::arg("n"));

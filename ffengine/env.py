@@ -41,7 +41,6 @@ def env_report() -> dict[str, Any]:
             "compiler": build.get("compiler"),
             "instruction_sets": str(build.get("isas", "")).split(),
             "instruction_set_in_use": extension.isa() if extension is not None else None,
-            "amx_bf16": bool(extension.amx_bf16()) if extension is not None else False,
             "cuda_architectures": str(build.get("cuda_architectures", "")).split(),
         },
         "threads": {"torch": torch.get_num_threads(),
@@ -90,10 +89,10 @@ def env_text(report: dict[str, Any]) -> str:
     extension, threads = report["extension"], report["threads"]
     if extension["built"]:
         architectures = " ".join(extension["cuda_architectures"]) or "none"
+        forced = " (FFENGINE_ISA)" if os.environ.get("FFENGINE_ISA") else ""
         rows.append(f"kernels: {extension['compiler']}, compiled for "
                     f"{' '.join(extension['instruction_sets'])}, using "
-                    f"{extension['instruction_set_in_use']}"
-                    f"{' with AMX bf16' if extension['amx_bf16'] else ''}; CUDA architectures: "
+                    f"{extension['instruction_set_in_use']}{forced}; CUDA architectures: "
                     f"{architectures}")
     rows.append(f"threads: torch {threads['torch']}, kernels {threads['kernels'] or '-'}, "
                 f"cores {threads['cores']}")

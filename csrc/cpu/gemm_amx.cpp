@@ -1,56 +1,10 @@
 // bf16 tiles: packing into the layouts TDPBF16PS wants, and the 2 x 2 tile loop. See gemm.h.
-#include <immintrin.h>
-
 #include <algorithm>
 
-#include "gemm.h"
-
-// gcc 12 warns about its own AVX-512 headers (bug 105593)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include "gemm_pairs.h"
 
 namespace ff {
 namespace {
-
-// Walks grid positions upwards; a division a position costs more than packing it.
-class Cursor {
- public:
-  Cursor(const PixelSource& s, int64_t t)
-      : s_(s), left_(s.samples - t / s.positions), g_(t % s.positions),
-        sample_(static_cast<const uint16_t*>(s.data) + t / s.positions * s.pixels * s.channels) {}
-
-  // The pixel here, of channel 0, or null where the grid is zero padding; then steps on.
-  const uint16_t* next() {
-    if (left_ <= 0) return nullptr;
-    const int64_t i = s_.index ? s_.index[g_] : g_;
-    const uint16_t* at = i < 0 ? nullptr : sample_ + (s_.channels_last ? i * s_.channels : i);
-    if (++g_ == s_.positions) g_ = 0, --left_, sample_ += s_.pixels * s_.channels;
-    return at;
-  }
-
- private:
-  const PixelSource& s_;
-  int64_t left_, g_;
-  const uint16_t* sample_;
-};
-
-// 16 channels of a pixel from channel c on; lanes outside `mask` are zero.
-__m256i channels16(const PixelSource& s, const uint16_t* at, int64_t c, __mmask16 mask) {
-  if (!at) return _mm256_setzero_si256();
-  if (s.channels_last) return _mm256_maskz_loadu_epi16(mask, at + c);
-  alignas(32) uint16_t lane[16] = {};
-  for (int i = 0; i < 16; ++i)
-    if (mask >> i & 1) lane[i] = at[(c + i) * s.pixels];
-  return _mm256_load_si256(reinterpret_cast<const __m256i*>(lane));
-}
-
-__mmask16 mask_of(int64_t count) { return count >= 16 ? 0xffff : __mmask16((1u << count) - 1); }
-
-__m512i pair_words(__m256i even, __m256i odd) {
-  const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(even), odd, 1);
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
-                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  return _mm512_permutexvar_epi16(order, both);
-}
 
 void transpose16(__m512i v[16]) {
   __m512i t[16];
@@ -83,12 +37,13 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {};
 };
 
-constexpr int64_t kTile = 512;  // bf16 elements of a packed tile
+constexpr int64_t kTile = 512;  // bf16 elements of a packed tile of da
+constexpr int64_t kWords = 256;  // words of one of x
 
 // Tiles 0-3 accumulate (row tile, column), 4-5 hold da, 6-7 hold x; columns are two panels of a tap
 // or two taps of a panel, so that four independent sums hide the instruction's latency.
 template <bool kTwoRows, bool kTwoPanels>
-void multiply_tiles(const uint16_t* a, int64_t a_tile, const uint16_t* b, const uint16_t* b2,
+void multiply_tiles(const uint16_t* a, int64_t a_tile, const uint32_t* b, const uint32_t* b2,
                     int64_t steps, float* acc, float* acc2, bool first) {
   float *low = acc + 16 * kPanel, *low2 = acc2 + 16 * kPanel;
   if (first) {
@@ -103,11 +58,11 @@ void multiply_tiles(const uint16_t* a, int64_t a_tile, const uint16_t* b, const 
     if (kTwoRows && kTwoPanels) _tile_loadd(3, low2, 64);
   }
   for (int64_t k = 0; k < steps; ++k) {
-    _tile_loadd(6, b + k * kTile, 64);
+    _tile_loadd(6, b + k * kWords, 64);
     _tile_loadd(4, a + k * kTile, 64);
     _tile_dpbf16ps(0, 4, 6);
     if (kTwoPanels) {
-      _tile_loadd(7, b2 + k * kTile, 64);
+      _tile_loadd(7, b2 + k * kWords, 64);
       _tile_dpbf16ps(1, 4, 7);
     }
     if (kTwoRows) {
@@ -140,24 +95,9 @@ void amx_configure(int64_t rows) {
 
 void amx_release() { _tile_release(); }
 
-void amx_pack_x(const PixelSource& s, int64_t c0, int64_t count, int64_t t0, int64_t t1,
-                int64_t panel_stride, uint16_t* dst) {
-  Cursor cursor(s, t0);
-  for (int64_t t = t0; t < t1; t += 2, dst += 2 * kPanel) {
-    const uint16_t* even = cursor.next();
-    const uint16_t* odd = cursor.next();
-    for (int64_t c = 0; c < count; c += kPanel) {
-      const __mmask16 mask = mask_of(count - c);
-      _mm512_store_si512(dst + c / kPanel * panel_stride,
-                         pair_words(channels16(s, even, c0 + c, mask),
-                                    channels16(s, odd, c0 + c, mask)));
-    }
-  }
-}
-
 void amx_pack_da(const PixelSource& s, int64_t c0, int64_t rows, int64_t t0, int64_t steps,
                  uint16_t* dst) {
-  Cursor cursor(s, t0);
+  Cursor<uint16_t> cursor(s, t0);
   for (int64_t k = 0; k < steps; ++k) {
     const uint16_t* at[kAmxStep];
     for (int i = 0; i < kAmxStep; ++i) at[i] = cursor.next();

@@ -12,6 +12,8 @@ namespace {
 constexpr int64_t kPackedBytes = 1280 * 1024;  // x's panels beside accumulators in 2 MB of L2
 constexpr int64_t kPackedMost = 2560 * 1024;   // where cutting samples would cost a large dW buffer
 constexpr int64_t kLargeSum = 4 << 20;
+// About as many steps between accumulator load and store: a pass of x and da stays in L1.
+constexpr int64_t kPassSteps = 128;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -61,7 +63,7 @@ void place_taps(GemmPlan& plan, const Axis& y, const Axis& x) {
         phase_y = i % y.stride, phase_x = j % x.stride;
         shift = i / y.stride * plan.grid_width + j / x.stride;
       }
-      const int64_t first = plan.amx ? shift % 2 : 0;
+      const int64_t first = shift % plan.pixels_a_word();
       const auto [at, is_new] =
           known.try_emplace({phase_y, phase_x, first}, int64_t(plan.copies.size()));
       if (is_new)
@@ -72,11 +74,33 @@ void place_taps(GemmPlan& plan, const Axis& y, const Axis& x) {
     }
 }
 
-void place_outputs(GemmPlan& plan, int64_t P, int64_t Q) {
-  if (plan.grid_height == P && plan.grid_width == Q) return;
-  for (int64_t i = 0; i < plan.grid_height; ++i)
-    for (int64_t j = 0; j < plan.grid_width; ++j)
+// da on rows of `width` positions, of which there are `height`.
+void place_outputs(GemmPlan& plan, int64_t P, int64_t Q, int64_t height, int64_t width) {
+  if (height == P && width == Q) return;
+  for (int64_t i = 0; i < height; ++i)
+    for (int64_t j = 0; j < width; ++j)
       plan.da_index.push_back(i < P && j < Q ? int32_t(i * Q + j) : -1);
+}
+
+// The steps of fma and dot: along rows of output pixels, or, where these lie end to end, on and on.
+void place_steps(GemmPlan& plan, int64_t P, int64_t Q) {
+  const int64_t together = plan.pixels_a_word();
+  if (plan.grid() == P * Q) {
+    plan.pass_steps = kPassSteps;
+    for (int64_t k = 0; k < kPassSteps; ++k) plan.step_offset.push_back(int32_t(k * kPanel));
+    return;
+  }
+  const int64_t row = ceil_div(Q, together), sample = P * row;
+  plan.period = std::max<int64_t>(1, kPassSteps / sample);
+  const int64_t passes = ceil_div(plan.period * sample, kPassSteps);
+  plan.pass_steps = ceil_div(plan.period * sample, passes);
+  place_outputs(plan, P, Q, P, row * together);
+  for (int64_t i = 0; i < plan.period; ++i)
+    for (int64_t r = 0; r < P; ++r)
+      for (int64_t q = 0; q < row; ++q) {
+        const int64_t position = (i * plan.grid_height + r) * plan.grid_width + q * together;
+        plan.step_offset.push_back(int32_t(position / together * kPanel));
+      }
 }
 
 int64_t copy_positions(const GemmPlan& plan, int64_t samples) {
@@ -85,7 +109,7 @@ int64_t copy_positions(const GemmPlan& plan, int64_t samples) {
 }
 
 int64_t panel_bytes(const GemmPlan& plan, int64_t samples) {
-  return int64_t(plan.copies.size()) * copy_positions(plan, samples) * kPanel * (plan.amx ? 2 : 4);
+  return int64_t(plan.copies.size()) * copy_positions(plan, samples) * kPanel * plan.x_item();
 }
 
 // Blocks of x that stay in L2: few channels over all samples where that is enough work per packed
@@ -111,8 +135,8 @@ void block_x(GemmPlan& plan, const WeightUpdateParams& p) {
 }
 
 void block_rows(GemmPlan& plan, const WeightUpdateParams& p, int threads) {
-  int64_t most = kAmxRows;
-  if (!plan.amx) { FF_ISA_CALL(fma_rows(&most)) }
+  int64_t most = plan.unit == Unit::amx ? kAmxRows : kDotRows;
+  if (plan.unit == Unit::fma) FF_ISA_CALL(fma_rows(&most))
   int64_t blocks = ceil_div(p.O, most);
   plan.panel_groups = 1;
   if (blocks < threads)
@@ -137,30 +161,33 @@ int64_t GemmPlan::scratch_bytes(int threads, const WeightUpdateParams& p) const 
 GemmPlan gemm_plan(const WeightUpdateParams& p, int threads) {
   GemmPlan plan{};
   const Axis y{p.P, p.kH, p.stride, p.pad, p.H}, x{p.Q, p.kW, p.stride, p.pad, p.W};
-  plan.amx = p.dtype == DType::bf16 && amx_bf16();
+  const bool pairs = p.dtype == DType::bf16 && bf16_dot();
+  plan.unit = !pairs ? Unit::fma : amx_bf16() ? Unit::amx : Unit::dot;
   plan.taps = p.kH * p.kW;
   plan.grid_height = y.length();
   plan.grid_width = x.length();
+  if (plan.unit == Unit::dot && plan.grid() != p.P * p.Q)  // a row begins with a whole pair
+    plan.grid_width = round_up(plan.grid_width, 2);
   place_taps(plan, y, x);
   // Compact packs (taps - copies) more copies of x; each costs about 160 / O of all multiplications
   // (400 -> 400 on 8x8, one thread: shift 7.8 ms, compact 11.1; 200 -> 400 with stride 2, which
   // needs 7 copies anyway: 5.2 and 4.1).
   const double waste = double(plan.grid()) / double(p.P * p.Q) - 1;
   const double saved = double(plan.taps - int64_t(plan.copies.size())) / double(plan.taps);
-  plan.compact = plan.amx && waste > saved * 160.0 / double(p.O);
+  plan.compact = plan.unit == Unit::amx && waste > saved * 160.0 / double(p.O);
   if (plan.compact) {
     plan.grid_height = p.P, plan.grid_width = p.Q;
     plan.copies.clear(), plan.tap_copy.clear(), plan.tap_shift.clear();
     place_taps(plan, y, x);
   }
-  if (plan.amx) place_outputs(plan, p.P, p.Q);
+  if (plan.unit == Unit::amx) place_outputs(plan, p.P, p.Q, plan.grid_height, plan.grid_width);
+  else place_steps(plan, p.P, p.Q);
   block_x(plan, p);
   block_rows(plan, p, threads);
   const int64_t task_panels = round_up(ceil_div(plan.panels, plan.panel_groups), 2);
   plan.acc_floats = plan.taps * task_panels * plan.rows * kPanel;
-  plan.pass_rows = std::max<int64_t>(1, kFmaChunk / p.Q);
-  plan.da_bytes = plan.amx ? 2 * kAmxRows * kAmxChunk
-                           : 4 * plan.rows * std::max(plan.pass_rows * p.Q, kFmaChunk);
+  plan.da_bytes = plan.unit == Unit::amx ? 2 * kAmxRows * kAmxChunk
+                                         : 4 * (plan.rows * plan.pass_steps + kPanel);
   plan.run_floats = std::min(p.C, plan.panels * kPanel) * plan.taps + kPanel;
   return plan;
 }

@@ -63,10 +63,11 @@ struct Block {
   const Sink& sink;
   PixelSource x, da;
   int64_t channel, width, panels;  // first channel, channels, panels of the block
-  char* packed;
-  std::vector<int64_t> tap_offset, row_offset;
+  uint32_t* packed;
+  std::vector<int64_t> tap_offset;
 
-  int64_t panel_stride() const { return plan.positions * kPanel; }
+  // Words of a packed panel.
+  int64_t panel_stride() const { return plan.positions / plan.pixels_a_word() * kPanel; }
 };
 
 struct Task {
@@ -93,52 +94,65 @@ void pack_x(const Block& block, int64_t task) {
   x.index = grid.index.data();
   x.positions = plan.grid();
   const int64_t t0 = task % runs * kPackRun, t1 = std::min(t0 + kPackRun, plan.positions);
-  const int64_t at = copy * block.panels * block.panel_stride() + t0 * kPanel;
-  if (plan.amx) {
-    amx_pack_x(x, block.channel, block.width, t0 + grid.first, t1 + grid.first,
-               block.panel_stride(), reinterpret_cast<uint16_t*>(block.packed) + at);
-    return;
+  const int64_t stride = block.panel_stride();
+  uint32_t* dst =
+      block.packed + copy * block.panels * stride + t0 / plan.pixels_a_word() * kPanel;
+  if (kHasDot && plan.unit != Unit::fma) {
+    pairs_pack_x(x, block.channel, block.width, t0 + grid.first, t1 + grid.first, 2 * stride,
+                 reinterpret_cast<uint16_t*>(dst));
+  } else {
+    FF_ISA_CALL(fma_pack_x(x, block.channel, block.width, t0, t1, stride,
+                           reinterpret_cast<float*>(dst)))
   }
-  float* dst = reinterpret_cast<float*>(block.packed) + at;
-  FF_ISA_CALL(fma_pack_x(x, block.channel, block.width, t0, t1, block.panel_stride(), dst))
 }
 
 void multiply_amx(const Block& block, const Task& task) {
   const int64_t end = (block.da.samples * block.da.positions + kAmxStep - 1) / kAmxStep;
   uint16_t* da = reinterpret_cast<uint16_t*>(task.da);
-  const uint16_t* x = reinterpret_cast<const uint16_t*>(block.packed) +
-                      task.panel * block.panel_stride();
+  const uint32_t* x = block.packed + task.panel * block.panel_stride();
   amx_configure(task.rows);
   for (int64_t k = 0; k < end; k += kAmxChunk / kAmxStep) {
     const int64_t steps = std::min<int64_t>(kAmxChunk / kAmxStep, end - k);
     amx_pack_da(block.da, task.row, task.rows, k * kAmxStep, steps, da);
-    amx_multiply({da, x + k * kAmxStep * kPanel, block.tap_offset.data(), block.panel_stride(),
+    amx_multiply({da, x + k * kAmxStep / 2 * kPanel, block.tap_offset.data(), block.panel_stride(),
                   steps, block.plan.taps, task.panels, task.rows, task.acc, k == 0});
   }
   amx_release();
 }
 
-void multiply_fma(const Block& block, const Task& task) {
-  const WeightUpdateParams& p = block.p;
-  const GemmPlan& plan = block.plan;
-  const bool flat = plan.grid() == p.P * p.Q;  // pixel rows lie end to end: cut them anywhere
-  const int64_t length = flat ? 1 : p.Q, rows = block.da.samples * p.P * (flat ? p.Q : 1);
-  const int64_t most = flat ? kFmaChunk : plan.pass_rows;
-  float* da = reinterpret_cast<float*>(task.da);
-  const float* x = reinterpret_cast<const float*>(block.packed) +
-                   task.panel * block.panel_stride();
-  const int64_t none = 0;
-  for (int64_t r = 0; r < rows; r += most) {
-    const int64_t count = std::min(most, rows - r);
-    FF_ISA_CALL(fma_pack_da(block.da, task.row, task.rows, r * length, (r + count) * length, da))
-    FmaPass pass{da, x, block.tap_offset.data(), &block.row_offset[size_t(flat ? 0 : r)],
-                 block.panel_stride(), count, length, plan.taps, task.panels, task.rows, task.acc};
-    if (flat) {
-      pass.b += r * kPanel;
-      pass.row_offset = &none;
-      pass.pixel_rows = 1, pass.length = count;
-    }
+// One pass of fma or dot: da's positions from `first` on.
+void multiply_pass(const Block& block, const Task& task, int64_t first, int64_t last,
+                   StepPass pass) {
+  uint32_t* da = reinterpret_cast<uint32_t*>(task.da);
+  pass.a = da;
+  pass.steps = (last - first + block.plan.pixels_a_word() - 1) / block.plan.pixels_a_word();
+  if (kHasDot && block.plan.unit == Unit::dot) {
+    dot_pack_da(block.da, task.row, task.rows, first, last, da);
+    dot_multiply(pass);
+  } else {
+    FF_ISA_CALL(fma_pack_da(block.da, task.row, task.rows, first, last,
+                            reinterpret_cast<float*>(da)))
     FF_ISA_CALL(fma_multiply(pass))
+  }
+}
+
+void multiply_steps(const Block& block, const Task& task) {
+  const GemmPlan& plan = block.plan;
+  const int64_t together = plan.pixels_a_word(), most = plan.pass_steps * together;
+  const int64_t all = block.da.samples * block.da.positions;
+  const bool endless = plan.period == 0;
+  // positions after which the steps repeat, and how far x has then moved
+  const int64_t period = endless ? most : plan.period * block.da.positions;
+  const int64_t moved = (endless ? most : plan.period * plan.grid()) / together * kPanel;
+  StepPass pass{nullptr, block.packed + task.panel * block.panel_stride(), nullptr,
+                block.tap_offset.data(), block.panel_stride(), 0, plan.taps, task.panels, task.rows,
+                task.acc};
+  for (int64_t start = 0; start < all; start += period, pass.b += moved) {
+    const int64_t end = std::min(start + period, all);
+    for (int64_t t = start; t < end; t += most) {
+      pass.step_offset = &plan.step_offset[size_t((t - start) / together)];
+      multiply_pass(block, task, t, std::min(t + most, end), pass);
+    }
   }
 }
 
@@ -195,10 +209,10 @@ void run_task(const Block& block, int64_t index, char* scratch) {
   task.acc = reinterpret_cast<float*>(scratch);
   task.da = scratch + round64(4 * plan.acc_floats);
   task.run = reinterpret_cast<float*>(task.da + round64(plan.da_bytes));
-  if (!plan.amx || block.da.samples == 0)
+  if (plan.unit != Unit::amx || block.da.samples == 0)
     std::memset(task.acc, 0, size_t(4 * plan.taps * task.panels * task.rows * kPanel));
-  if (plan.amx) multiply_amx(block, task);
-  else multiply_fma(block, task);
+  if (kHasAmx && plan.unit == Unit::amx) multiply_amx(block, task);
+  else multiply_steps(block, task);
   finish_rows(block, task);
 }
 
@@ -207,7 +221,8 @@ void run_block(Block& block, char* threads_scratch, int threads) {
   const int64_t copy = block.panels * block.panel_stride();
   for (size_t tap = 0; tap < size_t(plan.taps); ++tap) {
     const int64_t first = plan.copies[size_t(plan.tap_copy[tap])].first;
-    block.tap_offset.push_back(plan.tap_copy[tap] * copy + (plan.tap_shift[tap] - first) * kPanel);
+    const int64_t words = (plan.tap_shift[tap] - first) / plan.pixels_a_word() * kPanel;
+    block.tap_offset.push_back(plan.tap_copy[tap] * copy + words);
   }
   const int64_t packs = int64_t(plan.copies.size()) * ((plan.positions + kPackRun - 1) / kPackRun);
   const int64_t tasks = plan.row_blocks * plan.panel_groups;
@@ -232,9 +247,6 @@ void weight_update_cpu(const WeightUpdateParams& p) {
   char* per_thread = scratch.data() + x_bytes;
   float* sum = own_sum ? reinterpret_cast<float*>(per_thread + threads * plan.thread_bytes())
                        : p.grad;
-  std::vector<int64_t> row_offset;
-  for (int64_t r = 0; r < plan.samples * p.P && !plan.amx; ++r)
-    row_offset.push_back((r / p.P * plan.grid_height + r % p.P) * plan.grid_width * kPanel);
   int64_t n = 0;
   do {
     const int64_t samples = std::min(plan.samples, p.N - n);
@@ -244,10 +256,10 @@ void weight_update_cpu(const WeightUpdateParams& p) {
     Block block{p, plan, sink,
                 source(p.x, p.dtype, p.x_channels_last, p.C, p.H * p.W, n, samples),
                 source(p.da, p.dtype, p.da_channels_last, p.O, p.P * p.Q, n, samples),
-                0, 0, 0, scratch.data(), {}, row_offset};
+                0, 0, 0, reinterpret_cast<uint32_t*>(scratch.data()), {}};
     if (!plan.da_index.empty()) {
       block.da.index = plan.da_index.data();
-      block.da.positions = plan.grid();
+      block.da.positions = int64_t(plan.da_index.size());
     }
     for (int64_t c = 0; c < p.C; c += plan.panels * kPanel) {
       block.channel = c;

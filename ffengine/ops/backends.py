@@ -90,11 +90,18 @@ def _switches(rule: Products) -> Iterator[None]:
 
 @functools.cache
 def extension() -> ModuleType | None:
-    """The compiled module ffengine._C, or None where it was not built."""
+    """The compiled module ffengine._C, or None where it was not built.
+
+    Raises:
+        ValueError: the environment variable FFENGINE_ISA names an instruction set that this
+            machine lacks.
+    """
     try:
-        return importlib.import_module("ffengine._C")
+        found = importlib.import_module("ffengine._C")
     except ImportError:
         return None
+    found.set_isa("auto")
+    return found
 
 
 def interpreting() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -171,12 +172,32 @@ def test_instruction_sets() -> None:
     best = ext.isa()
     try:
         ext.set_isa("baseline")
-        assert ext.isa() == "baseline" and not ext.amx_bf16()
+        assert ext.isa() == "baseline"
         with pytest.raises(ValueError, match=r"\[isa\] expected auto, .* got 'sse9'"):
             ext.set_isa("sse9")
     finally:
         ext.set_isa("auto")
     assert ext.isa() == best
+
+
+def told(isa: str) -> subprocess.CompletedProcess[str]:
+    """`ffengine env` where the environment names an instruction set."""
+    return subprocess.run([sys.executable, "-m", "ffengine", "env", "--json"], cwd=ROOT, text=True,
+                          capture_output=True, env={**os.environ, "FFENGINE_ISA": isa})
+
+
+def test_the_environment_names_the_instruction_set() -> None:
+    ext = backends.extension()
+    assert ext is not None
+    for isa in ("baseline", ext.isas()[-1]):
+        done = told(isa)
+        report = json.loads(done.stdout.splitlines()[-1])
+        assert report["extension"]["instruction_set_in_use"] == isa
+    absent = [i for i in ("avx2", "avx512", "avx512bf16", "amx") if i not in ext.isas()]
+    for isa in ("sse9", *absent):
+        done = told(isa)
+        assert done.returncode == 2 and "FFENGINE_ISA" in done.stderr and f"'{isa}'" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_module_needs_no_cuda_library() -> None:

@@ -8,11 +8,20 @@ import pytest
 
 from ffengine.ops import backends
 
+EXTENSION = backends.extension()
+
+
+@pytest.fixture(params=[] if EXTENSION is None else EXTENSION.isas())
+def isa(request: pytest.FixtureRequest) -> str:
+    """Each instruction set that this machine and build have, in use; put back afterwards."""
+    assert EXTENSION is not None
+    EXTENSION.set_isa(request.param)
+    return str(request.param)
+
 
 @pytest.fixture(autouse=True)
 def settings_restored() -> Iterator[None]:
     yield
-    ext = backends.extension()
-    if ext is not None:
-        ext.set_isa("auto")
-        ext.set_num_threads(0)
+    if EXTENSION is not None:
+        EXTENSION.set_isa("auto")
+        EXTENSION.set_num_threads(0)

@@ -193,7 +193,7 @@ def test_dropout_mask_is_the_reference_mask(layout: torch.memory_format) -> None
         a = torch.ones(shape)
         a = a.contiguous(memory_format=layout) if a.dim() == 4 else a
         keep = reference.dropout_keep(DROP, shape, Tile(), a.device)
-        for isa in C.build_info()["isas"].replace("amx", "").split():
+        for isa in C.isas():
             C.set_isa(isa)
             for threads in (1, 2, 5):
                 C.set_num_threads(threads)
@@ -217,10 +217,8 @@ def test_dropout_counter_goes_past_32_bits() -> None:
         assert torch.equal(local_pass(a, config=cfg, tile=tile, backend="cpu").z != 0, keep)
 
 
-@pytest.mark.parametrize("isa", C.build_info()["isas"].replace("amx", "").split())
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
-    C.set_isa(isa)
     for layout in (NCHW, CL):
         for settings in ({}, {"dropout": DROP, "goodness": "mean_sq"}, {"pool": "max2"}):
             cfg = config(**settings)
@@ -346,7 +344,7 @@ def test_rounding_to_16_bits_is_torch_s() -> None:
         every = every[every > 0]
         a = every.view(1, -1)
         cfg = config(groups=1, norm=Norm("none"))
-        for isa in C.build_info()["isas"].replace("amx", "").split():
+        for isa in C.isas():
             C.set_isa(isa)
             assert torch.equal(local_pass(a, config=cfg, backend="cpu").z, a)
             for beta in (0.5, 0.375):

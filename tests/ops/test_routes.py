@@ -13,18 +13,6 @@ SHAPES = [(3, 20, 6, 8), (2, 16, 7, 5), (4, 5, 4, 4), (2, 130, 3, 9), (1, 33, 2,
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def isa(request: pytest.FixtureRequest) -> None:
-    """Each instruction set in turn; the folder's conftest puts the best one back."""
-    ext = backends.extension()
-    if ext is None:
-        pytest.skip("the C++ kernels are not built")
-    try:
-        ext.set_isa(request.param)
-    except ValueError as missing:
-        pytest.skip(str(missing))
-
-
 def laid_out(t: torch.Tensor) -> torch.Tensor:
     return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
 
