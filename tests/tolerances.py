@@ -2,6 +2,8 @@
 
 error(kernel vs fp64) <= 2 * error(reference in the same dtype vs fp64) + c * sqrt(reduction
 length), c = eps(dtype) * max|reference|.
+
+Of two results in one dtype, neither of them exact, each may be off by c * sqrt(reduction length).
 """
 
 from __future__ import annotations
@@ -32,3 +34,15 @@ def assert_close(kernel: torch.Tensor, exact: torch.Tensor, same_dtype: torch.Te
     error = (kernel.double() - exact).abs().max().item()
     limit = bound(exact, same_dtype, kernel.dtype, reduction)
     assert error <= limit, f"{what}: error {error:.3e} > bound {limit:.3e}"
+
+
+def assert_alike(one: torch.Tensor, other: torch.Tensor, *, reduction: int,
+                 what: str = "result") -> None:
+    """Fail if two computations of the same numbers, in one dtype, differ by more than the rule."""
+    assert one.shape == other.shape, f"{what}: shape {one.shape}, expected {other.shape}"
+    assert one.dtype is other.dtype, f"{what}: {one.dtype}, expected {other.dtype}"
+    if one.numel() == 0:
+        return
+    error = (one.double() - other.double()).abs().max().item()
+    limit = 2 * EPS[one.dtype] * other.abs().max().item() * math.sqrt(reduction)
+    assert error <= limit, f"{what}: they differ by {error:.3e} > {limit:.3e}"

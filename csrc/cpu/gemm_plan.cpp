@@ -112,6 +112,17 @@ int64_t panel_bytes(const GemmPlan& plan, int64_t samples) {
   return int64_t(plan.copies.size()) * copy_positions(plan, samples) * kPanel * plan.x_item();
 }
 
+// Most samples of N whose panels fit, one at least. A sample alone is padded to a whole step, so
+// that many of one pixel take far less than as many times its bytes.
+int64_t most_samples(const GemmPlan& plan, int64_t N) {
+  int64_t fits = 1, too_many = N + 1;
+  while (too_many - fits > 1) {
+    const int64_t middle = (fits + too_many) / 2;
+    (panel_bytes(plan, middle) * plan.panels <= kPackedBytes ? fits : too_many) = middle;
+  }
+  return fits;
+}
+
 // Blocks of x that stay in L2: few channels over all samples where that is enough work per packed
 // da (dW is then finished tile by tile and never exists), else chunks of samples.
 void block_x(GemmPlan& plan, const WeightUpdateParams& p) {
@@ -124,8 +135,7 @@ void block_x(GemmPlan& plan, const WeightUpdateParams& p) {
   } else {
     plan.panels = std::min(all, std::max<int64_t>(least, 8));
     while (plan.panels > 2 && panel_bytes(plan, 1) * plan.panels > kPackedBytes) --plan.panels;
-    const int64_t fit = kPackedBytes / (panel_bytes(plan, 1) * plan.panels);
-    plan.samples = std::min(p.N, std::max<int64_t>(1, fit));
+    plan.samples = most_samples(plan, p.N);
     plan.samples = ceil_div(p.N, ceil_div(p.N, plan.samples));
   }
   plan.panels = std::min(all, round_up(ceil_div(all, ceil_div(all, plan.panels)), 2));

@@ -16,6 +16,7 @@ from torch import nn
 
 from ffengine.nn.convolution import convolve
 from ffengine.nn.norms import Normalised, PreNorm
+from ffengine.ops import product
 from ffengine.ops.batch_pass import batch_pass
 from ffengine.ops.config import BatchNorm, Dropout, LocalPassConfig, Norm, Peer
 from ffengine.ops.local_pass import local_pass
@@ -275,10 +276,10 @@ class LocalLinear(LocalLayer):
                      bias: torch.Tensor | None) -> torch.Tensor:
         # compilers first: a look at the batch size would bind an exported program to it
         if not torch.compiler.is_compiling() and 1 < u.shape[0] <= FEW_ROWS and (
-                u.device.type == "cpu" and u.dtype is torch.float32):
+                u.device.type == "cpu" and u.dtype is torch.float32 and not product.mkl_lags()):
             a = torch.mm(weight, u.t()).t().contiguous()
             return a if bias is None else a.add_(bias)
-        return F.linear(u, weight, bias)
+        return product.linear(u, weight, bias)
 
     def of_halves(self, u: torch.Tensor, columns: slice) -> torch.Tensor:
         """`preactivation` of rows (2N, in) whose halves differ in `columns` alone.

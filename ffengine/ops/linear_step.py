@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from ffengine.ops import backends, linear_tile, scratch
+from ffengine.ops import backends, linear_tile, product, scratch
 from ffengine.ops import local_pass as sweep
 from ffengine.ops import weight_update as update
 from ffengine.ops.config import LocalPassConfig, Loss, Norm, Tile
@@ -78,20 +78,31 @@ def extra_bytes(x_shape: tuple[int, int], weight_shape: tuple[int, int], dtype: 
     gathered = rows * (8 + 4 * k * g0) * paired
     results = 4 * (2 * rows * k + rows // (1 + paired)) + sweep.extra_bytes(
         (rows, out), dtype, config, backend=backend, want_z=False)
-    product = _product_bytes(rows // (1 + paired), weight_shape, dtype, backend)
-    return gradients + low + tile + max(gathered + results, product)
+    inside = _product_bytes(rows // (1 + paired), weight_shape, dtype, backend)
+    return gradients + low + tile + max(gathered + results, inside)
 
 
 def _product_bytes(rows: int, weight_shape: tuple[int, int], dtype: torch.dtype,
                    backend: str) -> int:
-    """What the products of a tile hold inside: nothing in fp32."""
-    if dtype is torch.float32:
-        return 0
+    """What the products of a tile hold inside: nothing where the library multiplies in fp32."""
     out, features = weight_shape
-    inside = linear_tile.library_bytes(features, out) if backend == "cpu" else 0
-    rows = min(rows, linear_tile.PRODUCT_ROWS[dtype] if backend == "cpu" else rows)
+    device = "cpu" if backend == "cpu" else "cuda"
+    if dtype is torch.float32:
+        inside = product.extra_bytes(rows, weight_shape, dtype, device)
+    else:
+        inside = linear_tile.library_bytes(features, out) if backend == "cpu" else 0
+    if library_adds(dtype, device):
+        return inside
     return max(inside, update.extra_bytes((rows, features), (rows, out), weight_shape, dtype,
                                           accumulate=True, backend=backend))
+
+
+def library_adds(dtype: torch.dtype, device: str) -> bool:
+    """The library forms and adds a tile's weight gradient. 50,000 x 784 -> 500, two threads of a
+    Xeon, s: fp32 by the library, which adds as it goes, 0.13, by weight_update 0.17; where MKL
+    lags, one thread, 1024 rows: 6.8 and 3.8 ms. It rounds every 16-bit tile's sum to 16 bits,
+    weight_update (on a CPU) none."""
+    return dtype is torch.float32 and not (device == "cpu" and product.mkl_lags())
 
 
 def linear_step(
@@ -290,17 +301,12 @@ def _sweep(c: Call, backend: str, result: LinearStepOutput, a: torch.Tensor, til
 
 def _add_product(c: Call, backend: str, dw: torch.Tensor, da: torch.Tensor, x: torch.Tensor,
                  da_scale: float) -> None:
-    """dw += da^T x / da_scale. 50,000 x 784 -> 500, two threads, s: fp32 by the library, which adds
-    as it goes, 0.13, by weight_update 0.17; bf16 0.04 and 0.07, but the library rounds every tile's
-    sum to 16 bits, weight_update (on a CPU) none.
-    """
-    if x.dtype is torch.float32:
+    """dw += da^T x / da_scale."""
+    if library_adds(x.dtype, x.device.type):
         dw.addmm_(da.t(), x)
         return
-    rows = linear_tile.PRODUCT_ROWS[x.dtype] if backend == "cpu" else len(x)
-    for i in range(0, len(x), rows):
-        update.weight_update(c.weight, x[i:i + rows], da[i:i + rows], optim=c.optim, state=None,
-                             accumulate=dw, finish=False, da_scale=da_scale, backend=backend)
+    update.weight_update(c.weight, x, da, optim=c.optim, state=None, accumulate=dw, finish=False,
+                         da_scale=da_scale, backend=backend)
 
 
 def _check(c: Call) -> None:

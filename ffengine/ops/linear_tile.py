@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from ffengine.ops import backends, scratch
+from ffengine.ops import backends, product, scratch
 from ffengine.ops.config import Norm
 from ffengine.ops.optim import DTYPE_CODES
 
@@ -20,10 +20,6 @@ from ffengine.ops.optim import DTYPE_CODES
 #: 0.270, 4096 0.262), on shared ones every parallel region of a tile may wait for its thread: few,
 #: large tiles. A GPU's launches cost more than its cache misses; not timed on one yet.
 TILE_BYTES = {"cpu": 8 << 20, "cuda": 20 << 20}
-#: Rows whose 16-bit weight gradient a CPU forms at a time: it slows down threefold or more where
-#: they outgrow one chunk of the plan in csrc/cpu/gemm_plan.h (784 -> 500: fp16 from 640 rows on,
-#: bf16 from 1280).
-PRODUCT_ROWS = {torch.bfloat16: 1024, torch.float16: 512}
 #: Rows whose bias gradient one program of a GPU kernel sums.
 CHUNK = 64
 
@@ -74,13 +70,10 @@ def inputs(backend: str, x: torch.Tensor, norm: Norm, room: torch.Tensor | None)
 def forward(backend: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
             norm: Norm, a: torch.Tensor, scale: torch.Tensor | None) -> None:
     """a (n, O) = x weight^T + bias, x times its row scale where one (n,) is to be written."""
+    added = None if bias is None or scale is not None else bias.to(x.dtype)
+    product.linear_into(a, x, weight, added)
     if scale is not None:
-        torch.mm(x, weight.t(), out=a)
         _prepare(backend, x, a, a, bias, scale, norm)
-    elif bias is None:
-        torch.mm(x, weight.t(), out=a)
-    else:
-        torch.addmm(bias.to(x.dtype), x, weight.t(), out=a)
 
 
 def _prepare(backend: str, x: torch.Tensor, source: torch.Tensor, a: torch.Tensor,

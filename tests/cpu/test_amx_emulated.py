@@ -35,7 +35,8 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     folder = tmp_path_factory.mktemp("amx")
-    common = ["g++", "-std=c++17", "-O1", "-fPIC", "-fopenmp", "-DFF_HAS_AMX", "-DFF_HAS_AVX512BF16"]
+    common = ["g++", "-std=c++17", "-O1", "-fPIC", "-fopenmp", "-DFF_HAS_AMX",
+              "-DFF_HAS_AVX512BF16"]
     objects = [str(HERE / "emulator/entry.cpp")]
     for name, flags in FILES.items():
         objects.append(str(folder / f"{name}.o"))

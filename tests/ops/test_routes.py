@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ffengine.ops import backends
 from ffengine.ops.routes import BLOCKED, along_routes, routes
 
 SHAPES = [(3, 20, 6, 8), (2, 16, 7, 5), (4, 5, 4, 4), (2, 130, 3, 9), (1, 33, 2, 2), (5, 70)]
