@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ffengine.ops import preferences
+
 BACKENDS = ("reference", "cpu", "triton", "cuda")
-#: What `auto` tries, in order, for a device; no GPU row of bench/results ranks cuda first yet.
+#: What `auto` tries, in order, for a device, where no measurement of its own says better.
 AUTO_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
 
 log = logging.getLogger("ffengine")
@@ -151,10 +153,21 @@ def resolve(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
     return _auto(op, device, dtype)
 
 
+def auto_order(device: str, dtype: torch.dtype) -> tuple[tuple[str, ...], str]:
+    """What `auto` tries for tensors of this device and dtype, and the reason for that order."""
+    order = AUTO_ORDER.get(device, ("reference",))
+    found = None
+    if device == "cuda" and torch.cuda.is_available():
+        found = preferences.preference(torch.cuda.get_device_name(), dtype)
+    if found is None:
+        return order, "no measured row of this device ranks them otherwise"
+    return (*found.order, *(b for b in order if b not in found.order)), found.why
+
+
 @functools.cache
 def _auto(op: str, device: str, dtype: torch.dtype) -> str:
     reasons: list[str] = []
-    for backend in AUTO_ORDER.get(device, ("reference",)):
+    for backend in auto_order(device, dtype)[0]:
         reason = why_not(backend, device, dtype)
         if reason is None:
             if reasons and backend == "reference" and dtype is not torch.float64:
