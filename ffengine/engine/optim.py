@@ -89,6 +89,11 @@ class LocalOptimizer(torch.optim.Optimizer):
         half = self.halves.get(self._names.get(id(weight), "")) if self.halves else None
         return half.current(weight) if half and half.copy.dtype is dtype else None
 
+    def refresh_halves(self) -> None:
+        """Bring every copy up to date."""
+        for name, half in self.halves.items():
+            half.current(self.named[name])
+
     def half_tensors(self) -> list[torch.Tensor]:
         """Every copy, for the meter."""
         return [half.copy for half in self.halves.values()]

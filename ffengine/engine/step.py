@@ -86,6 +86,11 @@ class BatchReport:
     #: Class scores (N, classes) of the samples, where the step made them itself.
     scores: torch.Tensor | None = None
 
+    @property
+    def mean_losses(self) -> list[torch.Tensor | None]:
+        """Of the layers, then of the heads."""
+        return [*self.losses, *(made and made[0] for made in self.heads)]
+
 
 @dataclass
 class StepContext:

@@ -79,8 +79,8 @@ def main() -> None:
     samples = 2
     t = trainer(samples)
     x, y = torch.rand(samples, 3, 32, 32), torch.zeros(samples, dtype=torch.int64)
-    t._watch.host = False  # values are nobody's
-    t._watch.check = lambda: None
+    t.watch.host = False  # values are nobody's
+    t.watch.check = lambda: None
     for _ in range(3):
         t.step(x, y)
     before = driver.count()
