@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import ffengine
 from bench import base, counters, results, timing
 
@@ -98,12 +100,18 @@ def gate_counters(path: Path, parts: dict[str, Any]) -> list[str]:
     return found + counters.failures(parts)
 
 
+def own_baseline(device: str = "cpu") -> Path:
+    """Where this machine's baseline is, or would be: by its GPU's name, or its processor's."""
+    kind = torch.cuda.get_device_name() if device == "cuda" else counters.processor()
+    return BASELINES / (re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-") + ".json")
+
+
 def baseline_path(device: str = "cpu") -> Path:
-    """This machine's baseline; where it has none, another's, whose compilers may be the same."""
-    kind = " ".join(counters.device_needs(device).values()) if device == "cuda" else (
-        counters.processor())
-    mine = BASELINES / (re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-") + ".json")
-    others = sorted(BASELINES.glob("*.json"))
+    """This machine's baseline; where it has none, another's, whose compilers may be the same: of
+    the same type of device if there is one."""
+    mine = own_baseline(device)
+    others = sorted(BASELINES.glob("*.json"), key=lambda path: (
+        results.read(path, kind="counters")["device"] != device, path))
     return others[0] if others and not mine.exists() else mine
 
 

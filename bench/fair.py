@@ -35,7 +35,6 @@ from bench.sides import (
     engine_sides,
 )
 from ffengine.commands.options import model_options
-from ffengine.engine.denormals import flushed
 
 #: Steps shorter than this are timed twice without the meter to compare layouts.
 SHORT = 2.0
@@ -181,7 +180,8 @@ def run(problem: Problem, args: argparse.Namespace) -> dict[str, Any]:
     rows = measure(problem, args)
     least = floor.seconds(problem)
     values = {"model": problem.model, "options": problem.options, "batch": problem.batch,
-              "precision": problem.precision, "optimizer": problem.optim.kind,
+              "precision": problem.precision, "deterministic": problem.deterministic,
+              "optimizer": problem.optim.kind,
               "device": problem.x.device.type, "only": args.only, "gradient_error": error,
               "step": step_text(problem), "floor_seconds": least, "rows": rows}
     print(f"{problem.model}, batch {problem.batch}, {problem.precision}, {problem.optim.kind}; "
@@ -203,7 +203,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--precision", default="fp32", help="fp32, bf16, or fp32,bf16")
+    parser.add_argument("--precision", default="fp32",
+                        help="fp32, bf16, or fp32,bf16; on a GPU tf32: every side has it, as none "
+                             "has in fp32")
+    parser.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=True,
+                        help="library products on a GPU that are the same each time, on every side "
+                             "(as training has them), or the fastest that the library finds")
     parser.add_argument("--optimizer", choices=("adamw", "adam", "sgd"), default="adamw")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="options",
                         help="a constructor argument of the model, e.g. dropout=0.2")
@@ -248,8 +253,8 @@ def main(argv: list[str] | None = None) -> int:
         with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
             for precision in args.precisions:
                 problem = Problem.of(args.model, args.batch_size, precision, args.device,
-                                     args.optimizer, args.backend, **options)
-                with flushed(problem.x.device):  # every side, as an expert sets it
+                                     args.optimizer, args.backend, args.deterministic, **options)
+                with problem.rules():
                     made.append(run(problem, args))
                 gc.collect()
     except ValueError as bad:

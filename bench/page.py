@@ -6,7 +6,8 @@
 
 A block of README.md lies between <!-- results:NAME:begin --> and <!-- results:NAME:end -->; NAME is
 a file's path under bench/results without its suffix, e.g. cpu/fair/deeperforward-resnet17-b32-fp32.
-A file that was edited by hand is refused: its checksum does not fit.
+A file that was edited by hand is refused: its checksum does not fit. Runs of bench/gpu.sh are there
+too, their JSON lines by bench.gpu.pages; what was only rehearsed is refused.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bench import results, states, variants
+from bench.gpu import pages
+from bench.markdown import brief, mega, quantity, table, where
 from ffengine.engine.checkpoint import write_atomically
 
 HERE = Path(__file__).resolve().parent
@@ -27,37 +30,10 @@ RESULTS, BASELINES = HERE / "results", HERE / "baselines"
 BLOCK = re.compile(r"<!-- results:(?P<name>[\w./-]+):begin -->\n.*?<!-- results:(?P=name):end -->",
                    re.DOTALL)
 ORDER = ("fair", "fflib", "states-sweep", "states-curves", "devices", "digits", "variants",
-         "gpu_local_pass", "local_pass", "linear_step", "batch_pass", "weight_update", "counters",
+         "local_pass", "linear_step", "batch_pass", "weight_update", "counters",
          "gate_repeats")
 
 Content = dict[str, Any]
-
-
-def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
-    """Markdown; numbers to the right of the first column."""
-    return ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1),
-            *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)]
-
-
-def where(content: Content) -> str:
-    """Date, hardware, versions and commit of a file, one line."""
-    m = content["machine"]
-    hardware = m["gpu"] or f"{m['cpu']} ({m['isa']}), threads: {m['threads']}"
-    changed = ", with changes of its own" if m["dirty"] else ""
-    return (f"{m['date']}; {hardware}; torch {m['torch']}, Python {m['python']}; ffengine "
-            f"{content['version']}, commit {m['commit']}{changed}.")
-
-
-def mega(nbytes: float | None) -> str:
-    return "" if nbytes is None else f"{nbytes / 1e6:.1f}"
-
-
-def quantity(spread: Content | None, scale: float = 1.0, digits: int = 4) -> str:
-    """Median, and smallest to largest."""
-    if not spread:
-        return ""
-    median, low, high = (scale * spread[k] for k in ("median", "min", "max"))
-    return f"{median:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
 def fair(content: Content) -> list[str]:
@@ -170,19 +146,6 @@ def dense(content: Content) -> list[str]:
                 for name, s in content["sides"].items()))]
 
 
-def gpu_sweeps(content: Content) -> list[str]:
-    def row(r: Content) -> list[str]:
-        name = f"{r['stage']} {r['dtype'].removeprefix('torch.')} {r['layout']} {r['backend']}"
-        name += f" dropout {r['dropout']}"
-        if not r["ok"]:
-            return [name, f"failed: {r['error']}", "", ""]
-        return [name, f"{1e3 * r['ms']:.1f} ({1e3 * r['ms_p20']:.1f}–{1e3 * r['ms_p80']:.1f})",
-                f"{r['gb_per_s']:.0f}", f"{r['percent_of_copy']:.1f}"]
-
-    return [f"sm {content['capability']}, Triton {content['triton']}; L2-cold.", "",
-            *table(["", "µs (20–80 %)", "GB/s", "% of copy"], map(row, content["rows"]))]
-
-
 def counter_parts(content: Content) -> list[str]:
     """What the gate holds every change to: how many rows, of what, and the totals."""
     def row(name: str, part: Content) -> list[str]:
@@ -234,22 +197,9 @@ def plain(content: Content) -> list[str]:
     return lines
 
 
-def brief(value: Any) -> str:
-    """A value in a cell: spreads by their median, four digits."""
-    if isinstance(value, dict):
-        if {"median", "min", "max"} <= set(value):
-            return "{median:.4g} ({min:.4g}–{max:.4g})".format(**value)
-        return ", ".join(f"{k} {brief(v)}" for k, v in value.items())
-    if isinstance(value, list):
-        return (f"{len(value)} values" if len(value) > 8 else ", ".join(map(brief, value)))
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "" if value is None else str(value)
-
-
 SECTIONS: dict[str, Callable[[Content], list[str]]] = {
     "fair": fair, "fflib": fflib, "digits": digits, "local_pass": sweeps, "batch_pass": sweeps,
-    "linear_step": dense, "gpu_local_pass": gpu_sweeps, "counters": counter_parts,
+    "linear_step": dense, "counters": counter_parts,
     "gate_repeats": repeats, "devices": rates, "states-curves": state_curves,
     "variants": lambda content: [variants.markdown(content["runs"])],
 }
@@ -265,7 +215,8 @@ def blocks(folder: Path = RESULTS, baselines: Path = BASELINES) -> dict[str, lis
         kind = content["kind"]
         if kind == "fair" and all("passes" in r for r in content["rows"] if r.get("gated")):
             compared.append(content)
-        lines = [*SECTIONS.get(kind, plain)(content), "", where(content)]
+        lines = [*SECTIONS.get(kind, plain)(content), "",
+                 where(content["machine"], content["version"])]
         picture = path.with_suffix(".png")
         if picture.exists() and picture.is_relative_to(HERE):
             lines += ["", f"![{name.stem}]({picture.relative_to(HERE).as_posix()})"]
@@ -274,13 +225,14 @@ def blocks(folder: Path = RESULTS, baselines: Path = BASELINES) -> dict[str, lis
     if compared:
         compared.sort(key=lambda c: (c["model"], c["batch"], c["precision"]))
         made.append((-1, "", "fair-summary", fair_summary(compared)))
-    return {name: lines for _, _, name, lines in sorted(made, key=lambda m: m[:3])}
+    return pages.blocks(folder) | {
+        name: lines for _, _, name, lines in sorted(made, key=lambda m: m[:3])}
 
 
 def page(found: dict[str, list[str]]) -> str:
     """The whole page."""
     lines = ["# Measured results", "",
-             "Generated by `python -m bench.page` from the JSON files named in the headings, each "
+             "Generated by `python -m bench.page` from the files named in the headings, each "
              "with the date, hardware and commit of its own run. MB = 10⁶ bytes; medians, with "
              "smallest and largest in brackets; `metered` is the peak of live bytes of a step.",
              ""]

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from ffengine.engine.denormals import flushed
 from ffengine.engine.schedule import Schedule
 from ffengine.engine.trainer import Trainer
 from ffengine.models import create, entry
 from ffengine.nn import LocalNet
+from ffengine.ops import backends
 from ffengine.ops.weight_update import OptimConfig
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+#: tf32: fp32 whose products a GPU's libraries round to TF32, on every side; in fp32 on none.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "tf32": torch.float32}
+#: Relative size of a rounding of what products take.
+EPS = {"fp32": 2.0**-23, "bf16": 2.0**-7, "tf32": 2.0**-10}
 
 
 @dataclass
 class Problem:
-    """What every side trains on."""
+    """What every side trains on, and by which rule its products are formed.
+
+    deterministic: every side's library products are the same each time; else the fastest found.
+    """
 
     model: str
     options: dict[str, Any]
@@ -28,13 +38,18 @@ class Problem:
     x: torch.Tensor
     y: torch.Tensor
     backend: str = "auto"
+    deterministic: bool = True
 
     @classmethod
     def of(cls, model: str, batch: int, precision: str, device: str = "cpu",
-           optimizer: str = "adamw", backend: str = "auto", **options: Any) -> Problem:
+           optimizer: str = "adamw", backend: str = "auto", deterministic: bool = True,
+           **options: Any) -> Problem:
         if model.startswith("bp/"):
             raise ValueError(f"[bench] expected a model of local training, got {model}, which is "
                              "what it is compared with")
+        if precision == "tf32" and torch.device(device).type != "cuda":
+            raise ValueError("[bench] --precision tf32 expected a GPU, whose products it rounds, "
+                             f"got {device}")
         if batch < 1:
             raise ValueError(f"[bench] --batch-size expected 1 or more, got {batch}")
         generator = torch.Generator().manual_seed(0)
@@ -45,7 +60,15 @@ class Problem:
         momentum = 0.9 if optimizer == "sgd" else 0.0
         optim = OptimConfig(kind=optimizer, lr=1e-3, weight_decay=5e-4,  # type: ignore[arg-type]
                             momentum=momentum)
-        return cls(model, options, batch, precision, optim, x, y, backend)
+        return cls(model, options, batch, precision, optim, x, y, backend, deterministic)
+
+    @contextlib.contextmanager
+    def rules(self) -> Iterator[None]:
+        """What holds for every side alike: how products are formed, and denormals flushed, as an
+        expert sets it."""
+        rule = backends.Products(self.precision == "tf32", self.deterministic)
+        with backends.products(rule), flushed(self.x.device):
+            yield
 
     def network(self, model: str | None = None) -> LocalNet:
         """The network (or its twin) at the same initial weights, every parameter trained by the
@@ -64,9 +87,10 @@ class Problem:
         recipe = replace(entry(self.model).recipe, optimizer=optim.kind, lr=optim.lr, lr_min=None,
                          weight_decay=optim.weight_decay, momentum=optim.momentum,
                          betas=optim.betas, lr_drops=(), lr_half_linear=False)
-        return Trainer(self.network(), **{"recipe": recipe, "batch_size": self.batch,
-                                          "precision": precision or self.precision,
-                                          "backend": self.backend, "progress": False, **changed})
+        kind = precision or ("fp32" if self.precision == "tf32" else self.precision)
+        return Trainer(self.network(), **{
+            "recipe": recipe, "batch_size": self.batch, "precision": kind,
+            "backend": self.backend, "progress": False, **changed})
 
     @property
     def dtype(self) -> torch.dtype:

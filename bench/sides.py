@@ -280,7 +280,7 @@ def backprop_sides(problem: Problem, only: str | None,
                      for last in layouts]
     if compiled:
         yield "bp plain, torch.compile", [
-            lambda c=last: backprop_side(problem, "bp plain, torch.compile", c, compiled=True)
+            lambda c=last: backprop_side(problem, "bp plain, torch.compile", c, compiler="inductor")
             for last in layouts]
 
 
@@ -288,13 +288,15 @@ def _convolves(problem: Problem) -> bool:
     return any(p.dim() == 4 for p in problem.network().parameters())
 
 
-def backprop_side(problem: Problem, name: str, channels_last: bool, *, compiled: bool = False,
-                  **options: Any) -> Side:
+def backprop_side(problem: Problem, name: str, channels_last: bool, *,
+                  compiler: str | None = None, **options: Any) -> Side:
+    """A step of the twin. compiler: of torch.compile, where its forward and backward go by that."""
     step = BackpropStep(problem.network(f"bp/{problem.model}"), problem.optim, problem.dtype,
                         channels_last=channels_last, **options)
     step.net.train()
-    if compiled:
-        step.forward = torch.compile(step.forward, dynamic=False)  # type: ignore[method-assign]
+    if compiler is not None:
+        step.forward = torch.compile(  # type: ignore[method-assign]
+            step.forward, dynamic=False, backend=compiler)
     x, y, show = problem.x, problem.y, None
     note = ""
     if step.micro_batch is not None and batch_statistics(step.net):

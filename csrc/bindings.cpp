@@ -138,14 +138,13 @@ OptimParams optim_params(const py::object& optim) {
   return o;
 }
 
-// `launch` takes the params; call: ffengine.ops.optim.CompressedCall.
-template <class Launch>
-void compressed_step(Address weight, Address grad, Address m, Address v, Address m_scale,
-                     Address v_scale, int64_t n, float inv_scale, const py::object& call,
-                     Launch launch) {
+// call: ffengine.ops.optim.CompressedCall.
+CompressedStepParams compressed_params(Address weight, Address grad, Address m, Address v,
+                                       Address m_scale, Address v_scale, int64_t n,
+                                       float inv_scale, const py::object& call) {
   CompressedStepParams p{};
   p.weight = at<void>(weight);
-  p.grad = at<const float>(grad);
+  p.grad = at<const void>(grad);
   p.m = at<void>(m);
   p.v = at<void>(v);
   p.m_scale = at<float>(m_scale);
@@ -157,8 +156,26 @@ void compressed_step(Address weight, Address grad, Address m, Address v, Address
   p.seed = get<uint64_t>(call, "seed");
   p.stream = get<uint32_t>(call, "stream");
   p.optim = optim_params(call.attr("optim"));
-  NoGil released;
-  launch(p);
+  return p;
+}
+
+// What an optimizer step on CUDA has besides: its gradient's dtype, where a 16-bit copy of the weight
+// goes and in which dtype, a row of numbers on the device.
+struct StepExtras {
+  int grad_dtype;
+  Address half;
+  int half_dtype;
+  Address row;
+};
+
+template <class Params>
+void add_extras(Params& p, const StepExtras& extras) {
+  p.grad_dtype = dtype_of(extras.grad_dtype);
+  p.half = at<void>(extras.half);
+  p.half_dtype = dtype_of(extras.half_dtype);
+  FF_CHECK(p.half == nullptr || p.half_dtype != DType::f32,
+           "[optimizer] a 16-bit copy expected bf16 or fp16, got fp32");
+  p.optim.row = at<const float>(extras.row);
 }
 
 void read_conv_shape(WeightUpdateParams& p, const ConvShape& s, int dtype) {
@@ -345,8 +362,10 @@ PYBIND11_MODULE(_C, module) {
   module.def("compressed_step_cpu",
              [](Address weight, Address grad, Address m, Address v, Address m_scale,
                 Address v_scale, int64_t n, float inv_scale, const py::object& call) {
-               compressed_step(weight, grad, m, v, m_scale, v_scale, n, inv_scale, call,
-                               [](const CompressedStepParams& p) { compressed_step_cpu(p); });
+               const CompressedStepParams p =
+                   compressed_params(weight, grad, m, v, m_scale, v_scale, n, inv_scale, call);
+               NoGil released;
+               compressed_step_cpu(p);
              });
   module.def("routes_cpu", [](Address a, Address routes, const Shape4& shape, bool pool,
                               bool straight, int dtype) {
@@ -376,20 +395,26 @@ PYBIND11_MODULE(_C, module) {
   });
   module.def("optimizer_step_cuda",
              [](Address weight, Address m, Address v, Address grad, int64_t n, float inv_scale,
-                const py::object& optim, Address stream) {
-               const OptimParams o = optim_params(optim);
+                const py::object& optim, int grad_dtype, Address half, int half_dtype, Address row,
+                Address stream) {
+               OptimizerStepParams p{};
+               p.weight = at<float>(weight), p.m = at<float>(m), p.v = at<float>(v);
+               p.grad = at<const void>(grad);
+               p.n = n, p.inv_scale = inv_scale;
+               p.optim = optim_params(optim);
+               add_extras(p, {grad_dtype, half, half_dtype, row});
                NoGil released;
-               optimizer_step_cuda(at<float>(weight), at<float>(m), at<float>(v),
-                                   at<const float>(grad), n, inv_scale, o, at<void>(stream));
+               optimizer_step_cuda(p, at<void>(stream));
              });
   module.def("compressed_step_cuda",
              [](Address weight, Address grad, Address m, Address v, Address m_scale,
                 Address v_scale, int64_t n, float inv_scale, const py::object& call,
-                Address stream) {
-               compressed_step(weight, grad, m, v, m_scale, v_scale, n, inv_scale, call,
-                               [stream](const CompressedStepParams& p) {
-                                 compressed_step_cuda(p, at<void>(stream));
-                               });
+                int grad_dtype, Address half, int half_dtype, Address row, Address stream) {
+               CompressedStepParams p =
+                   compressed_params(weight, grad, m, v, m_scale, v_scale, n, inv_scale, call);
+               add_extras(p, {grad_dtype, half, half_dtype, row});
+               NoGil released;
+               compressed_step_cuda(p, at<void>(stream));
              });
   module.def("linear_prepare_cuda",
              [](Address x, Address from, Address a, Address bias, Address scale,

@@ -113,6 +113,23 @@ struct OptimParams {
   double momentum;           // SGD
   bool nesterov;
   int64_t step;             // 1 at the first update
+  const float* row;  // cuda: (8,) on the device, in place of lr, weight_decay and step, so that no
+                     // argument changes from step to step: the decay (times lr for adamw), the
+                     // step size, the root of the second moment's correction, and in the last
+                     // place the step's bits as an int32; or null
+};
+
+// One optimizer step on n weights: gradient = grad * inv_scale. All tensors lie in one order.
+struct OptimizerStepParams {
+  float* weight;
+  float* m;  // null where the optimizer has none
+  float* v;
+  const void* grad;  // of grad_dtype
+  void* half;        // the updated weight in half_dtype (bf16 or fp16), or null
+  DType grad_dtype, half_dtype;
+  int64_t n;
+  float inv_scale;
+  OptimParams optim;
 };
 
 // How optimizer states lie in memory: csrc/common/state_formats.h.
@@ -121,7 +138,9 @@ enum class StateFormat : int32_t { f32 = 0, bf16 = 1, bits8 = 2 };
 // One optimizer step in fp32 on weights or states that are stored in fewer bits.
 struct CompressedStepParams {
   void* weight;        // (n,) fp32, or bf16 with bf16_weight; updated
-  const float* grad;   // (n,) in the weight's memory order
+  const void* grad;    // (n,) in the weight's memory order, of grad_dtype (cpu: fp32)
+  void* half;          // (n,) cuda: the updated fp32 weight in half_dtype (bf16 or fp16), or null
+  DType grad_dtype, half_dtype;
   void* m;             // (n,) by `format`; null where the optimizer has none
   void* v;
   float* m_scale;      // (ceil(n / kStateBlock),), bits8 only

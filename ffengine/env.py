@@ -35,7 +35,8 @@ def env_report() -> dict[str, Any]:
                      for name, reason in reasons.items()},
         "auto": {name: backends.resolve("env", "auto", device, dtype)
                  for name, dtype in DTYPES.items()},
-        "auto_order": list(backends.AUTO_ORDER.get(device, ("reference",))),
+        "auto_order": {name: {"order": list(order), "why": why} for name, dtype in DTYPES.items()
+                       for order, why in [backends.auto_order(device, dtype)]},
         "extension": {
             "built": extension is not None,
             "compiler": build.get("compiler"),
@@ -82,10 +83,12 @@ def env_text(report: dict[str, Any]) -> str:
     for name, state in report["backends"].items():
         rows.append(f"back-end {name:10s}" + ("usable" if state["usable"]
                                               else f"not usable: {state['why_not']}"))
-    order = " > ".join(report["auto_order"])
-    rows.append("auto picks " + ", ".join(f"{v} for {k}" for k, v in report["auto"].items())
-                + f" (first usable of {order} on {report['device']}; no measured row of "
-                "this device ranks them otherwise)")
+    rows.append("auto picks " + ", ".join(f"{v} for {k}" for k, v in report["auto"].items()))
+    rules: dict[str, list[str]] = {}
+    for name, rule in report["auto_order"].items():
+        rules.setdefault(f"first usable of {' > '.join(rule['order'])} on {report['device']}: "
+                         f"{rule['why']}", []).append(name)
+    rows += [f"auto in {', '.join(names)}: {rule}" for rule, names in rules.items()]
     extension, threads = report["extension"], report["threads"]
     if extension["built"]:
         architectures = " ".join(extension["cuda_architectures"]) or "none"

@@ -27,7 +27,7 @@ from golden_steps import (
 from ffengine.engine.batch import Batch
 from ffengine.engine.inputs import entrance
 from ffengine.engine.schedule import Interleaved, Together
-from ffengine.engine.step import Turn, train_layer
+from ffengine.engine.step import Maps, Turn, train_layer
 from ffengine.nn import LinearHead, LocalConv2d, LocalLinear, LocalNet
 from ffengine.ops.config import (
     BatchNorm,
@@ -223,7 +223,8 @@ def note_outputs(errors: Errors, golden: CwComp, moment: Moment, t: int) -> None
     ctx = stepper.context(moment.batch, Turn((0,), 1))
     with torch.no_grad():
         x = entrance(ctx, moment.batch, FP64)
-        z = train_layer(ctx, 0, x, Tile(0, ctx.batch), (None, None), True, want_z=True)
+        z = train_layer(ctx, 0, x, Tile(0, ctx.batch), (None, None), True, want_z=True,
+                        maps=Maps(None))
     if "out_digest" in golden.arrays:
         errors.note_digest("out_digest", z, golden.arrays["out_digest"][t])
     else:

@@ -52,9 +52,9 @@ FF_HD Rows rows_of(int C, int Q, int V) {
   return {pixels, pixels * C, Q / pixels};
 }
 
-// Bits of four elements i, i + stride, ... of the dropout mask; one Philox call serves those of one
-// counter block.
-FF_HD uint32_t keep_bits(const DropoutParams& d, uint64_t i, uint64_t stride) {
+// Bits of four elements i, i + stride, ... of the dropout mask of this step; one Philox call serves
+// those of one counter block.
+FF_HD uint32_t keep_bits(const DropoutParams& d, uint32_t step, uint64_t i, uint64_t stride) {
   uint64_t block = ~uint64_t(0);
   uint32_t kept = 0, bits = 0;
 #if defined(__CUDA_ARCH__)
@@ -64,7 +64,7 @@ FF_HD uint32_t keep_bits(const DropoutParams& d, uint64_t i, uint64_t stride) {
     if ((i >> 2) != block) {
       uint32_t w[4];
       block = i >> 2;
-      philox4x32(d.seed, block, d.layer, d.step, w);
+      philox4x32(d.seed, block, d.layer, step, w);
       kept = uint32_t(w[0] >= d.threshold) | uint32_t(w[1] >= d.threshold) << 1 |
              uint32_t(w[2] >= d.threshold) << 2 | uint32_t(w[3] >= d.threshold) << 3;
     }
@@ -76,26 +76,26 @@ FF_HD uint32_t keep_bits(const DropoutParams& d, uint64_t i, uint64_t stride) {
 constexpr int kUnroll = 4;  // vectors a thread holds at a time: 64 bytes in flight
 
 // Bit u * V + v of a chunk: is element v of vector u kept? The chunk's vectors start at logical
-// index i and lie `step` elements apart (NCHW: memory order is logical order).
+// index i and lie `apart` elements apart (NCHW: memory order is logical order).
 template <int V>
-FF_HD uint32_t chunk_bits_nchw(const DropoutParams& d, uint64_t i, int step) {
-  if (V == 1) return keep_bits(d, i, uint64_t(step));
+FF_HD uint32_t chunk_bits_nchw(const DropoutParams& d, uint32_t step, uint64_t i, int apart) {
+  if (V == 1) return keep_bits(d, step, i, uint64_t(apart));
   uint32_t bits = 0;
 #if defined(__CUDA_ARCH__)
 #pragma unroll 1
 #endif
   for (int quad = 0; quad < kUnroll * V / 4; ++quad) {
     const int element = quad * 4;
-    const uint64_t at = i + uint64_t(element / V) * uint64_t(step) + uint64_t(element % V);
-    bits |= keep_bits(d, at, 1) << element;
+    const uint64_t at = i + uint64_t(element / V) * uint64_t(apart) + uint64_t(element % V);
+    bits |= keep_bits(d, step, at, 1) << element;
   }
   return bits;
 }
 
 // The same for NHWC: rows row … row + 3 of `rows`, elements column … column + V - 1 of each.
 template <int V>
-FF_HD uint32_t chunk_bits_nhwc(const LocalPassParams& p, uint64_t sample, const Rows& rows, int row,
-                               int column) {
+FF_HD uint32_t chunk_bits_nhwc(const LocalPassParams& p, uint32_t step, uint64_t sample,
+                               const Rows& rows, int row, int column) {
   uint32_t bits = 0;
 #if defined(__CUDA_ARCH__)
 #pragma unroll 1
@@ -103,7 +103,7 @@ FF_HD uint32_t chunk_bits_nhwc(const LocalPassParams& p, uint64_t sample, const 
   for (int v = 0; v < V; ++v) {
     const int c = (column + v) % int(p.C), pixel = row * rows.pixels + (column + v) / int(p.C);
     const uint32_t four = keep_bits(
-        p.dropout, sample + uint64_t(c) * uint64_t(p.H * p.W) + uint64_t(pixel),
+        p.dropout, step, sample + uint64_t(c) * uint64_t(p.H * p.W) + uint64_t(pixel),
         uint64_t(rows.pixels));
     for (int u = 0; u < kUnroll; ++u) bits |= (four >> u & 1) << (u * V + v);
   }

@@ -110,7 +110,7 @@ void compressed_run(const CompressedStepParams& p, const StepCoefficients& k, in
     uint16_t* halves = static_cast<uint16_t*>(p.weight) + i;
     float* w = p.bf16_weight ? weights : static_cast<float*>(p.weight) + i;
     if (p.bf16_weight) decode_bf16(halves, n, weights);
-    optimizer_run(k, n, p.grad + i, p.inv_scale, w, m, v);
+    optimizer_run(k, n, static_cast<const float*>(p.grad) + i, p.inv_scale, w, m, v);
     if (m != nullptr && p.format != StateFormat::f32) {
       block_words(p, p.stream, i, words);
       first_moment.close(i, n, m, words);

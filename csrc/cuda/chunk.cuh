@@ -109,10 +109,23 @@ __device__ __forceinline__ uint32_t activate_vector(const LocalPassParams& p, co
   return passing;
 }
 
-// Memory offset in a sample of channel c, pixel (y, x) of an H x W map.
+// One sample: where it lies, and what its dropout counts from.
+struct Sample {
+  int64_t n, base, z_base;  // first element in a and da; in z
+  uint64_t index;
+  uint32_t step;
+};
+
+__device__ __forceinline__ Sample sample_of(const LocalPassParams& p, int64_t n) {
+  const DropoutParams& d = p.dropout;
+  return {n, n * p.C * p.H * p.W, n * p.z_channels * pixels_out(p), row_index(p, n),
+          d.clock != nullptr ? *d.clock : d.step};
+}
+
+// Memory offset in a sample of channel c, pixel (y, x) of an H x W map of C channels.
 __device__ __forceinline__ int offset_in_sample(const LocalPassParams& p, int c, int y, int x,
-                                                int H, int W) {
-  return p.channels_last ? (y * W + x) * int(p.C) + c : (c * H + y) * W + x;
+                                                int H, int W, int64_t C) {
+  return p.channels_last ? (y * W + x) * int(C) + c : (c * H + y) * W + x;
 }
 
 // One 2x2 window of one channel: its winner, and the winner's raw value and mask bit.
@@ -123,17 +136,17 @@ struct Window {
 };
 
 template <class T>
-__device__ __forceinline__ Window pool_window(const LocalPassParams& p, const T* sample,
-                                              uint64_t index, int c, int y, int x) {
+__device__ __forceinline__ Window pool_window(const LocalPassParams& p, const Sample& s,
+                                              const T* sample, int c, int y, int x) {
   const int H = int(p.H), W = int(p.W);
   Window out;
 #pragma unroll 1
   for (int row = 0; row < 2; ++row) {
-    const uint64_t i = index + uint64_t((c * H + 2 * y + row) * W + 2 * x);
-    const uint32_t bits = p.dropout.threshold ? keep_bits(p.dropout, i, 1) : ~0u;
+    const uint64_t i = s.index + uint64_t((c * H + 2 * y + row) * W + 2 * x);
+    const uint32_t bits = p.dropout.threshold ? keep_bits(p.dropout, s.step, i, 1) : ~0u;
     for (int column = 0; column < 2; ++column) {
       const float value =
-          to_float(sample[offset_in_sample(p, c, 2 * y + row, 2 * x + column, H, W)]);
+          to_float(sample[offset_in_sample(p, c, 2 * y + row, 2 * x + column, H, W, p.C)]);
       const bool keep = bits >> column & 1;
       const int before = out.winner.index;
       const bool first = row == 0 && column == 0;

@@ -40,7 +40,7 @@ struct Own {
       const int64_t i = at.first + 128 * q;
       if constexpr (kWhole) quad[q] = *reinterpret_cast<const Pack<T, 4>*>(from + i);
       else
-        for (int j = 0; j < 4; ++j) quad[q].v[j] = i + j < at.n ? from[i + j] : T(0);
+        for (int j = 0; j < 4; ++j) quad[q].v[j] = i + j < at.n ? from[i + j] : T{};
     }
   }
 
@@ -62,10 +62,11 @@ struct Words {
 
   __device__ __forceinline__ Words(const CompressedStepParams& p, uint32_t stream,
                                    const Place& at) {
+    const float* row = p.optim.row;
+    const uint32_t step = row != nullptr ? __float_as_uint(row[7]) : uint32_t(p.optim.step);
 #pragma unroll
     for (int q = 0; q < kQuads; ++q)
-      philox4x32(p.seed, uint64_t(at.first + 128 * q) / 4, stream, uint32_t(p.optim.step),
-                 of + 4 * q);
+      philox4x32(p.seed, uint64_t(at.first + 128 * q) / 4, stream, step, of + 4 * q);
   }
 };
 
@@ -134,14 +135,40 @@ struct Stored {
   }
 };
 
+template <class T, bool kWhole>
+__device__ __forceinline__ void load_numbers(const void* from, const Place& at, float* x) {
+  Own<T, kWhole> raw;
+  raw.load(static_cast<const T*>(from), at);
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) x[i] = to_float(raw[i]);
+}
+template <bool kWhole>
+__device__ __forceinline__ void load_gradient(const CompressedStepParams& p, const Place& at,
+                                              float* x) {
+  switch (p.grad_dtype) {
+    case DType::f32: return load_numbers<float, kWhole>(p.grad, at, x);
+    case DType::bf16: return load_numbers<__nv_bfloat16, kWhole>(p.grad, at, x);
+    case DType::f16: return load_numbers<__half, kWhole>(p.grad, at, x);
+  }
+}
+
+template <class T, bool kWhole>
+__device__ __forceinline__ void store_numbers(void* to, const Place& at, const float* x) {
+  Own<T, kWhole> out;
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) out[i] = from_float<T>(x[i]);
+  out.store(static_cast<T*>(to), at);
+}
+
 template <StateFormat F, StateFormat W, bool kWhole>
-__device__ __forceinline__ void step_block(const CompressedStepParams& p, const StepCoefficients& k,
-                                           const Place& at) {
-  Own<float, kWhole> g;
+__device__ __forceinline__ void step_block(const CompressedStepParams& p,
+                                           const StepCoefficients& given, const Place& at) {
+  float g[kOwn];
   Stored<W, true, kWhole> weight;
   Stored<F, true, kWhole> first;
   Stored<F, false, kWhole> second;
-  g.load(p.grad, at);
+  load_gradient<kWhole>(p, at, g);
+  const StepCoefficients k = coefficients_of(given, p.optim.row);
   weight.load(p.weight, nullptr, at);
   if (p.m != nullptr) first.load(p.m, p.m_scale, at);
   if (p.v != nullptr) second.load(p.v, p.v_scale, at);
@@ -158,8 +185,12 @@ __device__ __forceinline__ void step_block(const CompressedStepParams& p, const 
     first.store(p.m, p.m_scale, at, m, words.of);
     if (p.v != nullptr) second.store(p.v, p.v_scale, at, v, words.of);
   }
-  if constexpr (W == StateFormat::f32) weight.store(p.weight, nullptr, at, w, nullptr);
-  else weight.store(p.weight, nullptr, at, w, Words(p, p.stream ^ kWeightStream, at).of);
+  if constexpr (W == StateFormat::f32) {
+    weight.store(p.weight, nullptr, at, w, nullptr);
+    if (p.half == nullptr) return;
+    if (p.half_dtype == DType::bf16) store_numbers<__nv_bfloat16, kWhole>(p.half, at, w);
+    else store_numbers<__half, kWhole>(p.half, at, w);
+  } else weight.store(p.weight, nullptr, at, w, Words(p, p.stream ^ kWeightStream, at).of);
 }
 
 template <StateFormat F, StateFormat W>
@@ -178,7 +209,7 @@ template <StateFormat F>
 void launch(const CompressedStepParams& p, const StepCoefficients& k, bool aligned,
             cudaStream_t stream) {
   constexpr int64_t each = kThreads / 32 * kStateBlock;
-  const auto blocks = unsigned((p.n + each - 1) / each);
+  const unsigned blocks = blocks_for(p.n, each);
   constexpr StateFormat f32 = StateFormat::f32, bf16 = StateFormat::bf16;
   if (p.bf16_weight) compressed_step<F, bf16><<<blocks, kThreads, 0, stream>>>(p, k, aligned);
   else compressed_step<F, f32><<<blocks, kThreads, 0, stream>>>(p, k, aligned);
@@ -189,8 +220,8 @@ void launch(const CompressedStepParams& p, const StepCoefficients& k, bool align
 bool quads_aligned(const CompressedStepParams& p) {
   const int state = p.format == StateFormat::f32 ? 16 : p.format == StateFormat::bf16 ? 8 : 4;
   const auto off = [](const void* t, int bytes) { return reinterpret_cast<uintptr_t>(t) % bytes; };
-  return off(p.grad, 16) + off(p.weight, p.bf16_weight ? 8 : 16) + off(p.m, state) +
-             off(p.v, state) == 0;
+  return off(p.grad, 4 * item_size(p.grad_dtype)) + off(p.half, 4 * item_size(p.half_dtype)) +
+             off(p.weight, p.bf16_weight ? 8 : 16) + off(p.m, state) + off(p.v, state) == 0;
 }
 
 }  // namespace
@@ -199,6 +230,8 @@ void compressed_step_cuda(const CompressedStepParams& p, void* stream) {
   if (p.n == 0) return;
   FF_CHECK(p.optim.kind == Optim::sgd || (p.m != nullptr && p.v != nullptr),
            "[optimizer] adam and adamw expected states m and v, got none");
+  FF_CHECK(p.half == nullptr || !p.bf16_weight,
+           "[optimizer] a 16-bit copy expected an fp32 weight, got bf16");
   const DeviceOf current(p.weight);
   const auto queue = static_cast<cudaStream_t>(stream);
   const StepCoefficients k = step_coefficients(p.optim, p.m != nullptr);

@@ -40,13 +40,14 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // sums[chunk, c] = sum of da[n, c] over the chunk's rows, then da[n] *= scale[n]. A thread owns V
-// columns of a chunk; blocks (x, y): part of the columns, chunk.
+// columns of a chunk; `parts` blocks share its columns.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
-    linear_finish(const __grid_constant__ LinearStepParams p) {
-  const int64_t c = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * V;
+    linear_finish(const __grid_constant__ LinearStepParams p, unsigned parts) {
+  const int64_t c = (int64_t(blockIdx.x % parts) * blockDim.x + threadIdx.x) * V;
   if (c >= p.out) return;
-  const int64_t first = int64_t(blockIdx.y) * p.chunk, last = min(first + p.chunk, p.N);
+  const int64_t chunk = blockIdx.x / parts;
+  const int64_t first = chunk * p.chunk, last = min(first + p.chunk, p.N);
   float sums[V] = {};
 #pragma unroll 4
   for (int64_t n = first; n < last; ++n) {
@@ -62,7 +63,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   if (p.sums == nullptr) return;
 #pragma unroll
-  for (int v = 0; v < V; ++v) p.sums[int64_t(blockIdx.y) * p.out + c + v] = sums[v];
+  for (int v = 0; v < V; ++v) p.sums[chunk * p.out + c + v] = sums[v];
 }
 
 bool whole_vectors(const void* base, int64_t row, int V, int bytes) {
@@ -75,7 +76,7 @@ void prepare(const LinearStepParams& p, cudaStream_t stream) {
   const bool wide_x = whole_vectors(p.x, p.in, V, sizeof(T));
   const bool wide_a = whole_vectors(p.a, p.out, V, sizeof(T)) &&
                       whole_vectors(p.from, p.out, V, sizeof(T));
-  const unsigned blocks = unsigned((p.N + kRows - 1) / kRows);
+  const unsigned blocks = blocks_for(p.N, kRows);
   if (wide_x && wide_a) {
     linear_prepare<T, V, V><<<blocks, kThreads, 0, stream>>>(p);
   } else if (wide_x) {
@@ -89,10 +90,8 @@ template <class T, int V>
 void launch_finish(const LinearStepParams& p, cudaStream_t stream) {
   const int64_t vectors = p.out / V;
   const int threads = int(std::min<int64_t>(kThreads, (vectors + 31) / 32 * 32));
-  const dim3 grid(unsigned((vectors + threads - 1) / threads),
-                  unsigned((p.N + p.chunk - 1) / p.chunk));
-  FF_CHECK(grid.y <= 65535, "[linear_step] expected at most 65535 chunks a tile, got " << grid.y);
-  linear_finish<T, V><<<grid, threads, 0, stream>>>(p);
+  const unsigned parts = blocks_for(vectors, threads), chunks = blocks_for(p.N, p.chunk);
+  linear_finish<T, V><<<grid_of(int64_t(parts) * chunks), threads, 0, stream>>>(p, parts);
 }
 
 template <class T>

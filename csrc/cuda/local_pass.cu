@@ -57,13 +57,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// Sweep 1, NHWC: block (x, y) gathers the x-th part of the groups of sample y.
+// Sweep 1, NHWC: `parts` blocks a sample gather a part of its groups each.
 template <class T, int V>
 __global__ void __launch_bounds__(kColumnThreads, 1)
     gather_nhwc(const __grid_constant__ LocalPassParams p, Samples samples, int lanes,
-                int groups_a_block) {
+                int groups_a_block, int parts) {
   extern __shared__ __align__(16) unsigned char shared[];
-  const int k0 = int(blockIdx.x) * groups_a_block;
+  const int k0 = int(blockIdx.x % unsigned(parts)) * groups_a_block;
   const int k1 = min(k0 + groups_a_block, int(p.K));
   const int width = int(blockDim.x) / lanes;
   float2* partial = reinterpret_cast<float2*>(shared);
@@ -72,12 +72,12 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
   Grid grid{rows_of(int(p.C), pixels_out(p), V), 0, 0, 0, 0, width, lanes};
   grid.last = grid.rows.count;
   grid.end = grid.rows.width / V;
-  if (gridDim.x > 1) {  // rows are single pixels then
+  if (parts > 1) {  // rows are single pixels then
     grid.begin = group_begin(p, k0) / V;
     grid.end = (group_begin(p, k1) + V - 1) / V;
   }
   grid.width = min(grid.width, grid.end - grid.begin);
-  const Sample s = sample_of(p, samples.first + blockIdx.y);
+  const Sample s = sample_of(p, samples.first + blockIdx.x / unsigned(parts));
   gather_columns<T, V>(p, s, static_cast<const T*>(p.a) + s.base, grid, k0, k1, groups, partial,
                        counts, NoMark());
   for (int k = k0 + int(threadIdx.x); k < k1; k += int(blockDim.x)) {
@@ -116,23 +116,24 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t n = samples.first + samples.count - 1 - run / p.K;
   const int k = int(run % p.K), Q = pixels_out(p);
   const Sample s = sample_of(p, n);
-  apply_run<T, V>(p, s, static_cast<const T*>(p.a) + s.base, group_begin(p, k) * Q,
-                  group_begin(p, k + 1) * Q, int(threadIdx.x) % team, team, true,
-                  scale_of(p, n, k));
+  apply_run<T, V, false>(p, s, static_cast<const T*>(p.a) + s.base, group_begin(p, k) * Q,
+                         group_begin(p, k + 1) * Q, int(threadIdx.x) % team, team,
+                         scale_of(p, n, k));
 }
 
-// Sweep 2, NHWC: block (x, y) writes the x-th part of the rows of sample y.
+// Sweep 2, NHWC: `parts` blocks a sample write a part of its rows each.
 template <class T, int V>
 __global__ void __launch_bounds__(kColumnThreads, 1)
     apply_nhwc(const __grid_constant__ LocalPassParams p, Samples samples, int width, int lanes,
-               int rows_a_block) {
-  const Sample s = sample_of(p, samples.first + samples.count - 1 - blockIdx.y);
+               int rows_a_block, int parts) {
+  const Sample s =
+      sample_of(p, samples.first + samples.count - 1 - blockIdx.x / unsigned(parts));
   Grid grid{rows_of(int(p.C), pixels_out(p), V), 0, 0, 0, 0, width, lanes};
-  grid.first = int(blockIdx.x) * rows_a_block;
+  grid.first = int(blockIdx.x % unsigned(parts)) * rows_a_block;
   grid.last = min(grid.first + rows_a_block, grid.rows.count);
   grid.end = grid.rows.width / V;
-  apply_columns<T, V>(p, s, static_cast<const T*>(p.a) + s.base, grid, true,
-                      p.stats + 2 * s.n * p.K, p.coef ? p.coef + s.n * p.K : nullptr);
+  apply_columns<T, V, false>(p, s, static_cast<const T*>(p.a) + s.base, grid,
+                             p.stats + 2 * s.n * p.K, p.coef ? p.coef + s.n * p.K : nullptr);
 }
 
 // Sweep 2 with a pool, both layouts: a thread a window; windows cut off by floor mode get da = 0.
@@ -153,12 +154,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   int winner = -1;
   if (whole) {
     const Window window =
-        pool_window(p, static_cast<const T*>(p.a) + s.base, s.index, c, y, x);
-    const int64_t at = n * C * pixels_out(p) + offset_in_sample(p, c, y, x, H / 2, W / 2);
+        pool_window(p, s, static_cast<const T*>(p.a) + s.base, c, y, x);
+    const int64_t at = n * C * pixels_out(p) + offset_in_sample(p, c, y, x, H / 2, W / 2, C);
     float h = window.winner.h;
     if (p.h_prev != nullptr) h = blended(p, h, to_float(static_cast<const T*>(p.h_prev)[at]));
     const GroupScale scale = scale_of(p, n, group_of(p, c));
-    if (p.z != nullptr) static_cast<T*>(p.z)[at] = from_float<T>(normalised(scale, h));
+    if (p.z != nullptr) {
+      const float beside =
+          p.shortcut != nullptr ? to_float(static_cast<const T*>(p.shortcut)[at]) : 0.f;
+      static_cast<T*>(p.z)[s.z_base + offset_in_sample(p, c, y, x, H / 2, W / 2, p.z_channels)] =
+          from_float<T>(normalised(scale, h) + beside);
+    }
     winner = window.winner.index;
     winner_da = gradient(p, scale, h, passes(p, window.x, window.keep));
   }
@@ -166,13 +172,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int corner = 0; corner < 4; ++corner) {
     const int row = 2 * y + corner / 2, column = 2 * x + corner % 2;
     if (row < H && column < W)
-      static_cast<T*>(p.da)[s.base + offset_in_sample(p, c, row, column, H, W)] =
+      static_cast<T*>(p.da)[s.base + offset_in_sample(p, c, row, column, H, W, C)] =
           from_float<T>(corner == winner ? winner_da : 0.f);
   }
-}
-
-unsigned blocks_for(int64_t work, int64_t a_block) {
-  return unsigned(std::max<int64_t>(1, (work + a_block - 1) / a_block));
 }
 
 template <class T, int V>
@@ -184,75 +186,88 @@ void gather(const LocalPassParams& p, Samples samples, const DeviceCaps& caps,
         p, samples, team);
     return;
   }
-  const int parts = group_blocks(p, V, samples.count, caps);
-  const int groups = int((p.K + parts - 1) / parts);
+  const int wanted = group_blocks(p, V, samples.count, caps);
+  const int groups = int((p.K + wanted - 1) / wanted), parts = int((p.K + groups - 1) / groups);
   const Rows rows = rows_of(int(p.C), pixels_out(p), V);
   const Columns columns = columns_of((rows.width / V + parts - 1) / parts + (parts > 1), rows.count,
                                      kColumnThreads);
   const size_t shared = size_t(columns.threads) * V * 8 + columns.lanes * 4 + groups * 12;
-  const dim3 grid(blocks_for(p.K, groups), unsigned(samples.count));
-  gather_nhwc<T, V><<<grid, columns.threads, shared, stream>>>(p, samples, columns.lanes, groups);
+  gather_nhwc<T, V><<<grid_of(samples.count * parts), columns.threads, shared, stream>>>(
+      p, samples, columns.lanes, groups, parts);
 }
 
 template <class T, int V>
-void apply(const LocalPassParams& p, Samples samples, const DeviceCaps& caps, cudaStream_t stream) {
-  if (!p.channels_last) {
-    const int team = team_size(p, V);
-    apply_nchw<T, V><<<blocks_for(samples.count * p.K, kThreads / team), kThreads, 0, stream>>>(
-        p, samples, team);
-    return;
-  }
+void apply_runs(const LocalPassParams& p, Samples samples, cudaStream_t stream) {
+  const int team = team_size(p, V);
+  apply_nchw<T, V><<<blocks_for(samples.count * p.K, kThreads / team), kThreads, 0, stream>>>(
+      p, samples, team);
+}
+
+template <class T, int V>
+void apply_rows(const LocalPassParams& p, Samples samples, const DeviceCaps& caps,
+                cudaStream_t stream) {
   const Rows rows = rows_of(int(p.C), pixels_out(p), V);
   const Columns columns = columns_of(rows.width / V, rows.count, kColumnThreads);
   // eight blocks a multiprocessor or more where there are that many rows, two sweeps of them each
-  const int64_t parts = std::max<int64_t>(1, 8 * caps.multiprocessors / samples.count);
+  const int64_t wanted = std::max<int64_t>(1, 8 * caps.multiprocessors / samples.count);
   const int chunk = columns.lanes * kUnroll;
   const int most = std::max(1, (rows.count + chunk - 1) / chunk);
-  const int each = std::max(1, most / int(std::min<int64_t>(parts, most))) * chunk;
-  const dim3 grid(blocks_for(rows.count, each), unsigned(samples.count));
-  apply_nhwc<T, V><<<grid, columns.threads, 0, stream>>>(p, samples, columns.width, columns.lanes,
-                                                         each);
-}
-
-template <class T, int V>
-void two_sweeps(const LocalPassParams& p, const DeviceCaps& caps, cudaStream_t stream) {
-  // the grid's y counts samples in NHWC and ends at 65535
-  const int64_t step = std::min<int64_t>(
-      samples_at_once(p, caps), p.channels_last ? 65535 : INT32_MAX);
-  FF_CHECK(step == p.N || p.loss_params.kind != Loss::symba,
-           "[local_pass] expected at most 65535 channels_last rows of pairs, got " << p.N);
-  for (int64_t first = 0; first < p.N; first += step) {
-    const Samples samples{first, std::min(step, p.N - first)};
-    if (p.phase != Phase::apply) {
-      gather<T, V>(p, samples, caps, stream);
-      finalise<<<blocks_for(samples.count, 4), 128, 0, stream>>>(p, samples);
-    }
-    if (p.phase == Phase::stats || (!p.z && !p.da)) continue;
-    if (!p.pool) {
-      apply<T, V>(p, samples, caps, stream);
-      continue;
-    }
-    const int64_t windows = p.C * ((p.H + 1) / 2) * ((p.W + 1) / 2);
-    apply_pool<T><<<blocks_for(samples.count * windows, kThreads), kThreads, 0, stream>>>(
-        p, samples);
-  }
-  FF_CUDA(cudaGetLastError());
+  const int each = std::max(1, most / int(std::min<int64_t>(wanted, most))) * chunk;
+  const int parts = std::max(1, (rows.count + each - 1) / each);
+  apply_nhwc<T, V><<<grid_of(samples.count * parts), columns.threads, 0, stream>>>(
+      p, samples, columns.width, columns.lanes, each, parts);
 }
 
 template <class T>
-void two_sweeps_of(const LocalPassParams& p, const DeviceCaps& caps, cudaStream_t stream) {
-  if (vector_width(p) > 1) two_sweeps<T, kVector<T>>(p, caps, stream);
-  else two_sweeps<T, 1>(p, caps, stream);
+void gather_samples(const LocalPassParams& p, Samples samples, const DeviceCaps& caps,
+                    cudaStream_t stream) {
+  if (read_width(p) > 1) gather<T, kVector<T>>(p, samples, caps, stream);
+  else gather<T, 1>(p, samples, caps, stream);
+  finalise<<<blocks_for(samples.count, 4), 128, 0, stream>>>(p, samples);
+}
+
+template <class T>
+void apply_samples(const LocalPassParams& p, Samples samples, const DeviceCaps& caps,
+                   cudaStream_t stream) {
+  if (p.pool) {
+    const int64_t windows = p.C * ((p.H + 1) / 2) * ((p.W + 1) / 2);
+    apply_pool<T><<<blocks_for(samples.count * windows, kThreads), kThreads, 0, stream>>>(
+        p, samples);
+    return;
+  }
+  const int V = write_width(p);
+  if (!p.channels_last) {
+    if (V > 1) return apply_runs<T, kVector<T>>(p, samples, stream);
+    return apply_runs<T, 1>(p, samples, stream);
+  }
+  if (V == kVector<T>) return apply_rows<T, kVector<T>>(p, samples, caps, stream);
+  if constexpr (kVector<T> == 8) {
+    if (V == 4) return apply_rows<T, 4>(p, samples, caps, stream);
+  }
+  apply_rows<T, 1>(p, samples, caps, stream);
+}
+
+template <class T>
+void two_sweeps(const LocalPassParams& p, const DeviceCaps& caps, cudaStream_t stream) {
+  const int64_t step = samples_at_once(p, caps);
+  for (int64_t first = 0; first < p.N; first += step) {
+    const Samples samples{first, std::min(step, p.N - first)};
+    if (p.phase != Phase::apply) gather_samples<T>(p, samples, caps, stream);
+    if (p.phase != Phase::stats && (p.z || p.da)) apply_samples<T>(p, samples, caps, stream);
+  }
+  FF_CUDA(cudaGetLastError());
 }
 
 }  // namespace
 
 const DeviceCaps& device_caps(int device) {
-  static std::array<DeviceCaps, 64> all;
-  static std::array<std::once_flag, 64> asked;
-  FF_CHECK(device >= 0 && device < 64, "[cuda] expected a device below 64, got " << device);
+  static std::array<DeviceCaps, kDevices> all;
+  static std::array<std::once_flag, kDevices> asked;
+  FF_CHECK(device >= 0 && device < kDevices,
+           "[cuda] expected a device below " << kDevices << ", got " << device);
   std::call_once(asked[size_t(device)], [device] {
     DeviceCaps caps;
+    caps.device = device;
     int major = 0;
     FF_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
     // 12 has clusters too, but 99 KB of shared memory a block: not measured, not used
@@ -268,21 +283,20 @@ const DeviceCaps& device_caps(int device) {
 
 void local_pass_two_sweeps(const LocalPassParams& p, const DeviceCaps& caps, cudaStream_t stream) {
   switch (p.dtype) {
-    case DType::f32: return two_sweeps_of<float>(p, caps, stream);
-    case DType::bf16: return two_sweeps_of<__nv_bfloat16>(p, caps, stream);
-    case DType::f16: return two_sweeps_of<__half>(p, caps, stream);
+    case DType::f32: return two_sweeps<float>(p, caps, stream);
+    case DType::bf16: return two_sweeps<__nv_bfloat16>(p, caps, stream);
+    case DType::f16: return two_sweeps<__half>(p, caps, stream);
   }
 }
 
 void local_pass_cuda(const LocalPassParams& p, void* stream) {
   if (p.N == 0 || p.C * p.H * p.W == 0) return;
-  FF_CHECK(p.C * p.H * p.W < (int64_t(1) << 30),
-           "[local_pass] expected under 2^30 elements a sample, got " << p.C * p.H * p.W);
+  check_sample("local_pass", std::max(p.C, p.z_channels) * p.H * p.W);
   const DeviceOf current(p.a);
   const DeviceCaps& caps = device_caps(current.device());
   const auto queue = static_cast<cudaStream_t>(stream);
   const ClusterPlan plan = use_cluster(p, caps);
-  if (plan.blocks > 0) local_pass_cluster(p, plan, queue);
+  if (plan.blocks > 0) local_pass_cluster(p, plan, caps, queue);
   else local_pass_two_sweeps(p, caps, queue);
 }
 

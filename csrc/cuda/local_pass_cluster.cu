@@ -20,7 +20,7 @@ namespace {
 
 struct ClusterArgs {
   int blocks, slab, tile_bytes;  // of ClusterPlan
-  int width, lanes;              // NHWC: the block's columns
+  Columns read, write;
 };
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -118,9 +118,9 @@ __device__ __forceinline__ void apply_slab(const LocalPassParams& p, const Sampl
   for (int piece = int(threadIdx.x) / 32; piece < count; piece += kClusterThreads / 32) {
     const Slab range = piece_range<V>(p, slab, pieces, piece);
     const int k = pieces.first_group + piece / pieces.a_group;
-    apply_run<T, V>(p, s, tile, range.first, range.last, int(threadIdx.x) % 32, 32, false,
-                    group_scale(p, shared.stats[2 * k], shared.stats[2 * k + 1],
-                                p.coef ? shared.coef[k] : 0.f));
+    apply_run<T, V, true>(p, s, tile, range.first, range.last, int(threadIdx.x) % 32, 32,
+                          group_scale(p, shared.stats[2 * k], shared.stats[2 * k + 1],
+                                      p.coef ? shared.coef[k] : 0.f));
   }
 }
 
@@ -157,13 +157,23 @@ __device__ __forceinline__ void finalise_cluster(const LocalPassParams& p, int64
   if (with_loss && threadIdx.x == 0) p.loss[n] = loss;
 }
 
+// The rows of an NHWC slab, by vectors of V elements.
+template <int V>
+__device__ __forceinline__ Grid slab_rows(const LocalPassParams& p, Slab slab,
+                                          const Columns& columns) {
+  const Rows rows = rows_of(int(p.C), pixels_out(p), V);
+  return {rows,           slab.first / rows.width, slab.last / rows.width, 0,
+          rows.width / V, columns.width,           columns.lanes};
+}
+
 #endif  // __CUDA_ARCH__ >= 900
 
-template <class T, bool channels_last>
-__global__ void __launch_bounds__(kClusterThreads, 4)
+// Sums by vectors of 16 bytes, z and da by V elements.
+template <class T, int V, bool channels_last>
+__global__ void __launch_bounds__(kClusterThreads, kClusterResident)
     one_read(const __grid_constant__ LocalPassParams p, ClusterArgs args) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  constexpr int V = kVector<T>;
+  constexpr int R = kVector<T>;
   extern __shared__ __align__(16) unsigned char bytes[];
   cg::cluster_group cluster = cg::this_cluster();
   const int rank = int(cluster.block_rank()), size = int(p.C * p.H * p.W);
@@ -172,28 +182,24 @@ __global__ void __launch_bounds__(kClusterThreads, 4)
 
   T* const held = reinterpret_cast<T*>(bytes);
   const Shared shared =
-      shared_at(bytes + args.tile_bytes, cluster_scratch_bytes(p, V), int(p.K));
+      shared_at(bytes + args.tile_bytes, cluster_scratch_bytes(p, R), int(p.K));
   const T* source = static_cast<const T*>(p.a) + s.base + slab.first;
-  for (int i = int(threadIdx.x) * V; i < slab.last - slab.first; i += kClusterThreads * V)
+  for (int i = int(threadIdx.x) * R; i < slab.last - slab.first; i += kClusterThreads * R)
     __pipeline_memcpy_async(held + i, source + i, 16);
   __pipeline_commit();
   __pipeline_wait_prior(0);
   __syncthreads();
 
   T* tile = held - slab.first;  // indexed by the element's place in its sample
-  Grid grid{rows_of(int(p.C), pixels_out(p), V), 0, 0, 0, 0, args.width, args.lanes};
   if (channels_last) {
-    grid.first = slab.first / grid.rows.width;
-    grid.last = slab.last / grid.rows.width;
-    grid.end = grid.rows.width / V;
     float2* columns = reinterpret_cast<float2*>(shared.scratch);
-    gather_columns<T, V>(p, s, tile, grid, 0, int(p.K), shared.share, columns,
-                         reinterpret_cast<float*>(columns + kClusterThreads * V),
+    gather_columns<T, R>(p, s, tile, slab_rows<R>(p, slab, args.read), 0, int(p.K), shared.share,
+                         columns, reinterpret_cast<float*>(columns + kClusterThreads * R),
                          [&](const Span& span, const float* x, uint32_t kept) {
-                           zero_dropped<T, V>(tile, span, x, kept);
+                           zero_dropped<T, R>(tile, span, x, kept);
                          });
   } else {
-    gather_slab<T, V>(p, s, slab, tile, shared);
+    gather_slab<T, R>(p, s, slab, tile, shared);
   }
   cluster.sync();
   merge_cluster(p, shared, args.blocks);
@@ -201,7 +207,8 @@ __global__ void __launch_bounds__(kClusterThreads, 4)
   cluster.barrier_arrive();  // this block reads no other's memory from here on
   finalise_cluster(p, s.n, shared, rank);
   if (channels_last)
-    apply_columns<T, V>(p, s, tile, grid, false, shared.stats, p.coef ? shared.coef : nullptr);
+    apply_columns<T, V, true>(p, s, tile, slab_rows<V>(p, slab, args.write), shared.stats,
+                              p.coef ? shared.coef : nullptr);
   else
     apply_slab<T, V>(p, s, slab, tile, shared);
   __syncthreads();
@@ -209,51 +216,50 @@ __global__ void __launch_bounds__(kClusterThreads, 4)
 #endif
 }
 
-template <class T, bool channels_last>
-void launch(const LocalPassParams& p, const ClusterPlan& plan, cudaStream_t stream) {
-  auto* kernel = one_read<T, channels_last>;
-  ClusterArgs args{plan.blocks, plan.slab, plan.tile_bytes, 1, 1};
-  if (channels_last) {
-    const Rows rows = rows_of(int(p.C), pixels_out(p), kVector<T>);
-    const Columns columns =
-        columns_of(rows.width / kVector<T>, plan.slab / rows.width, kClusterThreads);
-    args.width = columns.width, args.lanes = columns.lanes;
-  }
-  FF_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               plan.shared_bytes));
+template <class T, int V, bool channels_last>
+void launch(const LocalPassParams& p, const ClusterPlan& plan, const DeviceCaps& caps,
+            cudaStream_t stream) {
+  const ClusterArgs args{plan.blocks, plan.slab, plan.tile_bytes, plan.read, plan.write};
+  allow_shared<one_read<T, V, channels_last>>(caps, plan.shared_bytes);
   cudaLaunchAttribute cluster;
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = unsigned(plan.blocks);
   cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(unsigned(p.N * plan.blocks));
+  config.gridDim = dim3(grid_of(p.N * plan.blocks));
   config.blockDim = dim3(kClusterThreads);
   config.dynamicSmemBytes = size_t(plan.shared_bytes);
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = 1;
-  FF_CUDA(cudaLaunchKernelEx(&config, kernel, p, args));
+  FF_CUDA(cudaLaunchKernelEx(&config, one_read<T, V, channels_last>, p, args));
 }
 
 template <class T>
-void launch_layout(const LocalPassParams& p, const ClusterPlan& plan, cudaStream_t stream) {
-  if (p.channels_last) launch<T, true>(p, plan, stream);
-  else launch<T, false>(p, plan, stream);
+void launch_layout(const LocalPassParams& p, const ClusterPlan& plan, const DeviceCaps& caps,
+                   cudaStream_t stream) {
+  constexpr int V = kVector<T>;
+  if (!p.channels_last) return launch<T, V, false>(p, plan, caps, stream);
+  if constexpr (V == 8) {
+    if (plan.vector == 4) return launch<T, 4, true>(p, plan, caps, stream);
+  }
+  launch<T, V, true>(p, plan, caps, stream);
 }
 
 }  // namespace
 
 bool cluster_kernels_built() {
   cudaFuncAttributes attributes;
-  FF_CUDA(cudaFuncGetAttributes(&attributes, one_read<float, false>));
+  FF_CUDA(cudaFuncGetAttributes(&attributes, one_read<float, 4, false>));
   return attributes.ptxVersion >= 90;
 }
 
-void local_pass_cluster(const LocalPassParams& p, const ClusterPlan& plan, cudaStream_t stream) {
+void local_pass_cluster(const LocalPassParams& p, const ClusterPlan& plan, const DeviceCaps& caps,
+                        cudaStream_t stream) {
   switch (p.dtype) {
-    case DType::f32: return launch_layout<float>(p, plan, stream);
-    case DType::bf16: return launch_layout<__nv_bfloat16>(p, plan, stream);
-    case DType::f16: return launch_layout<__half>(p, plan, stream);
+    case DType::f32: return launch_layout<float>(p, plan, caps, stream);
+    case DType::bf16: return launch_layout<__nv_bfloat16>(p, plan, caps, stream);
+    case DType::f16: return launch_layout<__half>(p, plan, caps, stream);
   }
 }
 

@@ -4,6 +4,18 @@
 
 namespace ff {
 
+// The coefficients with what changes from step to step read from `row`, where there is one.
+__device__ __forceinline__ StepCoefficients coefficients_of(const StepCoefficients& given,
+                                                            const float* row) {
+  StepCoefficients k = given;
+  if (row == nullptr) return k;
+  if (k.kind == Optim::adamw) k.decay = 1.f - row[0];
+  else k.l2 = row[0];
+  k.lr = k.step_size = row[1];
+  k.inv_root = 1.f / row[2];
+  return k;
+}
+
 // The same operations in the same order as csrc/cpu/optimizer_kernel.cpp.
 __device__ __forceinline__ void step_weight(const StepCoefficients& k, float g, float& w, float& m,
                                             float& v) {

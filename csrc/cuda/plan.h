@@ -9,6 +9,7 @@
 namespace ff {
 
 struct DeviceCaps {
+  int device = 0;
   bool clusters = false;  // the device has them and this build has kernels for them
   int multiprocessors = 1, l2_bytes = 0, shared_per_block = 0;
 };
@@ -18,18 +19,47 @@ constexpr int kColumnThreads = 512;  // at most; leaves 128 registers a thread
 
 inline int item_size(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 
-// Elements a vector: 16 bytes, where every large tensor is aligned alike; else single elements.
-inline int vector_width(const LocalPassParams& p) {
-  if (p.pool) return 1;
-  const uintptr_t at = reinterpret_cast<uintptr_t>(p.a) % 16;
-  for (const void* t : {static_cast<const void*>(p.z), static_cast<const void*>(p.da), p.h_prev})
-    if (t != nullptr && reinterpret_cast<uintptr_t>(t) % 16 != at) return 1;
-  const int V = 16 / item_size(p.dtype);
-  if (!p.channels_last) return V;
-  // NHWC columns must begin on a vector in every row of every sample
+// Do rows of whole vectors make up an NHWC sample? Rows of several pixels are swept by one block,
+// which has room for the moments of 1024 groups.
+inline bool whole_rows(const LocalPassParams& p, int V) {
   const int64_t pixels = p.H * p.W;
-  if (at != 0 || pixels % rows_of(int(p.C), int(pixels), V).pixels != 0) return 1;
-  return rows_of(int(p.C), int(pixels), V).pixels > 1 && p.K > 1024 ? 1 : V;
+  const int row = rows_of(int(p.C), int(pixels), V).pixels;
+  return pixels % row == 0 && (row == 1 || p.K <= 1024);
+}
+
+inline bool lies_alike(const void* t, const void* a, int bytes) {
+  return t == nullptr ||
+         (reinterpret_cast<uintptr_t>(t) - reinterpret_cast<uintptr_t>(a)) % bytes == 0;
+}
+
+// Elements of a vector of sweep 1: 16 bytes, where what is read is aligned alike; else one.
+inline int read_width(const LocalPassParams& p) {
+  const int V = 16 / item_size(p.dtype);
+  if (p.pool || !lies_alike(p.h_prev, p.a, 16)) return 1;
+  if (!p.channels_last) return V;
+  return reinterpret_cast<uintptr_t>(p.a) % 16 == 0 && whole_rows(p, V) ? V : 1;
+}
+
+// Can sweep 2 read and write V elements at once everywhere? A vector of a slice must lie inside one
+// of the map's pixels.
+inline bool writes_whole(const LocalPassParams& p, int V) {
+  const int bytes = V * item_size(p.dtype);
+  for (const void* t : {static_cast<const void*>(p.z), static_cast<const void*>(p.da), p.h_prev,
+                        p.shortcut})
+    if (!lies_alike(t, p.a, bytes)) return false;
+  const int64_t apart = p.z != nullptr ? p.z_channels - p.C : 0;
+  if (!p.channels_last) return apart * pixels_out(p) % V == 0;
+  return reinterpret_cast<uintptr_t>(p.a) % bytes == 0 && whole_rows(p, V) &&
+         (apart == 0 || (p.C % V == 0 && apart % V == 0));
+}
+
+// Elements of a vector of sweep 2: 16 bytes; or 8, for which a slice of 100 channels in 16 bits
+// asks; else one.
+inline int write_width(const LocalPassParams& p) {
+  if (p.pool) return 1;
+  const int V = 16 / item_size(p.dtype);
+  if (writes_whole(p, V)) return V;
+  return p.channels_last && V == 8 && writes_whole(p, V / 2) ? V / 2 : 1;
 }
 
 inline int power_of_two_up_to(int64_t x, int most) {
@@ -68,26 +98,45 @@ inline int group_blocks(const LocalPassParams& p, int V, int64_t samples, const 
   return int(std::max(least, std::min({wanted, most, p.K})));
 }
 
-// Samples swept twice before the next ones, so that the second sweep finds them in L2.
+// Samples swept twice before the next ones, so that the second sweep finds them in L2; as many each
+// time.
 inline int64_t samples_at_once(const LocalPassParams& p, const DeviceCaps& caps) {
   if (p.phase != Phase::fused || p.loss_params.kind == Loss::symba) return p.N;
   const int64_t bytes = std::max<int64_t>(1, p.C * p.H * p.W * item_size(p.dtype));
-  return std::min(p.N, std::max<int64_t>(caps.l2_bytes / 2 / bytes, (p.N + 15) / 16));
+  const int64_t most = std::max<int64_t>(caps.l2_bytes / 2 / bytes, (p.N + 15) / 16);
+  const int64_t rounds = (p.N + most - 1) / most;
+  return (p.N + rounds - 1) / rounds;
 }
 
 // The one-read kernel: a cluster of `blocks` thread blocks holds a sample in shared memory.
 struct ClusterPlan {
   int blocks = 0;  // 0: not this kernel
+  int vector = 0;  // elements that are written at once
   int slab = 0;    // elements a block holds
   int tile_bytes = 0, shared_bytes = 0;
+  Columns read{1, 1, 0}, write{1, 1, 0};  // NHWC: of the sums and of z and da
   const char* why_not = nullptr;
 };
 
 constexpr int kMaxCluster = 8;  // portable; 16 needs an opt-in and fewer free neighbours
 constexpr int kClusterGroups = 128;
 
-// Of the cluster kernel: few, so that four blocks of up to 128 registers share a multiprocessor.
-constexpr int kClusterThreads = 128;
+// Threads of a block of the cluster kernel: four blocks of up to 128 registers a thread share a
+// multiprocessor, whatever their slabs.
+constexpr int kClusterThreads = 128, kClusterResident = 4;
+
+// A slab that a cluster is cut into, where eight blocks reach it. Predicted for ResNet-17's 128
+// samples on 132 multiprocessors, bf16 (51 KB slabs, the rule before, in brackets): stage 1 1024
+// blocks (512), stage 2 1024 (256), stage 3 512 (128), stage 4 256 (128). 528 blocks are resident
+// at once: stages 1 and 2 come in two waves, of which one stores while the other loads; stages 3
+// and 4 go from one block a multiprocessor, which waits for its own loads, to four and two. At
+// 6 loads of 16 bytes a thread the 4 blocks have 48 KB in flight. Predicted 80 % of copy or more at
+// stages 1 to 3; at stage 4 (10 MB, 3 us at copy rate) the latency of load, two barriers and store,
+// about 4 us, rules.
+constexpr int kSlabBytes = 16 << 10;
+
+// Shared memory of a block that is not the plan's to give: the kernel's own variables, rounded up.
+constexpr int kClusterStatic = 16;
 
 // Column sums and their row lanes' counts, or the moments of a slab's pieces (one a warp at least).
 FF_HD int cluster_scratch_bytes(const LocalPassParams& p, int V) {
@@ -106,8 +155,8 @@ inline ClusterPlan no_cluster(const char* reason) {
   return plan;
 }
 
-// Fewest blocks a cluster whose slab still lets four, then two, then one of them share a
-// multiprocessor: neighbours load while others store.
+// Fewest blocks a cluster whose slab is of kSlabBytes or less; else the most blocks there are, if
+// their slabs fit.
 inline ClusterPlan use_cluster(const LocalPassParams& p, const DeviceCaps& caps) {
   if (!caps.clusters) return no_cluster("no thread-block clusters");
   if (p.phase != Phase::fused || (!p.z && !p.da)) return no_cluster("one sweep is enough");
@@ -116,29 +165,34 @@ inline ClusterPlan use_cluster(const LocalPassParams& p, const DeviceCaps& caps)
   if (p.dropout.threshold && p.straight_through)
     return no_cluster("dropout under straight-through");
   if (p.K > kClusterGroups) return no_cluster("more than 128 groups");
-  const int V = 16 / item_size(p.dtype);
-  const int64_t size = p.C * p.H * p.W;
-  if (vector_width(p) != V || reinterpret_cast<uintptr_t>(p.a) % 16 != 0 || size % V != 0)
+  const int item = item_size(p.dtype), V = read_width(p), W = write_width(p);
+  const int64_t size = p.C * p.H * p.W, bytes = size * item;
+  if (V == 1 || W == 1 || reinterpret_cast<uintptr_t>(p.a) % 16 != 0 || bytes % 16 != 0)
     return no_cluster("samples are not whole 16-byte vectors");
-  if (size * item_size(p.dtype) < 8192) return no_cluster("samples under 8 KB");
+  if (bytes < 8192) return no_cluster("samples under 8 KB");
   // NHWC slabs are whole chunks of rows, so that every block sweeps whole chunks
-  const int unit =
-      p.channels_last ? kUnroll * rows_of(int(p.C), int(p.H * p.W), V).width : V;
-  const int extra = cluster_extra_bytes(p, V);
-  for (int share : {4, 2, 1}) {
-    // of each block's shared memory 1 KB is the system's, and a word is the kernel's own
-    const int room = (caps.shared_per_block + 1024) / share - 1024 - 16;
-    for (int blocks = 1; blocks <= kMaxCluster; blocks *= 2) {
-      const int64_t units = (size + unit - 1) / unit, slab = (units + blocks - 1) / blocks * unit;
-      const int64_t bytes = std::min(slab, size) * item_size(p.dtype);
-      if (bytes + extra > room) continue;
-      ClusterPlan plan;
-      plan.blocks = blocks, plan.slab = int(slab), plan.tile_bytes = int(bytes);
-      plan.shared_bytes = int(bytes) + extra;
-      return plan;
-    }
+  const Rows rows = rows_of(int(p.C), int(p.H * p.W), V);
+  const int unit = p.channels_last ? kUnroll * rows.width : V;
+  const int64_t units = (size + unit - 1) / unit;
+  int64_t slab = 0, held = 0;
+  int blocks = 1;
+  for (;; blocks *= 2) {
+    slab = (units + blocks - 1) / blocks * unit;
+    held = std::min(slab, size) * item;
+    if (held <= kSlabBytes || blocks == kMaxCluster) break;
   }
-  return no_cluster("a sample does not fit the shared memory of eight blocks");
+  const int64_t shared = held + cluster_extra_bytes(p, V);
+  if (shared > caps.shared_per_block - kClusterStatic)
+    return no_cluster("a sample does not fit the shared memory of eight blocks");
+  ClusterPlan plan;
+  plan.blocks = blocks, plan.vector = W, plan.slab = int(slab);
+  plan.tile_bytes = int(held), plan.shared_bytes = int(shared);
+  if (p.channels_last) {
+    const int row = rows_of(int(p.C), int(p.H * p.W), W).width;
+    plan.read = columns_of(rows.width / V, plan.slab / rows.width, kClusterThreads);
+    plan.write = columns_of(row / W, plan.slab / row, kClusterThreads);
+  }
+  return plan;
 }
 
 }  // namespace ff

@@ -2,6 +2,9 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <array>
+#include <atomic>
+
 #include "../check.h"
 #include "plan.h"
 
@@ -37,7 +40,35 @@ class DeviceOf {
   int before_ = 0, device_ = 0;
 };
 
+constexpr int kDevices = 64;
+
+// Asked of the driver once a device.
 const DeviceCaps& device_caps(int device);
+
+// A grid's blocks all lie along x: 2^31 - 1 of them, where y and z have 65535.
+inline unsigned grid_of(int64_t blocks) {
+  FF_CHECK(blocks <= INT32_MAX, "[cuda] expected at most 2147483647 blocks, got " << blocks);
+  return unsigned(blocks);
+}
+inline unsigned blocks_for(int64_t work, int64_t a_block) {
+  return grid_of(std::max<int64_t>(1, (work + a_block - 1) / a_block));
+}
+
+// Places inside a sample are ints.
+inline void check_sample(const char* op, int64_t elements) {
+  FF_CHECK(elements < (int64_t(1) << 30),
+           "[" << op << "] expected under 2^30 elements a sample, got " << elements);
+}
+
+// Lets a kernel have all the dynamic shared memory of its device; the driver is asked once a device.
+template <auto kernel> void allow_shared(const DeviceCaps& caps, int needed) {
+  static std::array<std::atomic<int>, kDevices> allowed{};
+  std::atomic<int>& so_far = allowed[size_t(caps.device)];
+  if (needed <= so_far.load(std::memory_order_relaxed)) return;
+  const int most = caps.shared_per_block - kClusterStatic;
+  FF_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
+  so_far.store(most, std::memory_order_relaxed);
+}
 
 // Were the cluster kernels compiled for an architecture with clusters? Built for an older one and
 // compiled from its PTX by the driver, they are empty.
@@ -45,6 +76,7 @@ bool cluster_kernels_built();
 // csrc/cuda/local_pass.cu, for every device.
 void local_pass_two_sweeps(const LocalPassParams& p, const DeviceCaps& caps, cudaStream_t stream);
 // csrc/cuda/local_pass_cluster.cu: the one-read kernel, as planned by use_cluster.
-void local_pass_cluster(const LocalPassParams& p, const ClusterPlan& plan, cudaStream_t stream);
+void local_pass_cluster(const LocalPassParams& p, const ClusterPlan& plan, const DeviceCaps& caps,
+                        cudaStream_t stream);
 
 }  // namespace ff

@@ -6,16 +6,6 @@
 
 namespace ff {
 
-// One sample: where it lies, and what its dropout counts from.
-struct Sample {
-  int64_t n, base;  // base: first element in a, z (unpooled), da
-  uint64_t index;
-};
-
-__device__ __forceinline__ Sample sample_of(const LocalPassParams& p, int64_t n) {
-  return {n, n * p.C * p.H * p.W, row_index(p, n)};
-}
-
 template <class T>
 __device__ __forceinline__ const T* previous_of(const LocalPassParams& p, int64_t base) {
   return p.h_prev == nullptr ? nullptr : static_cast<const T*>(p.h_prev) + base;
@@ -30,18 +20,24 @@ __device__ __forceinline__ void activate_chunk(const LocalPassParams& p, const S
                           span.high, x + u * V, kept >> (u * V));
 }
 
-// z and da of one vector of raw x; scale(v) is element v's.
+// How many elements further on in z than in a a vector lies, where z is a slice of a wider map: the
+// first of a chunk, and how many more each next one.
+struct Apart {
+  int first = 0, step = 0;
+};
+
+// z and da of one vector of raw x; scale(v) is element v's, `beside` the shortcut's vector.
 template <class T, int V, class Scale>
 __device__ __forceinline__ void apply_vector(const LocalPassParams& p, const Sample& s, int at,
-                                             int low, int high, float* x, uint32_t kept,
-                                             Scale scale) {
+                                             int low, int high, float* x, const float* beside,
+                                             int apart, uint32_t kept, Scale scale) {
   const uint32_t passing =
       activate_vector<T, V>(p, previous_of<T>(p, s.base), at, low, high, x, kept);
   float out[V];
   if (p.z != nullptr) {
 #pragma unroll
-    for (int v = 0; v < V; ++v) out[v] = normalised(scale(v), x[v]);
-    store_vector<T, V>(static_cast<T*>(p.z) + s.base, at, low, high, out);
+    for (int v = 0; v < V; ++v) out[v] = normalised(scale(v), x[v]) + beside[v];
+    store_vector<T, V>(static_cast<T*>(p.z) + (s.z_base + apart), at, low, high, out);
   }
   if (p.da != nullptr) {
 #pragma unroll
@@ -50,22 +46,40 @@ __device__ __forceinline__ void apply_vector(const LocalPassParams& p, const Sam
   }
 }
 
-// z and da of a chunk. Only raw vectors wait for one another; floats live one vector at a time.
-template <class T, int V, class Scale>
+// z and da of a chunk. Only raw vectors wait for one another, and of those that are `held` on chip
+// none does; floats live one vector at a time.
+template <class T, int V, bool held, class Scale>
 __device__ __forceinline__ void apply_chunk(const LocalPassParams& p, const Sample& s, const T* src,
-                                            const Span& span, uint32_t kept, Scale scale) {
-  float x[V];
+                                            const Span& span, const Apart& apart, uint32_t kept,
+                                            Scale scale) {
+  const T* shortcut =
+      p.shortcut != nullptr ? static_cast<const T*>(p.shortcut) + s.base : nullptr;
+  float x[V], beside[V] = {};
   if (span.full<V>()) {
-    Pack<T, V> raw[kUnroll];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u)
+    Pack<T, V> raw[kUnroll], more[kUnroll];
+    const auto load = [&](int u) {
       raw[u] = *reinterpret_cast<const Pack<T, V>*>(src + (span.start + u * span.step));
+    };
+    if (!held) {
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) load(u);
+    }
+    if (shortcut != nullptr) {
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u)
+        more[u] = *reinterpret_cast<const Pack<T, V>*>(shortcut + (span.start + u * span.step));
+    }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
+      if (held) load(u);
 #pragma unroll
       for (int v = 0; v < V; ++v) x[v] = to_float(raw[u].v[v]);
-      apply_vector<T, V>(p, s, span.start + u * span.step, span.low, span.high, x,
-                         kept >> (u * V), scale);
+      if (shortcut != nullptr) {
+#pragma unroll
+        for (int v = 0; v < V; ++v) beside[v] = to_float(more[u].v[v]);
+      }
+      apply_vector<T, V>(p, s, span.start + u * span.step, span.low, span.high, x, beside,
+                         apart.first + u * apart.step, kept >> (u * V), scale);
     }
     return;
   }
@@ -73,7 +87,9 @@ __device__ __forceinline__ void apply_chunk(const LocalPassParams& p, const Samp
   for (int u = 0; u < kUnroll; ++u) {
     const int at = span.start + u * span.step;
     load_vector<T, V>(src, at, span.low, span.high, x);
-    apply_vector<T, V>(p, s, at, span.low, span.high, x, kept >> (u * V), scale);
+    if (shortcut != nullptr) load_vector<T, V>(shortcut, at, span.low, span.high, beside);
+    apply_vector<T, V>(p, s, at, span.low, span.high, x, beside, apart.first + u * apart.step,
+                       kept >> (u * V), scale);
   }
 }
 
@@ -93,7 +109,7 @@ template <int V>
 __device__ __forceinline__ uint32_t run_bits(const LocalPassParams& p, const Sample& s,
                                              const Span& span) {
   if (p.dropout.threshold == 0) return ~0u;
-  return chunk_bits_nchw<V>(p.dropout, s.index + uint64_t(int64_t(span.start)), span.step);
+  return chunk_bits_nchw<V>(p.dropout, s.step, s.index + uint64_t(int64_t(span.start)), span.step);
 }
 
 // h[u] = value without an indexed register array, which would live in local memory.
@@ -113,7 +129,7 @@ __device__ __forceinline__ uint32_t pooled_run(const LocalPassParams& p, const S
     const int e = span.start + u * span.step;
     float value = 0.f;
     if (e < span.high) {
-      value = pool_window(p, src, s.index, e / Q, e % Q / W, e % Q % W).winner.h;
+      value = pool_window(p, s, src, e / Q, e % Q / W, e % Q % W).winner.h;
       if (p.h_prev != nullptr)
         value = blended(p, value, to_float(previous_of<T>(p, s.n * p.C * Q)[e]));
       valid |= 1u << u;
@@ -145,13 +161,14 @@ __device__ __forceinline__ Moments gather_run(const LocalPassParams& p, const Sa
   return total;
 }
 
-template <class T, int V>
+// `held`: src is on chip, and its dropped elements are 0 already.
+template <class T, int V, bool held>
 __device__ __forceinline__ void apply_run(const LocalPassParams& p, const Sample& s, const T* src,
-                                          int low, int high, int lane, int team, bool redraw,
+                                          int low, int high, int lane, int team,
                                           const GroupScale& scale) {
   for_chunks<T, V>(src, low, high, lane, team, [&](const Span& span) {
-    const uint32_t kept = redraw ? run_bits<V>(p, s, span) : ~0u;
-    apply_chunk<T, V>(p, s, src, span, kept, [&](int) { return scale; });
+    const uint32_t kept = held ? ~0u : run_bits<V>(p, s, span);
+    apply_chunk<T, V, held>(p, s, src, span, Apart(), kept, [&](int) { return scale; });
   });
 }
 
@@ -172,7 +189,7 @@ template <int V>
 __device__ __forceinline__ uint32_t column_bits(const LocalPassParams& p, const Sample& s,
                                                 const Rows& rows, int row, int column) {
   if (p.dropout.threshold == 0) return ~0u;
-  return chunk_bits_nhwc<V>(p, s.index, rows, row, column);
+  return chunk_bits_nhwc<V>(p, s.step, s.index, rows, row, column);
 }
 
 // Moments of V channels seen by one thread, all of `count` elements.
@@ -233,7 +250,7 @@ __device__ __forceinline__ void pooled_column(const LocalPassParams& p, const Sa
   for (int u = 0; u < kUnroll; ++u) {
     const int q = row + u, e = span.start + u * span.step;
     if (e >= span.high) break;
-    float value = pool_window(p, src, s.index, c, q / W, q % W).winner.h;
+    float value = pool_window(p, s, src, c, q / W, q % W).winner.h;
     if (p.h_prev != nullptr)
       value = blended(p, value, to_float(previous_of<T>(p, s.n * p.C * pixels_out(p))[e]));
     set_element(h, u, value);
@@ -279,12 +296,13 @@ __device__ __forceinline__ void gather_columns(const LocalPassParams& p, const S
 }
 
 // Sweep 2 of NHWC rows.
-template <class T, int V>
+template <class T, int V, bool held>
 __device__ __forceinline__ void apply_columns(const LocalPassParams& p, const Sample& s,
-                                              const T* src, const Grid& grid, bool redraw,
-                                              const float* stats, const float* coef) {
+                                              const T* src, const Grid& grid, const float* stats,
+                                              const float* coef) {
   const int row_lane = int(threadIdx.x) / grid.width, column = int(threadIdx.x) % grid.width;
   if (row_lane >= grid.lanes) return;
+  const int apart = int(p.z_channels - p.C);  // rows of a slice are single pixels
   for (int vector = grid.begin + column; vector < grid.end; vector += grid.width) {
     GroupScale scale[V];
 #pragma unroll
@@ -294,8 +312,9 @@ __device__ __forceinline__ void apply_columns(const LocalPassParams& p, const Sa
     }
     for (int row = grid.first + row_lane * kUnroll; row < grid.last; row += grid.lanes * kUnroll) {
       const Span span = row_span<T, V>(grid, row, vector);
-      const uint32_t kept = redraw ? column_bits<V>(p, s, grid.rows, row, vector * V) : ~0u;
-      apply_chunk<T, V>(p, s, src, span, kept, [&](int v) { return scale[v]; });
+      const uint32_t kept = held ? ~0u : column_bits<V>(p, s, grid.rows, row, vector * V);
+      apply_chunk<T, V, held>(p, s, src, span, {row * apart, apart}, kept,
+                              [&](int v) { return scale[v]; });
     }
   }
 }

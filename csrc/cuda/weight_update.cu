@@ -8,50 +8,83 @@
 namespace ff {
 namespace {
 
-// V weights a thread; m and v are null where the optimizer has none.
+// V numbers of `dtype` at element i.
+template <class T, int V>
+__device__ __forceinline__ void load_numbers(const void* from, int64_t i, float* x) {
+  const Pack<T, V> raw = *reinterpret_cast<const Pack<T, V>*>(static_cast<const T*>(from) + i);
+#pragma unroll
+  for (int j = 0; j < V; ++j) x[j] = to_float(raw.v[j]);
+}
+template <int V>
+__device__ __forceinline__ void load_gradient(const OptimizerStepParams& p, int64_t i, float* x) {
+  switch (p.grad_dtype) {
+    case DType::f32: return load_numbers<float, V>(p.grad, i, x);
+    case DType::bf16: return load_numbers<__nv_bfloat16, V>(p.grad, i, x);
+    case DType::f16: return load_numbers<__half, V>(p.grad, i, x);
+  }
+}
+
+template <class T, int V>
+__device__ __forceinline__ void store_numbers(void* to, int64_t i, const float* x) {
+  Pack<T, V> out;
+#pragma unroll
+  for (int j = 0; j < V; ++j) out.v[j] = from_float<T>(x[j]);
+  *reinterpret_cast<Pack<T, V>*>(static_cast<T*>(to) + i) = out;
+}
+
+// V weights a thread, from `first` on.
 template <int V>
 __global__ void __launch_bounds__(kThreads)
-    optimizer_step(const __grid_constant__ StepCoefficients k, int64_t n, float inv_scale,
-                   const float* grad, float* weight, float* first, float* second) {
-  const int64_t i = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * V;
-  if (i + V > n) return;
+    optimizer_step(const __grid_constant__ OptimizerStepParams p,
+                   const __grid_constant__ StepCoefficients given, int64_t first) {
+  const int64_t i = first + (int64_t(blockIdx.x) * kThreads + threadIdx.x) * V;
+  if (i + V > p.n) return;
   using Vector = Pack<float, V>;
-  const Vector g = *reinterpret_cast<const Vector*>(grad + i);
-  Vector w = *reinterpret_cast<const Vector*>(weight + i), m{}, v{};
-  if (first != nullptr) m = *reinterpret_cast<const Vector*>(first + i);
-  if (second != nullptr) v = *reinterpret_cast<const Vector*>(second + i);
+  float g[V];
+  load_gradient<V>(p, i, g);
+  Vector w = *reinterpret_cast<const Vector*>(p.weight + i), m{}, v{};
+  if (p.m != nullptr) m = *reinterpret_cast<const Vector*>(p.m + i);
+  if (p.v != nullptr) v = *reinterpret_cast<const Vector*>(p.v + i);
+  const StepCoefficients k = coefficients_of(given, p.optim.row);
 #pragma unroll
-  for (int j = 0; j < V; ++j) step_weight(k, g.v[j] * inv_scale, w.v[j], m.v[j], v.v[j]);
-  *reinterpret_cast<Vector*>(weight + i) = w;
-  if (first != nullptr) *reinterpret_cast<Vector*>(first + i) = m;
-  if (second != nullptr) *reinterpret_cast<Vector*>(second + i) = v;
+  for (int j = 0; j < V; ++j) step_weight(k, g[j] * p.inv_scale, w.v[j], m.v[j], v.v[j]);
+  *reinterpret_cast<Vector*>(p.weight + i) = w;
+  if (p.m != nullptr) *reinterpret_cast<Vector*>(p.m + i) = m;
+  if (p.v != nullptr) *reinterpret_cast<Vector*>(p.v + i) = v;
+  if (p.half == nullptr) return;
+  if (p.half_dtype == DType::bf16) store_numbers<__nv_bfloat16, V>(p.half, i, w.v);
+  else store_numbers<__half, V>(p.half, i, w.v);
 }
 
 template <int V>
-void launch(const StepCoefficients& k, int64_t n, float inv_scale, const float* grad, float* weight,
-            float* m, float* v, cudaStream_t stream) {
-  const int64_t blocks = (n / V + kThreads - 1) / kThreads;
-  if (blocks == 0) return;
-  optimizer_step<V><<<unsigned(blocks), kThreads, 0, stream>>>(k, n, inv_scale, grad, weight, m, v);
+void launch(const OptimizerStepParams& p, const StepCoefficients& k, int64_t first,
+            cudaStream_t stream) {
+  if (first == p.n) return;
+  optimizer_step<V><<<blocks_for(p.n - first, kThreads * V), kThreads, 0, stream>>>(p, k, first);
   FF_CUDA(cudaGetLastError());
+}
+
+// Does every tensor begin on a whole vector of four of its numbers?
+bool quads_aligned(const OptimizerStepParams& p) {
+  const auto off = [](const void* t, DType dtype) {
+    return reinterpret_cast<uintptr_t>(t) % (4 * item_size(dtype));
+  };
+  return off(p.weight, DType::f32) + off(p.m, DType::f32) + off(p.v, DType::f32) +
+             off(p.grad, p.grad_dtype) + off(p.half, p.half_dtype) == 0;
 }
 
 }  // namespace
 
-void optimizer_step_cuda(float* weight, float* m, float* v, const float* grad, int64_t n,
-                         float inv_scale, const OptimParams& optim, void* stream) {
-  if (n == 0) return;
-  FF_CHECK(optim.kind == Optim::sgd || (m != nullptr && v != nullptr),
+void optimizer_step_cuda(const OptimizerStepParams& p, void* stream) {
+  if (p.n == 0) return;
+  FF_CHECK(p.optim.kind == Optim::sgd || (p.m != nullptr && p.v != nullptr),
            "[optimizer] adam and adamw expected states m and v, got none");
-  const DeviceOf current(weight);
+  const DeviceOf current(p.weight);
   const auto queue = static_cast<cudaStream_t>(stream);
-  const StepCoefficients k = step_coefficients(optim, m != nullptr);
-  const auto bits = reinterpret_cast<uintptr_t>(weight) | reinterpret_cast<uintptr_t>(grad) |
-                    reinterpret_cast<uintptr_t>(m) | reinterpret_cast<uintptr_t>(v);
-  const int64_t whole = bits % 16 == 0 ? n / 4 * 4 : 0;
-  launch<4>(k, whole, inv_scale, grad, weight, m, v, queue);
-  launch<1>(k, n - whole, inv_scale, grad + whole, weight + whole, m ? m + whole : nullptr,
-            v ? v + whole : nullptr, queue);
+  const StepCoefficients k = step_coefficients(p.optim, p.m != nullptr);
+  const int64_t whole = quads_aligned(p) ? p.n / 4 * 4 : 0;
+  if (whole > 0) launch<4>(p, k, 0, queue);
+  launch<1>(p, k, whole, queue);
 }
 
 }  // namespace ff

@@ -38,20 +38,21 @@ def select(net: LocalNet, loader: Iterable[tuple[torch.Tensor, torch.Tensor]], *
     Args:
         dtype: compute dtype; the weights' own if None.
     """
-    depth = len(net.layers)
     weight = next(net.parameters())
-    correct = torch.zeros(depth, depth, dtype=torch.int64)
+    correct: torch.Tensor | None = None  # on the device until the last batch is in
     seen, training = 0, net.training
     net.eval()
     with torch.no_grad():
         for x, y in loader:
             x = x.to(device=weight.device, dtype=dtype or weight.dtype)
             goodness = torch.stack(net.goodness(x, backend=backend))
-            correct += range_hits(goodness, y.to(weight.device)).cpu()
+            hits = range_hits(goodness, y.to(weight.device))
+            correct = hits if correct is None else correct + hits
             seen += len(y)
     net.train(training)
-    if seen == 0:
+    if correct is None or seen == 0:
         raise ValueError("[sip] expected at least one sample to select on, got none")
+    correct = correct.cpu()
     start, end = best_range(correct)
     if apply:
         net.set_range(start, end)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ffengine.ops import scratch
+from ffengine.ops.host import send
 
 Negatives = Literal["random", "inverse", "hardest", "permuted", "masked"]
 KINDS: tuple[str, ...] = get_args(Negatives)
@@ -74,8 +75,8 @@ def random_labels(y: Tensor, num_classes: int, generator: torch.Generator) -> Te
     # A step of 1..K-1 around the circle of labels reaches every label but the own one.
     step = torch.randint(
         1, num_classes, y.shape, generator=generator, device=generator.device
-    ).to(y.device)
-    return (y + step) % num_classes
+    )
+    return (y + send(step, y.device)) % num_classes
 
 
 def inverse_rows(y: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -117,7 +118,7 @@ def permuted_labels(y: Tensor, generator: torch.Generator) -> Tensor:
     A negative may equal its own label: that is the published behaviour.
     """
     order = torch.randperm(y.shape[0], generator=generator, device=generator.device)
-    return y[order.to(y.device)]
+    return y[send(order, y.device)]
 
 
 def masked_mixtures(x: Tensor, generator: torch.Generator, blurs: int = BLURS) -> Tensor:
@@ -139,11 +140,11 @@ def masked_mixtures(x: Tensor, generator: torch.Generator, blurs: int = BLURS) -
     if blurs < 0:
         raise ValueError(f"[negatives] expected blurs >= 0, got {blurs}")
     count, _, height, width = x.shape
-    mask = blob_masks((count, height, width), generator, blurs).to(x.device)
+    mask = send(blob_masks((count, height, width), generator, blurs), x.device)
     cycle = torch.randperm(count, generator=generator, device=generator.device)
     partner = torch.empty_like(cycle)
     partner[cycle] = cycle.roll(-1)
-    return torch.where(mask[:, None], x, x[partner.to(x.device)])
+    return torch.where(mask[:, None], x, x[send(partner, x.device)])
 
 
 def blob_masks(

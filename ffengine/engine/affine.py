@@ -18,7 +18,8 @@ from torch import nn
 
 from ffengine.nn.layers import LocalLayer
 from ffengine.nn.norms import Normalised, PreNorm
-from ffengine.ops import backends
+from ffengine.ops import backends, pieces
+from ffengine.ops.host import constant
 from ffengine.ops.optim import ConvGeometry
 from ffengine.ops.optimizer_step import step_dtype
 from ffengine.ops.weight_update import bias_gradient, gradient_update, weight_update
@@ -161,10 +162,6 @@ class GradientSums:
         return found
 
 
-#: Of a weight that `contract` looks at in one piece: what stays in a core's cache.
-PIECE_BYTES = 1 << 20
-
-
 def contract(weight: torch.Tensor, against: torch.Tensor, taps: torch.Tensor,
              norm: PreNorm) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dW, dg, db) from the weight gradient against x̂, which dW is written over: no input gradient
@@ -173,16 +170,12 @@ def contract(weight: torch.Tensor, against: torch.Tensor, taps: torch.Tensor,
     g, b = (p.detach().view(columns) for p in (norm.weight, norm.bias))
     over = [d for d in range(weight.dim()) if d != 1]
     dg, db = (torch.zeros_like(p, dtype=against.dtype) for p in (norm.weight, norm.bias))
-    rows = max(1, PIECE_BYTES * weight.shape[0] // max(against.numel() * against.itemsize, 1))
+    rows = pieces.rows_of(against)
     for w, part, tap in zip(*(torch.split(t, rows) for t in (weight, against, taps)), strict=True):
         dg += (w * part).sum(over)
         db += (w * tap).sum(over)
         part.mul_(g).addcmul_(b, tap)
     return against, dg, db
-
-
-#: Of da that `plane_sums` widens at a time: what stays in a core's cache.
-PLANE_BYTES = 1 << 20
 
 
 def plane_sums(da: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -192,8 +185,11 @@ def plane_sums(da: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     # in the order of memory (8 ms, not 64, for 256 x 128 x 16 x 16 in channels_last), and 16 bits
     # widened some rows at a time (a sum that widens each element takes 3 times as long)
     flat = da.permute(0, 2, 3, 1).flatten(1)
-    step = max(1, PLANE_BYTES // max(flat.shape[1] * dtype.itemsize, 1))
-    total = sum(part.to(dtype).sum(0) for part in torch.split(flat, step))
+    if da.device.type != "cpu":  # a GPU widens in registers
+        total: torch.Tensor | int = flat.sum(0, dtype=dtype)
+    else:
+        step = pieces.rows_of(flat, dtype.itemsize)
+        total = sum(part.to(dtype).sum(0) for part in torch.split(flat, step))
     assert isinstance(total, torch.Tensor)
     return total.view(*da.shape[2:], da.shape[1]).permute(2, 0, 1)
 
@@ -203,16 +199,17 @@ def tap_sums(plane: torch.Tensor, geometry: ConvGeometry | None, size: torch.Siz
     if geometry is None:
         return plane.unsqueeze(1)
     rows, columns = (
-        inside(k, geometry, extent, out).to(plane)
+        constant(plane.device, inside, k, geometry, extent, out, plane.dtype)
         for k, extent, out in zip(geometry.kernel, size, plane.shape[1:], strict=True))
     return torch.einsum("opq,ip,jq->oij", plane, rows, columns).unsqueeze(1)
 
 
-def inside(kernel: int, geometry: ConvGeometry, extent: int, out: int) -> torch.Tensor:
-    """(kernel, out) bool: tap i of output position p reads the input, not the padding."""
+def inside(kernel: int, geometry: ConvGeometry, extent: int, out: int,
+           dtype: torch.dtype) -> torch.Tensor:
+    """(kernel, out): 1 where tap i of output position p reads the input, 0 in the padding."""
     at = (torch.arange(out) * geometry.stride)[None] + (
         torch.arange(kernel) - geometry.padding)[:, None]
-    return (at >= 0) & (at < extent)
+    return ((at >= 0) & (at < extent)).to(dtype)
 
 
 def input_gradient(layer: LocalLayer, u: torch.Tensor, da: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from ffengine.nn.network import LocalNet
 from ffengine.nn.recurrent import RecurrentNet
 from ffengine.ops.config import Loss
+from ffengine.ops.host import send
 
 
 @dataclass
@@ -80,7 +81,8 @@ def checked(batch: Batch, net: LocalNet, device: torch.device) -> Batch:
         raise TypeError(f"[train] labels must be an int64 tensor, got {came}")
     _check_extras(batch, net)
     if batch.features is not None:
-        return replace(batch, y=y.to(device).contiguous(), features=batch.features.to(device))
+        return replace(batch, y=send(y, device).contiguous(),
+                       features=send(batch.features, device))
     if tuple(x.shape[1:]) != net.in_shape or x.shape[0] < 1:
         raise ValueError(f"[train] samples must be (N, {', '.join(map(str, net.in_shape))}) with "
                          f"N >= 1, got {tuple(x.shape)}")
@@ -88,8 +90,8 @@ def checked(batch: Batch, net: LocalNet, device: torch.device) -> Batch:
         raise ValueError(f"[train] labels must be ({x.shape[0]},), got {tuple(y.shape)}")
     if y.device.type == "cpu":
         check_range(y, label_count(net))
-    x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-    negatives = None if batch.negatives is None else batch.negatives.to(device)
+    negatives = None if batch.negatives is None else send(batch.negatives, device)
+    x, y = send(x, device), send(y, device)
     return replace(batch, x=x, y=y.contiguous(), negatives=negatives)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
+from itertools import islice
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
@@ -50,13 +51,22 @@ class Watch:
     def after(self, x: torch.Tensor, y: torch.Tensor, count: int, losses: list[torch.Tensor | None],
               epoch: int, step: int, now: bool) -> None:
         """Note a step's losses; read what has gathered when it is time, or `now`."""
+        self.note(self.flags(x, y, count, losses), losses, epoch, step, now)
+
+    def flags(self, x: torch.Tensor, y: torch.Tensor, count: int,
+              losses: list[torch.Tensor | None]) -> torch.Tensor:
+        """What a step leaves on the device: see `_Record`."""
         if self.host:
             ok = [torch.ones((), device=x.device)] * 2
         else:
             ok = [finite(x).float(), ((y >= 0) & (y < count)).all().float()]
-        trained = {i: loss.float() for i, loss in enumerate(losses) if loss is not None}
-        self._records.append(_Record(epoch, step, tuple(trained),
-                                     torch.stack([*ok, *trained.values()])))
+        return torch.stack([*ok, *(loss.float() for loss in losses if loss is not None)])
+
+    def note(self, flags: torch.Tensor, losses: list[torch.Tensor | None], epoch: int, step: int,
+             now: bool) -> None:
+        """Keep a step's flags; read what has gathered when it is time, or `now`."""
+        trained = tuple(i for i, loss in enumerate(losses) if loss is not None)
+        self._records.append(_Record(epoch, step, trained, flags))
         if now or len(self._records) >= self.every:
             self.check()
 
@@ -65,7 +75,9 @@ class Watch:
         records, self._records = self._records, []
         if not records:
             return
-        for record, row in zip(records, [r.flags.tolist() for r in records], strict=True):
+        found = iter(torch.cat([r.flags for r in records]).tolist())  # one wait for all of them
+        for record in records:
+            row = list(islice(found, len(record.flags)))
             if not row[0]:
                 raise TrainingStopped(bad_samples(record.epoch, record.step))
             if not row[1]:

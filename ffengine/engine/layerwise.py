@@ -25,6 +25,7 @@ from ffengine.engine.step import BatchReport, StepContext, Turn
 from ffengine.engine.store import FeatureStore, choose_store, free_disk
 from ffengine.nn.collaborative import CollaborativeNet
 from ffengine.nn.layers import as_laid_out
+from ffengine.ops.host import send
 
 if TYPE_CHECKING:
     from ffengine.engine.trainer import Trainer
@@ -233,9 +234,9 @@ class StoredLoader:
         labels, device = self.loader.image_set.labels, self.loader.device
         for rows in self.loader.indices(start):
             parts = [store.read(rows) for store in self.stored.stores]
-            features = as_laid_out(whole(parts)).to(device)
-            below = self.stored.below[:, rows.to(self.stored.below.device)].flatten()
-            yield Batch(features, labels[rows].to(device), features=features, below=below)
+            features = send(as_laid_out(whole(parts)), device)
+            below = self.stored.below[:, send(rows, self.stored.below.device)].flatten()
+            yield Batch(features, send(labels[rows], device), features=features, below=below)
 
 
 class Collaborative(Layerwise):

@@ -203,15 +203,15 @@ def expected_inside(func: Any, args: Any, kwargs: Any, out: Any) -> int:
     library's workspace is not part of a rehearsal: `allocated` shows it.
     """
     outputs = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
-    results = sum(t.numel() * t.element_size() for t in outputs)
+    given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs))
+             if isinstance(t, torch.Tensor)}
+    results = sum(t.numel() * t.element_size() for t in outputs
+                  if t.untyped_storage()._cdata not in given)  # else it was written in place
     if any(t.device.type != "cpu" for t in outputs):
         return results
     copies = casts(func.name(), args, kwargs)
     if copies:
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs))
-                 if isinstance(t, torch.Tensor)}
-        new = any(t.untyped_storage()._cdata not in given for t in outputs)
-        return sum(copies) + new * results
+        return sum(copies) + results
     first = args[0] if args and isinstance(args[0], torch.Tensor) else None
     if first is None or first.dim() != 4 or not outputs:
         return _on_zeros(func, args, kwargs, None)

@@ -11,7 +11,7 @@ from torch import nn
 
 from ffengine.nn.layers import LocalLayer
 from ffengine.ops import scratch
-from ffengine.ops.optim import SMALLEST_COMPRESSED, state_bytes
+from ffengine.ops.optim import SMALLEST_COMPRESSED, Half, state_bytes
 from ffengine.ops.weight_update import OptimConfig, OptimState
 
 
@@ -41,6 +41,7 @@ class LocalOptimizer(torch.optim.Optimizer):
         for name in self.named:
             groups.setdefault((own or {}).get(name, config), []).append(name)
         self._configs = list(groups)
+        self._current = list(groups)
         # a network whose every parameter has settings of its own still shows the run's first
         super().__init__([{**_hyper(c), "params": [self.named[n] for n in names]}
                           for c, names in groups.items()], _hyper(config))
@@ -48,6 +49,8 @@ class LocalOptimizer(torch.optim.Optimizer):
         self._owners = {n: ("", *(second or {}).get(n, ())) for n in self.named}
         self._names = {id(p): n for n, p in self.named.items()}
         self.states: dict[str, OptimState] = {}
+        #: Copies in 16 bits of the weights that `keep_halves` named.
+        self.halves: dict[str, Half] = {}
         self.activate(self.named if active is None else active)
 
     @property
@@ -68,11 +71,46 @@ class LocalOptimizer(torch.optim.Optimizer):
                         self.states[k] = OptimState.create(
                             self.named[name].detach(), self._configs[self._group[name]],
                             seed=self.seed, name=k)
+                        self.states[k].half = self.halves.get(name)
+
+    def keep_halves(self, weights: Collection[nn.Parameter], dtype: torch.dtype) -> None:
+        """Keep copies of these weights in 16 bits between steps, and of no others: `half_of`."""
+        names = {self._names[id(w)] for w in weights if w.dtype is torch.float32}
+        if names == self.halves.keys():
+            return
+        self.halves = {n: Half.create(self.named[n], dtype) for n in names}
+        for name in self.named:
+            for owner in self._owners[name]:
+                if key(name, owner) in self.states:
+                    self.states[key(name, owner)].half = self.halves.get(name)
+
+    def half_of(self, weight: nn.Parameter, dtype: torch.dtype) -> torch.Tensor | None:
+        """The weight in 16 bits, up to date; None where no copy of that dtype is kept."""
+        half = self.halves.get(self._names.get(id(weight), "")) if self.halves else None
+        return half.current(weight) if half and half.copy.dtype is dtype else None
+
+    def refresh_halves(self) -> None:
+        """Bring every copy up to date."""
+        for name, half in self.halves.items():
+            half.current(self.named[name])
+
+    def half_tensors(self) -> list[torch.Tensor]:
+        """Every copy, for the meter."""
+        return [half.copy for half in self.halves.values()]
 
     def config(self, parameter: nn.Parameter | None = None) -> OptimConfig:
         """Hyper-parameters as of now (a scheduler may have moved the learning rate)."""
-        index = 0 if parameter is None else self._group[self._names[id(parameter)]]
-        return replace(self._configs[index], lr=float(self.param_groups[index]["lr"]))
+        return self._now(0 if parameter is None else self._group[self._names[id(parameter)]])
+
+    def config_of(self, state: str) -> OptimConfig:
+        """The same of the parameter that a state is of, by the state's name."""
+        return self._now(self._group[state.split("@")[0]])
+
+    def _now(self, index: int) -> OptimConfig:
+        lr = float(self.param_groups[index]["lr"])
+        if self._current[index].lr != lr:
+            self._current[index] = replace(self._configs[index], lr=lr)
+        return self._current[index]
 
     def state_of(self, parameter: nn.Parameter | None, owner: str = "") -> OptimState | None:
         if parameter is None:
@@ -167,6 +205,12 @@ def rounds_weights(net: nn.Module) -> set[str]:
     """Names of the parameters that are bf16 where a run keeps its weights in bf16."""
     return {f"{prefix}.weight" if prefix else "weight" for prefix, module in net.named_modules()
             if isinstance(module, LocalLayer) and module.weight.numel() >= SMALLEST_COMPRESSED}
+
+
+def halved_weights(net: nn.Module, dtype: torch.dtype) -> list[nn.Parameter]:
+    """fp32 weights that a forward pass in `dtype` multiplies with as they are, but for its bits."""
+    return [m.weight for m in net.modules() if isinstance(m, LocalLayer) and m.pre_norm is None
+            and dtype.itemsize == 2 and m.weight.dtype is torch.float32]
 
 
 def round_weights(net: nn.Module) -> None:

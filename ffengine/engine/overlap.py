@@ -25,8 +25,9 @@ from ffengine.ops import routes as op
 from ffengine.ops.config import Tile
 
 #: Pre-activations that live at once. A step of trifecta/shallow at batch 32 in fp32 holds 120, 99,
-#: 89 and 86 MB with 16, 4, 2 and 1 MB of them, and takes 0.45, 0.46, 0.48 and 0.53 s.
-TILE_ELEMENTS = 1 << 19
+#: 89 and 86 MB with 16, 4, 2 and 1 MB of them, and takes 0.45, 0.46, 0.48 and 0.53 s. A GPU pays
+#: fifteen launches a tile: 32 MB of them (predicted to be enough to fill it, not measured).
+TILE_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 23}
 
 
 class Held(NamedTuple):
@@ -72,7 +73,7 @@ def tiles(layer: LocalLayer, u: torch.Tensor, halves: bool) -> Iterator[Rows]:
     """Tiles of TILE_ELEMENTS pre-activations, a pair at least."""
     count = u.shape[0] // 2 if halves else u.shape[0]
     row = (1 + halves) * math.prod(layer.out_shape(tuple(u.shape[1:])))
-    step = max(1, TILE_ELEMENTS // row)
+    step = max(1, TILE_ELEMENTS["cpu" if u.device.type == "cpu" else "cuda"] // row)
     for start in range(0, count, step):
         yield Rows(start, min(start + step, count), count if halves else 0)
 
@@ -136,7 +137,7 @@ def _turn(ctx: StepContext, i: int, maps: list[torch.Tensor], held: Held | None,
         del swept, part
     own: affine.Gradients = []
     if sums is not None:
-        ctx.note(i, u.shape[0], joined(losses, halves and losses[0].shape == goodness[0].shape[:1]),
+        ctx.note(i, joined(losses, halves and losses[0].shape == goodness[0].shape[:1]),
                  joined(goodness, halves))
         if du is not None:
             dx = through_norm(layer, du, made)

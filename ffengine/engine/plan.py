@@ -81,6 +81,9 @@ class Plan:
     batch: int
     floor_bytes: int
     peak_bytes: int
+    #: Bytes are spent on fewer launches: 16-bit copies of weights live on between steps, and a
+    #: layer writes its features into the map of their concatenation.
+    roomy: bool = False
 
     @property
     def working_bytes(self) -> int:
@@ -191,6 +194,10 @@ class Planner:
         limit = 1.05 * self.fastest().seconds
         return self._bisect(lambda plan: plan is not None and plan.seconds <= limit)
 
+    def one_tile(self) -> Plan:
+        """The plan with the fewest turns."""
+        return self.fixed([], max(self.sizes.batch, 1))
+
     def fastest(self) -> Plan:
         """The plan with the least modelled time, whatever it holds."""
         plan = self._fastest(None)
@@ -240,7 +247,7 @@ class Planner:
     def _plan(self, runs: list[Run]) -> Plan:
         floor = self.sizes.floor_bytes
         peak = max([self._around(), *(run.peak_bytes for run in runs)])
-        return Plan(tuple(runs), self.sizes.batch, floor, peak + floor)
+        return Plan(tuple(runs), self.sizes.batch, floor, peak + floor, self.sizes.main.roomy)
 
     def _runs_from(self, start: int, tile: int, stop: int | None = None,
                    one_by_one: bool = False) -> list[Run]:

@@ -38,6 +38,8 @@ class Planning:
             plain = Recurrent(frames=1) if isinstance(job.net, RecurrentNet) else Schedule()
             plain.net, plain.epochs = job.net, 1
             job = replace(job, schedule=plain)
+        if job.device == "cuda" and budget is None:
+            job = replace(job, roomy=True)
         self.job, self.budget, self.micro_batch = job, budget, micro_batch
         self.base: RunPlan | None = None
         self._samples = 0
@@ -69,7 +71,7 @@ class Planning:
         found = choose(self.job, self._piece(samples), self.budget, fixed=fixed,
                        held=self._held(samples), micro=self.micro_batch is not None,
                        measure=self._measure)
-        self.job = replace(self.job, settings=found.job.settings)
+        self.job = replace(self.job, settings=found.job.settings, roomy=found.job.roomy)
         self.base, self._samples = found.plans, samples
         if self._kept:
             self.base = self._cut_like(found.plans, samples)

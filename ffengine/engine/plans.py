@@ -17,7 +17,7 @@ from ffengine.nn.network import LocalNet
 class Job:
     """What a plan depends on, beside the batch and the phase.
 
-    schedule: tied to `net`. device: type of the device. backend: of the ops.
+    schedule: tied to `net`. device: type of the device. backend: of the ops. roomy: as of a Plan.
     """
 
     net: LocalNet
@@ -25,6 +25,7 @@ class Job:
     settings: Settings
     device: str = "cpu"
     backend: str = "auto"
+    roomy: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def sizes_for(job: Job, batch: int, epoch: int = 0, *, stored: bool = False, hel
             found.setdefault(job.schedule.turn(*when), when)
     return NetSizes([
         Rehearsal(job.net, job.schedule, optim, dtype, batch, when, stored=stored, micro=micro,
-                  device=job.device, backend=job.backend) for when in found.values()], held)
+                  device=job.device, backend=job.backend, roomy=job.roomy)
+        for when in found.values()], held)
 
 
 def planner_for(job: Job, batch: int, epoch: int = 0, *, stored: bool = False, held: int = 0,

@@ -22,6 +22,7 @@ from ffengine.engine.plan import Plan
 from ffengine.engine.schedule import Schedule
 from ffengine.engine.step import BatchReport, StepContext
 from ffengine.nn.recurrent import RecurrentNet, label_rows, length_normalised
+from ffengine.ops.host import send
 from ffengine.ops.local_pass import local_pass
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Recurrent(Schedule):
         if frames < 1:
             raise ValueError("[schedule] recurrent training expected 1 frame or more, got "
                              f"{frames}")
-        self.frames = frames
+        self.frames = self.updates = frames
 
     def begin(self, net: LocalNet, epochs: int) -> None:
         if not isinstance(net, RecurrentNet):
@@ -56,11 +57,11 @@ class Recurrent(Schedule):
         super().begin(net, epochs)
 
     def train(self, ctx: StepContext, item: Batch, plan: Plan, dtype: torch.dtype) -> BatchReport:
+        losses: list[torch.Tensor] = []
         for frame in self.run(ctx, item, dtype):
-            for i, (g, loss) in enumerate(zip(frame.goodness, frame.losses, strict=True)):
-                share = loss.mean() / self.frames
-                ctx.loss_sum[i] = ctx.loss_sum[i] + share if i in ctx.loss_sum else share
-                ctx.goodness[i] = [g]
+            losses.append(torch.stack(frame.losses))
+            ctx.goodness = {i: [g] for i, g in enumerate(frame.goodness)}
+        ctx.loss_sum = dict(enumerate(torch.stack(losses).mean((0, 2)).unbind()))
         return ctx.report()
 
     @torch.no_grad()
@@ -88,7 +89,7 @@ class Recurrent(Schedule):
         else:
             source = generator("hidden", ctx.seed, ctx.step)
             halves = [[torch.rand(1, w, generator=source) for w in net.widths] for _ in range(2)]
-        return [torch.cat([t.to(x.device, x.dtype).expand(n, -1) for t in pair])
+        return [torch.cat([send(t, x.device).to(x.dtype).expand(n, -1) for t in pair])
                 for pair in zip(*halves, strict=True)]
 
     def frame(self, ctx: StepContext, net: RecurrentNet, h: list[torch.Tensor],

@@ -21,7 +21,7 @@ from ffengine.engine import heads
 from ffengine.engine.batch import Batch, paired
 from ffengine.engine.meter import MemoryMeter
 from ffengine.engine.micro import Sums
-from ffengine.engine.optim import LocalOptimizer, own_settings
+from ffengine.engine.optim import LocalOptimizer, halved_weights, own_settings
 from ffengine.engine.plan import Arriving, Entrance, Plan, TurnBytes
 from ffengine.engine.step import Maps, StepContext, begin, layer_step, zeros_like_parameters
 from ffengine.nn.layers import LocalConv2d, LocalLinear, as_laid_out
@@ -53,13 +53,15 @@ class Rehearsal:
         micro: the batch is the last piece of a larger one, whose gradients add up.
         device: type of the device that the run will be on.
         backend: of the ops.
+        roomy: as of the plan.
     """
 
     def __init__(self, net: LocalNet, schedule: Schedule, optim: OptimConfig, dtype: torch.dtype,
                  samples: int, when: tuple[int, int] = (0, 0), *, stored: bool = False,
-                 micro: bool = False, device: str = "cpu", backend: str = "auto") -> None:
+                 micro: bool = False, device: str = "cpu", backend: str = "auto",
+                 roomy: bool = False) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self.dtype, self.device, self.backend = dtype, device, backend
+        self.dtype, self.device, self.backend, self.roomy = dtype, device, backend, roomy
         self.samples, self.rows, self.stored = samples, samples * (1 + paired(net)), stored
         with self.on():
             memo = {id(t): self._like(t) for t in (*net.parameters(), *net.buffers())}
@@ -73,8 +75,12 @@ class Rehearsal:
             self.optimizer = LocalOptimizer(
                 trained, optim, own=own_settings(self.net, optim), second=self.schedule.owners(),
                 active=self.schedule.active(when[0]))
+            self.optimizer.keep_halves(halved_weights(self.net, dtype) if roomy else (), dtype)
+            for weight in self.net.parameters():
+                self.optimizer.half_of(weight, dtype)  # up to date, as a step finds it
             self.when, self.turn = when, self.schedule.turn(*when)
             self.sums = self._sums() if micro else None
+            self._clock = self._empty((1,), torch.int32) if device == "cuda" else None
         #: The first layer that is run.
         self.first = self.turn.start if stored or not schedule.runs_below else 0
         self._keys: dict[int, tuple[Any, ...]] = {}
@@ -119,7 +125,8 @@ class Rehearsal:
         return [*self.net.parameters(), *self.optimizer.state_tensors()]
 
     def _meter(self, *known: torch.Tensor) -> MemoryMeter:
-        return MemoryMeter(parameter=self._floor(), feature=known,
+        return MemoryMeter(parameter=self._floor(),
+                           feature=[*known, *self.optimizer.half_tensors()],
                            gradient=() if self.sums is None else self.sums.tensors())
 
     def batch(self) -> Batch:
@@ -142,7 +149,8 @@ class Rehearsal:
 
     def context(self, y: torch.Tensor) -> StepContext:
         return StepContext(self.net, self.optimizer, y, self.rows, backend=self.backend,
-                           turn=self.turn, first=self.first, sums=self.sums)
+                           turn=self.turn, first=self.first, sums=self.sums, roomy=self.roomy,
+                           clock=self._clock)
 
     def step(self, plan: Plan) -> int:
         """Peak of a whole step."""
@@ -244,6 +252,7 @@ class Rehearsal:
             net.shortcut_live_after(i), net.propagate, self.schedule.runs_below,
             i in turn.layers, i >= turn.start, self.context(torch.empty(0)).wants_z(i),
             i in self.read_by_heads, self.sums is None, self.dtype, self.device, self.backend,
+            self.roomy,
             torch.get_num_threads())
         return self._keys[i]
 

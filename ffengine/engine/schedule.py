@@ -42,6 +42,8 @@ class Schedule:
     tiles = True
     #: The runs hold the layers below the first that is not frozen, too.
     runs_below = True
+    #: Updates of a parameter in a step.
+    updates = 1
     #: One update a batch, whose gradient is a sum over samples: micro-batches may add it up.
     adds_up = True
 

@@ -29,7 +29,7 @@ from ffengine.nn.layers import LocalLayer, LocalLinear
 from ffengine.nn.network import LocalNet
 from ffengine.ops import scratch
 from ffengine.ops.batch_pass import batch_pass
-from ffengine.ops.config import Loss, Tile
+from ffengine.ops.config import LocalPassConfig, Loss, Tile
 from ffengine.ops.linear_step import linear_step
 from ffengine.ops.local_pass import local_pass
 from ffengine.ops.optimizer_step import step_dtype
@@ -41,6 +41,13 @@ class Maps:
 
     x: torch.Tensor | None
     shortcut: torch.Tensor | None = None
+    #: What the layer whose turn it is adds to its z.
+    addend: torch.Tensor | None = None
+
+    def taken(self) -> torch.Tensor | None:
+        """The addend, for the sweep that adds it: nobody else keeps it alive."""
+        addend, self.addend = self.addend, None
+        return addend
 
     def rows(self, start: int, stop: int) -> Maps:
         assert self.x is not None
@@ -79,6 +86,11 @@ class BatchReport:
     #: Class scores (N, classes) of the samples, where the step made them itself.
     scores: torch.Tensor | None = None
 
+    @property
+    def mean_losses(self) -> list[torch.Tensor | None]:
+        """Of the layers, then of the heads."""
+        return [*self.losses, *(made and made[0] for made in self.heads)]
+
 
 @dataclass
 class StepContext:
@@ -100,6 +112,10 @@ class StepContext:
     differ: slice | None = None
     #: Where the gradients of a batch's micro-batches add up.
     sums: Sums | None = None
+    #: The plan spends bytes on fewer launches.
+    roomy: bool = False
+    #: int32 (1,) on the device, the step of dropout's masks, where kernels read it from memory.
+    clock: torch.Tensor | None = None
     #: Handed gradients by layer index and parameter, when a test asks for them.
     grads: dict[tuple[int | str, str], torch.Tensor] | None = None
     #: Per layer, a term (rows, K) added to the goodness (collaborative FF).
@@ -107,6 +123,7 @@ class StepContext:
     #: Goodness of the layers beside the one that trains, (rows, 1) (collaborative FF).
     others: torch.Tensor | None = None
     loss_rows: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    #: Of layers whose mean loss is not that of `loss_rows`.
     loss_sum: dict[int, torch.Tensor] = field(default_factory=dict)
     goodness: dict[int, list[torch.Tensor]] = field(default_factory=dict)
     coef: dict[int, list[torch.Tensor]] = field(default_factory=dict)
@@ -130,6 +147,17 @@ class StepContext:
             return Adding()
         return Adding(self.sums.of(parameter, owner), self.sums.last, self.sums.share)
 
+    def half(self, i: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """Layer i's weight in 16 bits, where a copy is kept."""
+        return self.optimizer.half_of(self.net.layer(i).weight, dtype)
+
+    def dropout(self, i: int) -> tuple[LocalPassConfig, torch.Tensor | None]:
+        """(settings of layer i's sweep in this step, where its kernels read dropout's step)."""
+        layer, clock = self.net.layer(i), self.clock
+        if layer.dropout == 0.0 or clock is None:
+            return layer.settings(self.seed, i, self.step), None
+        return layer.settings(self.seed, i, 0), clock
+
     def targets(self, i: int, tile: Tile, n: int) -> torch.Tensor:
         """What layer i is trained towards, of the tile's n rows."""
         start, half, other = tile.layout(n)
@@ -147,10 +175,8 @@ class StepContext:
     def wants_z(self, i: int) -> bool:
         return i + 1 < self.whose().depth or i in self.read_by_heads()
 
-    def note(self, i: int, n: int, loss: torch.Tensor, g: torch.Tensor) -> None:
+    def note(self, i: int, loss: torch.Tensor, g: torch.Tensor) -> None:
         """Keep a tile's losses and goodness."""
-        total = loss.sum() / loss.shape[0] * (n / self.batch)
-        self.loss_sum[i] = self.loss_sum[i] + total if i in self.loss_sum else total
         self.goodness.setdefault(i, []).append(g)
         self.loss_rows.setdefault(i, []).append(loss)
 
@@ -159,17 +185,28 @@ class StepContext:
         """What the step leaves."""
         layers = range(len(self.net.layers))
         results = head_results or {}
+        rows = {i: whole(tiles) for i, tiles in self.loss_rows.items()}
+        losses = {**means(rows), **self.loss_sum}
         return BatchReport(
-            losses=[self.loss_sum.get(i) for i in layers],
+            losses=[losses.get(i) for i in layers],
             goodness=[whole(self.goodness.pop(i)) if i in self.goodness else None for i in layers],
             heads=[results.get(h) for h in range(len(self.net.heads))],
-            row_losses=[whole(self.loss_rows[i]) if i in self.loss_rows else None for i in layers],
-            penalties=self.penalties)
+            row_losses=[rows.get(i) for i in layers], penalties=self.penalties)
+
+
+def means(rows: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+    """The mean of every layer's row losses; layers of one length in one reduction."""
+    found: dict[int, torch.Tensor] = {}
+    for size in {len(r) for r in rows.values()}:
+        alike = [i for i, r in rows.items() if len(r) == size]
+        found |= zip(alike, torch.stack([rows[i] for i in alike]).mean(1).unbind(), strict=True)
+    return found
 
 
 def train_batch(ctx: StepContext, item: Batch | torch.Tensor, plan: Plan,
                 dtype: torch.dtype) -> BatchReport:
     """One step: the layers of the turn train on the batch, and then the heads."""
+    ctx.roomy = plan.roomy
     with torch.no_grad():
         maps, results = begin(ctx, item, dtype)
         del item
@@ -292,50 +329,74 @@ def layer_step(ctx: StepContext, i: int, maps: Maps, tile: Tile, buffers: Buffer
     x = net.transform(i, maps.x)
     maps.x = None
     want_z = ctx.wants_z(i)
+    if want_z:
+        maps.addend, maps.shortcut = net.addend(i, maps.shortcut)
+    met = maps.addend is not None
     if i not in turn.layers:
         z, _ = layer.infer(x, want_z=want_z, training=i >= turn.start and layer.couples,
-                           backend=ctx.backend)
+                           shortcut=maps.taken(), half=ctx.half(i, x.dtype), backend=ctx.backend)
     elif passing:
-        z = pass_on(ctx, i, x, tile)
+        z = pass_on(ctx, i, x, tile, maps)
     else:
-        z = train_layer(ctx, i, x, tile, buffers, finish, want_z)
+        joins = ctx.roomy and net.wires[i].join == "concat" and net.propagate == "stale"
+        if want_z and joins and layer.couple is None:
+            maps.x, met = joined_map(ctx, i, maps), True
+        z = train_layer(ctx, i, x, tile, buffers, finish, want_z, maps)
     del x
     if z is not None:
-        joined = [z]
+        joined = [z if maps.x is None else maps.x]
         del z
-        maps.x, maps.shortcut = net.join(i, joined.pop(), maps.shortcut)
+        maps.x = None
+        maps.x, maps.shortcut = net.join(i, joined.pop(), maps.shortcut, met)
         if i in ctx.read_by_heads() and not passing:
             ctx.features.setdefault(i, []).append(maps.x)
 
 
+def joined_map(ctx: StepContext, i: int, maps: Maps) -> torch.Tensor:
+    """Layer i's map after its concatenation, the shortcut in its place and the layer's own channels
+    still to be written."""
+    shortcut, maps.shortcut = maps.shortcut, None
+    assert shortcut is not None
+    shape = ctx.net.shapes[i + 1]
+    layout = torch.channels_last if len(shape) == 3 else torch.contiguous_format
+    made = torch.empty((shortcut.shape[0], *shape), dtype=shortcut.dtype, device=shortcut.device,
+                       memory_format=layout)
+    made[:, shape[0] - shortcut.shape[1]:].copy_(shortcut)
+    return made
+
+
 def train_layer(ctx: StepContext, i: int, x: torch.Tensor, tile: Tile, buffers: Buffers,
-                finish: bool, want_z: bool) -> torch.Tensor | None:
-    """x -> a -> sweep -> update; z where the next layer wants it."""
+                finish: bool, want_z: bool, maps: Maps) -> torch.Tensor | None:
+    """x -> a -> sweep -> update; z, with `maps.addend`, where the next layer wants it."""
     layer, updated = ctx.net.layer(i), ctx.net.propagate == "updated"
-    if not want_z and ctx.sums is None and streams(layer, x, tile):
+    masks = layer.dropout > 0 and ctx.clock is not None  # from memory, which linear_step has not
+    if not want_z and ctx.sums is None and streams(layer, x, tile) and not masks:
         stream_layer(ctx, i, x, tile)
         return None
     u, made = layer.enter(x, training=True)
     a = preactivation(ctx, i, u)
-    swept = sweep(ctx, i, a, tile, want_z=want_z and not updated)
-    del a
+    own = None if maps.x is None else maps.x[:, :a.shape[1]]
+    swept = sweep(ctx, i, a, tile, want_z=want_z and not updated,
+                  shortcut=None if updated else maps.taken(), into=own)
+    del a, own
     assert swept.da is not None and swept.loss is not None
     z = swept.z
-    ctx.note(i, x.shape[0], swept.loss, swept.g)
+    ctx.note(i, swept.loss, swept.g)
     affine.update(ctx, i, u, made, swept, buffers, finish)
     del swept, u, made
     if want_z and updated:
         z, _ = layer.sweep(preactivation(ctx, i, layer.enter(x, training=False)[0]),
-                           backend=ctx.backend)
+                           shortcut=maps.taken(), backend=ctx.backend)
     return z
 
 
-def pass_on(ctx: StepContext, i: int, x: torch.Tensor, tile: Tile) -> torch.Tensor | None:
+def pass_on(ctx: StepContext, i: int, x: torch.Tensor, tile: Tile,
+            maps: Maps) -> torch.Tensor | None:
     """z as `train_layer` gives it, dropout and all, of a layer whose samples do not couple."""
-    config = ctx.net.layer(i).settings(ctx.seed, i, ctx.step)
+    config, clock = ctx.dropout(i)
     a = preactivation(ctx, i, x)
     return local_pass(a, config=config, out=a if config.pool == "none" else None, tile=tile,
-                      backend=ctx.backend).z
+                      shortcut=maps.taken(), clock=clock, backend=ctx.backend).z
 
 
 def preactivation(ctx: StepContext, i: int, u: torch.Tensor) -> torch.Tensor:
@@ -344,7 +405,7 @@ def preactivation(ctx: StepContext, i: int, u: torch.Tensor) -> torch.Tensor:
     if i == 0 and ctx.differ is not None and u.shape[0] == ctx.batch:
         assert isinstance(layer, LocalLinear)
         return layer.of_halves(u, ctx.differ)
-    return layer.preactivation(u)
+    return layer.preactivation(u, layer.operands(u, ctx.half(i, u.dtype)))
 
 
 def streams(layer: LocalLayer, x: torch.Tensor, tile: Tile) -> bool:
@@ -366,23 +427,30 @@ def stream_layer(ctx: StepContext, i: int, x: torch.Tensor, tile: Tile) -> None:
         state=opt.state_of(layer.weight), bias=None if bias is None else bias.detach(),
         bias_state=opt.state_of(bias), g0=ctx.g0.get(i), grad_out=ctx.grad_of(i, "weight"),
         bias_grad_out=ctx.grad_of(i, "bias"), backend=ctx.backend)
-    ctx.note(i, x.shape[0], made.loss, made.g)
+    ctx.note(i, made.loss, made.g)
     if i in ctx.g0:
         ctx.coef[i] = [made.coef]
 
 
-def sweep(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, *,
-          want_z: bool) -> affine.Swept:
-    """The layer's goodness, loss and gradients at a; z, or da, over a unless it pools."""
+def sweep(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, *, want_z: bool,
+          shortcut: torch.Tensor | None = None,
+          into: torch.Tensor | None = None) -> affine.Swept:
+    """The layer's goodness, loss and gradients at a; z, or da, over a unless it pools.
+
+    Args:
+        shortcut: added to z.
+        into: where z goes instead.
+    """
     layer, n = ctx.net.layer(i), a.shape[0]
-    config = layer.settings(ctx.seed, i, ctx.step)
+    config, clock = ctx.dropout(i)
     y, out = ctx.targets(i, tile, n), a if config.pool == "none" else None
+    out = out if into is None else into
     if layer.couple is None:
         g0 = ctx.g0.get(i)
         made = local_pass(
             a, y, config=config, out=out if want_z else None, want_z=want_z, want_da=True,
-            da_out=None if want_z else out, tile=tile, backend=ctx.backend,
-            g0=None if g0 is None else g0[tile.start:tile.start + n])
+            da_out=None if want_z else out, tile=tile, shortcut=shortcut, clock=clock,
+            g0=None if g0 is None else g0[tile.start:tile.start + n], backend=ctx.backend)
         if i in ctx.g0 and made.coef is not None:
             ctx.coef.setdefault(i, []).append(made.coef)
         return affine.Swept(made.z, made.g, made.loss, made.da, made.da_scale)
@@ -392,4 +460,6 @@ def sweep(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, *,
         want_z=want_z, want_da=True, backend=ctx.backend)
     if both.penalty is not None:
         ctx.penalties[i] = both.penalty
+    if both.z is not None and shortcut is not None:
+        both.z.add_(shortcut)
     return affine.Swept(both.z, both.g, both.loss, both.da, both.da_scale, both.dgamma, both.dbeta)

@@ -18,6 +18,8 @@ import torch
 from ffengine.engine import checkpoint, micro, saving
 from ffengine.engine.batch import Batch, as_batch, batches_from, check_range, checked, label_count
 from ffengine.engine.budget import parse_bytes
+from ffengine.engine.capture import CapturedStep
+from ffengine.engine.clock import StepClock
 from ffengine.engine.denormals import flushed
 from ffengine.engine.evaluation import (
     Samples,
@@ -31,7 +33,13 @@ from ffengine.engine.history import EpochSums, History, Row, mean
 from ffengine.engine.inputs import rows_of
 from ffengine.engine.limit import AllocatorLimit, enforced, limit_for
 from ffengine.engine.meter import MemoryMeter
-from ffengine.engine.optim import LocalOptimizer, floor_bytes, own_settings, round_weights
+from ffengine.engine.optim import (
+    LocalOptimizer,
+    floor_bytes,
+    halved_weights,
+    own_settings,
+    round_weights,
+)
 from ffengine.engine.plan import Plan
 from ffengine.engine.planning import Planning
 from ffengine.engine.plans import Job
@@ -120,6 +128,9 @@ class Trainer:
             if self.settings.weights == "bf16":  # the budget took it
                 round_weights(self.net)
         self.optimizer = self._make_optimizer()
+        #: Numbers that kernels on a GPU read from its memory.
+        self.clock = StepClock(self.optimizer, self.device, self.schedule.updates) if (
+            self.device.type == "cuda") else None
         self.rate = LearningRate(self.optimizer, self.settings, scheduler)
         self.progress, self.sip, self.notes = progress, sip and net.selects_range, notes or {}
         #: Features that a layer-wise schedule keeps between its stages.
@@ -134,7 +145,7 @@ class Trainer:
         self._limit: AllocatorLimit | None = None
         self._shuffle = torch.get_rng_state()
         self.sums = EpochSums()
-        self._watch = Watch(self.device, depth=len(self.net.layers))
+        self.watch = Watch(self.device, depth=len(self.net.layers))
 
     def _make_optimizer(self) -> LocalOptimizer:
         """States for what trains first; layers and heads with settings of their own get them."""
@@ -195,14 +206,13 @@ class Trainer:
         first = self.iteration == 0
         if first and self.device.type != "cpu":
             check_range(item.y, label_count(self.net))
-        self._watch.before(item.x, self.epoch, self.steps)
+        self.watch.before(item.x, self.epoch, self.steps)
         # stored features hold both halves' rows
         plan = self.planning.plans(item.y.shape[0]).at(self.epoch)
         self.rate.move_to(self.schedule.rate_epoch(self.epoch))
         report = self._train(item, plan)
-        losses = [*report.losses, *(made and made[0] for made in report.heads)]
-        self._watch.after(item.x, item.y, label_count(self.net), losses, self.epoch, self.steps,
-                          first)
+        self.watch.after(item.x, item.y, label_count(self.net), report.mean_losses, self.epoch,
+                         self.steps, first)
         self.steps += 1
         self.iteration += 1
         return report
@@ -211,17 +221,35 @@ class Trainer:
         rows = rows_of(self.net, item.x.shape[0]) if item.features is None else (
             item.features.shape[0])
         return StepContext(self.net, self.optimizer, item.y, rows, self.settings.seed, self.steps,
-                           self.backend, self.schedule.turn(self.epoch, self.iteration))
+                           self.backend, self.schedule.turn(self.epoch, self.iteration),
+                           clock=self.clock.dropout if self.clock else None)
 
-    def _update(self, item: Batch, plan: Plan) -> BatchReport:
-        """One update, from the whole batch or from its micro-batches."""
+    def capture(self, x: torch.Tensor, y: torch.Tensor) -> CapturedStep:
+        """The step on batches of this size as a CUDA graph; takes two ordinary steps on (x, y).
+
+        `replay = trainer.capture(x, y)`; then `replay(x, y)` is a step on another batch. Where a
+        step cannot be captured `replay.reason` says why, and every call is an ordinary one.
+        """
+        return CapturedStep(self, x, y)
+
+    def begin_update(self, plan: Plan) -> None:
+        """What an update finds on the device beside weights and states."""
+        self.optimizer.keep_halves(halved_weights(self.net, self.dtype) if plan.roomy else (),
+                                   self.dtype)
+        if self.clock is not None:
+            self.clock.begin(self.steps)
+
+    def update(self, item: Batch, plan: Plan) -> BatchReport:
+        """One update, from the whole batch or from its micro-batches; `begin_update` was called."""
         def step(ctx: StepContext, part: Batch) -> BatchReport:
             return self.schedule.train(ctx, part, plan, self.dtype)
 
         if self._limit is None:
-            held = [*self.net.parameters(), *self.optimizer.state_tensors(), item.x, item.y]
+            held = [*self.net.parameters(), *self.optimizer.state_tensors(),
+                    *self.optimizer.half_tensors(), item.x, item.y]
             self._limit = limit_for(self.budget, held, self.device)
-        with enforced(self._limit, self.device), flushed(self.device):
+        with enforced(self._limit, self.device), flushed(self.device), backends.exact(
+                self.device.type):
             if self.micro_batch is None:
                 return step(self._context(item), item)
             return micro.train(self._context, item, self.micro_batch, step)
@@ -231,14 +259,15 @@ class Trainer:
         self._meter_next = True
 
     def _train(self, item: Batch, plan: Plan) -> BatchReport:
+        self.begin_update(plan)
         if not self._meter_next:
-            return self._update(item, plan)
+            return self.update(item, plan)
         # The real step, executed once; the meter only slows it down.
         self._meter_next = False
         held = [] if self.stored is None else self.stored.tensors()
         with MemoryMeter(parameter=self.net.parameters(), state=self.optimizer.state_tensors(),
-                         feature=[item.x, item.y, *held]) as meter:
-            report = self._update(item, plan)
+                         feature=[item.x, item.y, *held, *self.optimizer.half_tensors()]) as meter:
+            report = self.update(item, plan)
         self.peak_bytes = max(self.peak_bytes, meter.report.peak_bytes)
         return report
 
@@ -293,17 +322,15 @@ class Trainer:
         seen, clock = 0, began
         for item in batches_from(read, self.epoch, self.iteration):
             metered = self._meter_next
-            report = self.step(item, iteration=self.iteration)
-            y = as_batch(item, None).y.to(self.device)
-            self.sums.add(report, y, training_hits(self.net, report, y))
+            samples = self.train_on(item)
             if metered:
                 clock = time.perf_counter()  # a metered step is not timed
             else:
-                seen += y.shape[0]
+                seen += samples
             bar.advance(self.sums, seen / max(time.perf_counter() - clock, 1e-9))
             if stop.asked:
                 self._interrupted()
-        self._watch.check()
+        self.watch.check()
         if self.sums.samples == 0:
             raise ValueError("[train] expected a loader with at least one batch, got none")
         if self.device.type == "cuda":
@@ -315,6 +342,13 @@ class Trainer:
         self._finish_epoch(lr, valid, time.perf_counter() - began, speed, bar)
         if stop.asked:
             self._interrupted()
+
+    def train_on(self, item: Any) -> int:
+        """`step` on a loader's next batch, and what it adds to the epoch's sums; its samples."""
+        batch = checked(as_batch(item, None), self.net, self.device)
+        report = self.step(batch, iteration=self.iteration)
+        self.sums.add(report, batch.y, training_hits(self.net, report, batch.y))
+        return batch.y.shape[0]
 
     def _validate(self, loader: Iterable[Any]) -> float:
         """Select the layer range by SIP (which sets it), or measure with the one there is."""
@@ -345,7 +379,7 @@ class Trainer:
 
     def _interrupted(self) -> None:
         where = f"epoch {self.epoch}, batch {self.iteration}"
-        self._watch.check()
+        self.watch.check()
         kept = f"; checkpoint {self.save()}" if self.out is not None else ""
         raise TrainingInterrupted(f"[train] interrupted at {where}{kept}")
 
@@ -375,7 +409,7 @@ class Trainer:
         """
         if path is None and self.out is None:
             raise ValueError("[checkpoint] expected a path, or a trainer with a run folder (out=)")
-        self._watch.check()
+        self.watch.check()
         target = Path(path) if path is not None else Path(self.out or "") / checkpoint.LATEST
         checkpoint.save(target, saving.tensors(self), saving.description(self))
         return target

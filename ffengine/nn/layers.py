@@ -75,6 +75,8 @@ class LocalLayer(nn.Module):
         self.config, self.dropout = config, dropout
         self.pre_norm, self.couple = pre_norm, couple
         self.optim: dict[str, Any] = {}
+        #: The last that `settings` made, and of what: a step read from memory asks for them again.
+        self._settings: tuple[Any, LocalPassConfig] | None = None
         affine = isinstance(couple, BatchNorm)
         self.norm_weight = nn.Parameter(torch.ones(out)) if affine else None
         self.norm_bias = nn.Parameter(torch.zeros(out)) if affine else None
@@ -114,13 +116,18 @@ class LocalLayer(nn.Module):
             return as_laid_out(made.x_hat), made
         return as_laid_out(self.pre_norm.affine(made.x_hat)), made
 
-    def operands(self, u: torch.Tensor) -> Operands:
-        """What `preactivation` multiplies and adds, in u's dtype; tiles share it."""
+    def operands(self, u: torch.Tensor, half: torch.Tensor | None = None) -> Operands:
+        """What `preactivation` multiplies and adds, in u's dtype; tiles share it.
+
+        Args:
+            half: the weight in u's dtype, where somebody keeps it; a folded norm has no use for it.
+        """
         bias = None if self.bias is None else self.bias.detach().to(u.dtype)
-        weight = self.weight.detach()
+        weight = self.weight.detach() if half is None else half
         norm = self.pre_norm
         if norm is None or not norm.folded:
             return Operands(weight.to(u.dtype), bias, None)
+        weight = self.weight.detach()
         columns = (1, -1, *[1] * (weight.dim() - 2))
         weight = weight.to(norm.weight.dtype)  # a bf16 weight is not to round the shift too
         constant = norm.bias.detach().view(columns).expand(1, -1, *u.shape[2:])
@@ -153,38 +160,50 @@ class LocalLayer(nn.Module):
         """The sweep's settings in one training step; without dropout they never change."""
         if self.dropout == 0.0:
             return self.config
-        drop = Dropout(self.dropout, seed, index, step)
-        return replace(self.config, dropout=drop)
+        key = (self.config, self.dropout, seed, index, step)
+        if self._settings is None or self._settings[0] != key:
+            drop = Dropout(self.dropout, seed, index, step)
+            self._settings = key, replace(self.config, dropout=drop)
+        return self._settings[1]
 
     def infer(self, x: torch.Tensor, *, want_z: bool = True, training: bool = False,
-              norm: Norm | None = None, backend: str = "auto",
-              ) -> tuple[torch.Tensor | None, torch.Tensor]:
+              norm: Norm | None = None, shortcut: torch.Tensor | None = None,
+              half: torch.Tensor | None = None,
+              backend: str = "auto") -> tuple[torch.Tensor | None, torch.Tensor]:
         """(z, g) of the layer's input, no loss and no dropout.
 
         Args:
             training: use (and move) batch statistics where the layer has them.
             norm: feature normalisation in place of the layer's own; Norm("none") gives h.
+            shortcut: added to z.
+            half: see `operands`.
         """
-        return self.sweep(self.preactivation(self.enter(x, training)[0]), want_z=want_z,
-                          training=training, norm=norm, backend=backend)
+        u = self.enter(x, training)[0]
+        return self.sweep(self.preactivation(u, self.operands(u, half)), want_z=want_z,
+                          training=training, norm=norm, shortcut=shortcut, backend=backend)
 
     def sweep(self, a: torch.Tensor, *, want_z: bool = True, training: bool = False,
-              norm: Norm | None = None, backend: str = "auto",
-              ) -> tuple[torch.Tensor | None, torch.Tensor]:
+              norm: Norm | None = None, shortcut: torch.Tensor | None = None,
+              backend: str = "auto") -> tuple[torch.Tensor | None, torch.Tensor]:
         """(z, g) of the pre-activation; arguments as `infer`."""
         config = self.config if norm is None else replace(self.config, norm=norm)
         if torch.compiler.is_compiling():  # torch.compile and torch.export see plain PyTorch
-            return self._traced(a, config, training)
+            traced, g = self._traced(a, config, training)
+            return traced if shortcut is None else traced + shortcut, g
         if isinstance(self.couple, BatchNorm):
             made = batch_pass(
                 a, config=config, couple=self.couple, gamma=self.norm_weight, beta=self.norm_bias,
                 running_mean=self.running_mean, running_var=self.running_var, training=training,
                 want_z=want_z, backend=backend)
-            return made.z, made.g
-        return local_pass(a, config=config, want_z=want_z, backend=backend)[:2]
+            z = made.z
+            if z is not None and shortcut is not None:
+                z = z + shortcut if torch.is_grad_enabled() else z.add_(shortcut)
+            return z, made.g
+        return local_pass(a, config=config, want_z=want_z, shortcut=shortcut,
+                          backend=backend)[:2]
 
     def _traced(self, a: torch.Tensor, config: LocalPassConfig,
-                training: bool) -> tuple[torch.Tensor | None, torch.Tensor]:
+                training: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """`sweep` as plain PyTorch that moves no running statistics."""
         couple = self.couple
         if not isinstance(couple, BatchNorm):

@@ -155,7 +155,9 @@ class LocalNet(nn.Module):
 
     def layer(self, i: int) -> LocalLayer:
         """Layer i, typed."""
-        layer = self.layers[i]
+        # a step asks ten times a layer, and a ModuleList is slow to answer
+        held: Any = self._modules["layers"]
+        layer = held._modules[str(i if i >= 0 else len(held) + i)]
         assert isinstance(layer, LocalLayer)
         return layer
 
@@ -234,11 +236,25 @@ class LocalNet(nn.Module):
             x = x.contiguous().flatten(1)
         return x
 
-    def join(self, i: int, z: torch.Tensor,
-             shortcut: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(x, shortcut) after layer i; may write into z."""
+    def addend(self, i: int, shortcut: torch.Tensor | None,
+               ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """(what the sweep of layer i adds to its z, the shortcut that is left for `join`)."""
         wire = self.wires[i]
-        if wire.join == "add":
+        if wire.join != "add":
+            return None, shortcut
+        return shortcut, shortcut if not wire.branch and self.shortcut_live_after(i) else None
+
+    def join(self, i: int, z: torch.Tensor, shortcut: torch.Tensor | None,
+             met: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(x, shortcut) after layer i; may write into z.
+
+        Args:
+            met: the shortcut that this layer joins is in z already.
+        """
+        wire = self.wires[i]
+        if met:
+            pass
+        elif wire.join == "add":
             assert shortcut is not None
             z = z.add_(shortcut) if not torch.is_grad_enabled() else z + shortcut
         elif wire.join == "concat":
@@ -286,15 +302,19 @@ class LocalNet(nn.Module):
         shortcut, out = None, []
         for i in range(start, end + 1):
             layer, want_z = self.layer(i), i < end or features is not None
+            addend = None
+            if want_z:
+                addend, shortcut = self.addend(i, shortcut)
             if i or a is None:
                 assert x is not None
                 z, g = layer.infer(self.transform(i, x), want_z=want_z, training=training,
-                                   backend=backend)
+                                   shortcut=addend, backend=backend)
             else:
-                z, g = layer.sweep(a, want_z=want_z, training=training, backend=backend)
+                z, g = layer.sweep(a, want_z=want_z, training=training, shortcut=addend,
+                                   backend=backend)
             out.append(g)
             if z is not None:
-                x, shortcut = self.join(i, z, shortcut)
+                x, shortcut = self.join(i, z, shortcut, met=addend is not None)
                 if features is not None:
                     features.append(x)
         return out

@@ -14,15 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ffengine.ops import pieces
 from ffengine.ops.config import LocalPassConfig, Norm
 from ffengine.reference import local_pass as reference
 
 Kind = Literal["batch", "batch-running", "layer", "layer-no-mean"]
-#: Rows whose normalised copy exists while they are normalised in place.
-OWN_ROWS = 256
 KINDS = ("batch", "batch-running", "layer", "layer-no-mean")
-#: Of a gradient that is looked at in one piece, in fp32: what a core's cache holds with its copies.
-CHUNK_BYTES = 1 << 20
 
 
 class Normalised(NamedTuple):
@@ -121,7 +118,7 @@ class PreNorm(nn.Module):
 
         Some rows at a time: no second map of the whole batch is made.
         """
-        rows = max(1, CHUNK_BYTES * dx_hat.shape[0] // max(dx_hat.numel() * 4, 1))
+        rows = pieces.rows_of(dx_hat, 4)
         rstd = made.rstd.view(1, -1, *[1] * (dx_hat.dim() - 2)) if self.folded else made.rstd
         parts = list(zip(torch.split(dx_hat, rows), torch.split(made.x_hat, rows), strict=True))
         if self.folded and not (training and self.kind == "batch"):
@@ -171,7 +168,7 @@ def normalise_input(x: torch.Tensor, norm: Literal["layer", "none"] | Norm,
             length = length / math.prod(x.shape[1:]) ** 0.5
         return x.div_(length + norm.eps)
     if ours:
-        for part in torch.split(x, OWN_ROWS):
+        for part in torch.split(x, pieces.rows_of(x)):
             part.copy_(normalise_input(part, norm))
         return x
     if not isinstance(norm, Norm):

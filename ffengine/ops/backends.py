@@ -12,23 +12,82 @@ import importlib
 import importlib.util
 import logging
 import os
+from collections.abc import Iterator
 from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 
+from ffengine.ops import preferences
+
 BACKENDS = ("reference", "cpu", "triton", "cuda")
-#: What `auto` tries, in order, for a device; no GPU row of bench/results ranks cuda first yet.
+#: What `auto` tries, in order, for a device, where no measurement of its own says better.
 AUTO_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
 
 log = logging.getLogger("ffengine")
 
 
+class Products(NamedTuple):
+    """What the GPU libraries' products may be, ours within `exact` and everybody's else."""
+
+    #: fp32 operands rounded to 10 bits of mantissa.
+    tf32: bool = False
+    #: The same sum every time; otherwise what the library finds fastest.
+    deterministic: bool = True
+
+
+EXACT = Products()
+#: The rule that ours follow, and the one that torch's switches are set to.
+_rule: Products = EXACT
+_set: Products | None = None
+
+
+@contextlib.contextmanager
+def products(rule: Products) -> Iterator[None]:
+    """Every library product of the block by one rule: benchmarks compare sides under it."""
+    global _rule
+    before, _rule = _rule, rule
+    try:
+        with _switches(rule):
+            yield
+    finally:
+        _rule = before
+
+
 def exact(device: str) -> contextlib.AbstractContextManager[object]:
-    """Around a library convolution: full fp32 products and the same result every time on a GPU."""
-    if device != "cuda" or torch.compiler.is_compiling():
+    """Around library products: full fp32 ones and the same result every time on a GPU, unless
+    `products` says otherwise. Inside another one it costs nothing: a step has one around it all."""
+    if device != "cuda" or _set == _rule or torch.compiler.is_compiling():
         return contextlib.nullcontext()
-    return torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    return _switches(_rule)
+
+
+@contextlib.contextmanager
+def _switches(rule: Products) -> Iterator[None]:
+    """torch's own, which hold for the whole process; what was set before comes back at the end.
+
+    The older ones, allow_tf32, may not even be read once a caller has set fp32_precision. A part
+    follows the whole until somebody sets it: the whole goes first, a part only where it still
+    differs, so that afterwards it follows again.
+    """
+    global _set
+    cudnn: Any = torch.backends.cudnn  # torch leaves its parts without annotations
+    wanted = [(cudnn, "enabled", True), (cudnn, "benchmark", not rule.deterministic),
+              (cudnn, "deterministic", rule.deterministic),
+              *((owner, "fp32_precision", "tf32" if rule.tf32 else "ieee") for owner in (
+                  torch.backends, cudnn, cudnn.conv, torch.backends.cuda.matmul))]
+    before: list[tuple[Any, str, Any]] = []
+    was, _set = _set, rule
+    try:
+        for owner, name, value in wanted:
+            if (found := getattr(owner, name)) != value:
+                before.append((owner, name, found))
+                setattr(owner, name, value)
+        yield
+    finally:
+        _set = was
+        for each in reversed(before):
+            setattr(*each)
 
 
 @functools.cache
@@ -94,10 +153,21 @@ def resolve(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
     return _auto(op, device, dtype)
 
 
+def auto_order(device: str, dtype: torch.dtype) -> tuple[tuple[str, ...], str]:
+    """What `auto` tries for tensors of this device and dtype, and the reason for that order."""
+    order = AUTO_ORDER.get(device, ("reference",))
+    found = None
+    if device == "cuda" and torch.cuda.is_available():
+        found = preferences.preference(torch.cuda.get_device_name(), dtype)
+    if found is None:
+        return order, "no measured row of this device ranks them otherwise"
+    return (*found.order, *(b for b in order if b not in found.order)), found.why
+
+
 @functools.cache
 def _auto(op: str, device: str, dtype: torch.dtype) -> str:
     reasons: list[str] = []
-    for backend in AUTO_ORDER.get(device, ("reference",)):
+    for backend in auto_order(device, dtype)[0]:
         reason = why_not(backend, device, dtype)
         if reason is None:
             if reasons and backend == "reference" and dtype is not torch.float64:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ffengine.ops.config import BatchNorm, LocalPassConfig
+from ffengine.ops.host import widths
 from ffengine.reference import local_pass as reference
 
 
@@ -136,7 +137,7 @@ def group_sizes(config: LocalPassConfig, channels: int, pixels: int, g: torch.Te
         return 1
     if isinstance(config.groups, int):
         return channels // config.groups * pixels
-    return torch.tensor(config.groups, dtype=g.dtype, device=g.device).diff() * pixels
+    return widths(config.groups, g.dtype, g.device) * pixels
 
 
 def affine_gradients(coef: torch.Tensor, m2: torch.Tensor, centred: torch.Tensor,
@@ -155,5 +156,5 @@ def spread(coef: torch.Tensor, config: LocalPassConfig, channels: int) -> torch.
     """coef (N, K) for every channel, (N, C), in memory of its own."""
     if isinstance(config.groups, int):
         return coef.repeat_interleave(channels // config.groups, 1)
-    widths = torch.tensor(config.groups, device=coef.device).diff()
-    return coef.repeat_interleave(widths, 1, output_size=channels)
+    return coef.repeat_interleave(widths(config.groups, torch.int64, coef.device), 1,
+                                  output_size=channels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -16,6 +16,7 @@ from ffengine.ops.config import (
     Loss,
     Tile,
 )
+from ffengine.ops.host import constant
 from ffengine.ops.layout import memory_layout, nchw
 
 
@@ -70,12 +71,34 @@ class LocalPassCall:
     half_start: int
 
 
+#: Calls made before, by the identity of their settings (whose hash would take longer than a call)
+#: and by all else that they follow from.
+_made: dict[Any, tuple[LocalPassConfig, LocalPassCall]] = {}
+MOST_MADE = 4096
+
+
 def make_call(a: torch.Tensor, config: LocalPassConfig, tile: Tile, scale: float, phase: int,
               with_loss: bool, z_channels: int | None = None) -> LocalPassCall:
-    """Flatten config and tile into what a kernel reads. Pure: unit-tested without a GPU.
+    """Flatten config and tile into what a kernel reads; a layer's is made once, not every step.
 
     z_channels: of the map that z is a slice of; None: z is dense.
     """
+    last = memory_layout(a) is torch.channels_last
+    if torch.compiler.is_compiling():  # sizes may be symbols
+        return _flat(a, last, config, tile, scale, phase, with_loss, z_channels)
+    key = (id(config), a.shape, last, tile, scale, phase, with_loss, z_channels)
+    found = _made.get(key)
+    if found is None or found[0] is not config:
+        if len(_made) >= MOST_MADE:
+            _made.clear()
+        found = _made[key] = config, _flat(a, last, config, tile, scale, phase, with_loss,
+                                           z_channels)
+    return found[1]
+
+
+def _flat(a: torch.Tensor, channels_last: bool, config: LocalPassConfig, tile: Tile, scale: float,
+          phase: int, with_loss: bool, z_channels: int | None) -> LocalPassCall:
+    """Pure: unit-tested without a GPU."""
     n = a.shape[0]
     p = (0.0, 0.0, 0.0)
     code, weight = LOSS_CODES["none"], 0.0
@@ -88,7 +111,7 @@ def make_call(a: torch.Tensor, config: LocalPassConfig, tile: Tile, scale: float
         z_channels=a.shape[1] if z_channels is None else z_channels,
         groups=len(config.offsets(a.shape[1])) - 1,
         equal_groups=isinstance(config.groups, int),
-        channels_last=memory_layout(a) is torch.channels_last,
+        channels_last=channels_last,
         phase=phase,
         goodness=GOODNESS_CODES[config.goodness],
         norm=NORM_CODES[config.norm.kind],
@@ -154,14 +177,6 @@ def _dtype_code(t: torch.Tensor) -> int:
     return {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}[t.dtype]
 
 
-_offset_cache: dict[tuple[tuple[int, ...], str], torch.Tensor] = {}
-
-
-def offsets_tensor(offsets: tuple[int, ...], device: str) -> torch.Tensor:
-    key = (offsets, device)
-    if torch.compiler.is_compiling() or scratch.rehearsing():
-        # a traced or fake tensor must not outlive its trace
-        return torch.tensor(offsets, dtype=torch.int64, device=device)
-    if key not in _offset_cache:
-        _offset_cache[key] = torch.tensor(offsets, dtype=torch.int64, device=device)
-    return _offset_cache[key]
+def offsets_tensor(offsets: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """(K + 1,) int64."""
+    return constant(device, torch.tensor, offsets)

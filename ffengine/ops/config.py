@@ -6,6 +6,7 @@ boundary between Python and the kernels and are checked against the C++ side by 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -283,13 +284,18 @@ class LocalPassConfig:
                     f"[local_pass] channels must be a multiple of the {self.groups} groups, "
                     f"got {channels} channels"
                 )
-            return tuple(range(0, channels + 1, channels // self.groups))
+            return _equal(self.groups, channels)
         off = self.groups
         if len(off) < 2 or off[0] != 0 or off[-1] != channels or list(off) != sorted(set(off)):
             raise ValueError(
                 f"[local_pass] group offsets must rise strictly from 0 to {channels}, got {off}"
             )
         return off
+
+
+@functools.lru_cache(maxsize=256)
+def _equal(groups: int, channels: int) -> tuple[int, ...]:
+    return tuple(range(0, channels + 1, channels // groups))
 
 
 def da_scale(dtype: torch.dtype, goodness: str, batch: int, m: int) -> float:

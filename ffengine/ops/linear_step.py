@@ -22,7 +22,7 @@ from ffengine.ops import backends, linear_tile, product, scratch
 from ffengine.ops import local_pass as sweep
 from ffengine.ops import weight_update as update
 from ffengine.ops.config import LocalPassConfig, Loss, Norm, Tile
-from ffengine.ops.optim import OptimConfig, OptimState, state_bytes
+from ffengine.ops.optim import DTYPE_CODES, OptimConfig, OptimState, state_bytes
 from ffengine.ops.optimizer_step import check_state, step_dtype
 from ffengine.reference import linear_step as reference
 
@@ -237,7 +237,9 @@ def _run_tiles(c: Call, backend: str, result: LinearStepOutput, dw: torch.Tensor
                db: torch.Tensor | None) -> None:
     (n, features), out, paired = c.x.shape, c.weight.shape[0], _paired(c.config)
     rows = _rows(n, features, out, c.x.dtype, c)
-    weight = c.weight.to(c.x.dtype)  # itself in fp32
+    half = None if c.state is None else c.state.half
+    kept = half is not None and half.copy.dtype is c.x.dtype
+    weight = half.current(c.weight) if half and kept else c.weight.to(c.x.dtype)  # itself in fp32
     buffer = torch.empty(rows, out, dtype=c.x.dtype, device=c.x.device)
     scale = room = None
     if linear_tile.folds(c.x.dtype, c.input_norm):
@@ -313,7 +315,7 @@ def _check(c: Call) -> None:
         if not isinstance(t, torch.Tensor) or t.dim() != 2:
             came = tuple(t.shape) if isinstance(t, torch.Tensor) else type(t).__name__
             raise ValueError(f"[linear_step] {name} must be a matrix, got {came}")
-    if c.x.dtype not in (*update.DTYPE_CODES, torch.float64):
+    if c.x.dtype not in (*DTYPE_CODES, torch.float64):
         raise TypeError("[linear_step] x must be of float32, bfloat16, float16 or float64, got "
                         f"{c.x.dtype}")
     update.check_weight_dtype("linear_step", c.weight, c.x.dtype)

@@ -13,7 +13,7 @@ import torch
 
 from ffengine.ops import backends, product, scratch
 from ffengine.ops.config import Norm
-from ffengine.ops.weight_update import DTYPE_CODES
+from ffengine.ops.optim import DTYPE_CODES
 
 #: Bytes of a tile, at most: a full batch then works in well under 32 MB. On two idle CPU cores the
 #: size counts little (50,000 x 784 -> 500 fp32, s of both products: tiles of 256 rows 0.297, 1024
@@ -39,11 +39,7 @@ def copies(dtype: torch.dtype, norm: Norm) -> bool:
 def row_bytes(features: int, out: int, dtype: torch.dtype, norm: Norm, device: str) -> int:
     """Bytes that a row of a tile holds, results of (N, K) aside."""
     held = dtype.itemsize * (out + features * copies(dtype, norm)) + 4 * folds(dtype, norm)
-    if device == "cpu":
-        return held
-    if dtype is torch.float16:  # a GPU forms the fp16 weight gradient from fp32 forms
-        held += 4 * (features + out)
-    return held + 4 * -(-out // CHUNK)
+    return held if device == "cpu" else held + 4 * -(-out // CHUNK)
 
 
 def library_bytes(features: int, out: int) -> int:
@@ -55,8 +51,10 @@ def library_bytes(features: int, out: int) -> int:
 def choose_rows(n: int, features: int, out: int, dtype: torch.dtype, norm: Norm,
                 device: str) -> int:
     """Rows of a tile of a batch of n. Pure: unit-tested without a GPU."""
-    fit = TILE_BYTES["cpu" if device == "cpu" else "cuda"] // max(
-        1, row_bytes(features, out, dtype, norm, device))
+    held = row_bytes(features, out, dtype, norm, device)
+    if device != "cpu" and dtype is torch.float16:  # its gradient is formed from fp32 forms there
+        held += 4 * (features + out)
+    fit = TILE_BYTES["cpu" if device == "cpu" else "cuda"] // max(1, held)
     return max(1, min(n, max(fit // CHUNK * CHUNK, CHUNK)))
 
 

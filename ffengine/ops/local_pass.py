@@ -9,7 +9,6 @@ triton: kernels/local_pass.py                 cuda: csrc/cuda/local_pass.cu
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -33,6 +32,7 @@ from ffengine.ops.config import (
     Tile,
     da_scale,
 )
+from ffengine.ops.host import widths
 from ffengine.ops.layout import (
     destination,
     map_channels,
@@ -105,7 +105,7 @@ def _triton_partials(a: torch.Tensor, config: LocalPassConfig, groups: int) -> i
         c, h, w, groups, equal=isinstance(config.groups, int),
         channels_last=memory_layout(a) is torch.channels_last, pool=config.pool == "max2",
         itemsize=a.element_size(), dropout=config.dropout.p > 0)
-    held: int = scratch_bytes(n, groups, launch)
+    held: int = scratch_bytes(n, groups, launch, config.goodness != "mean")
     return held
 
 
@@ -185,11 +185,9 @@ class _Request(NamedTuple):
 
 def _run_reference(r: _Request) -> LocalPassOutput:
     config = r.config
-    if r.clock is not None:
-        config = replace(config, dropout=replace(config.dropout, step=int(r.clock)))
     z, g, loss, coef, da = reference.local_pass(
         r.a, r.y, config=config, g0=r.g0, h_prev=r.h_prev, shortcut=r.shortcut, want_z=r.want_z,
-        want_da=r.want_da, tile=r.tile, da_scale=r.scale)
+        want_da=r.want_da, tile=r.tile, da_scale=r.scale, clock=r.clock)
     if r.out is not None and z is not None:
         z = r.out.copy_(z)
     if r.da_out is not None and da is not None:
@@ -197,17 +195,12 @@ def _run_reference(r: _Request) -> LocalPassOutput:
     return LocalPassOutput(z, g, loss, coef, da, r.scale)
 
 
-#: Back-ends whose kernels add the shortcut and write a slice of a map themselves.
-JOINS = frozenset({"cpu"})
-
-
 def _run_kernel(r: _Request, backend: str) -> LocalPassOutput:
     layout = memory_layout(r.a)
     a, layout = (r.a, layout) if layout else (r.a.contiguous(), torch.contiguous_format)
-    late = None
-    if backend not in JOINS:
-        late, r = r.shortcut, r._replace(shortcut=None)
-    tensors = _allocate(r, a, layout, backend)
+    tensors = _allocate(r, a, layout)
+    if backend == "triton" and scratch.rehearsing():  # a real call's show themselves
+        scratch.declare(_triton_partials(a, r.config, tensors.g.shape[1]))
     custom = r.y is not None and not isinstance(r.config.loss, Loss)
     loss, z = tensors.loss, tensors.z
 
@@ -224,15 +217,12 @@ def _run_kernel(r: _Request, backend: str) -> LocalPassOutput:
             run(backend, tensors, call(PHASE_APPLY, False))
     else:
         run(backend, tensors, call(PHASE_FUSED, r.y is not None))
-    if z is not None and late is not None:
-        z += late
     if r.out is not None and z is not None and z is not r.out:
         z = r.out.copy_(z)
     return LocalPassOutput(z, tensors.g, loss, tensors.coef, tensors.da, r.scale)
 
 
-def _allocate(r: _Request, a: torch.Tensor, layout: torch.memory_format,
-              backend: str) -> LocalPassTensors:
+def _allocate(r: _Request, a: torch.Tensor, layout: torch.memory_format) -> LocalPassTensors:
     """Every result of a kernel call; z lies over a where `out=a` asks for it."""
     n, loss = a.shape[0], r.config.loss
     offsets = r.config.offsets(a.shape[1])
@@ -252,9 +242,8 @@ def _allocate(r: _Request, a: torch.Tensor, layout: torch.memory_format,
         g0=None if r.g0 is None else r.g0.float().contiguous(),
         h_prev=laid_out(r.h_prev),
         shortcut=laid_out(r.shortcut),
-        offsets=offsets_tensor(offsets, str(a.device)),
-        z=destination(r.out, r.out is r.a, r.shape_z, a, layout,
-                       backend in JOINS) if r.want_z else None,
+        offsets=offsets_tensor(offsets, a.device),
+        z=destination(r.out, r.out is r.a, r.shape_z, a, layout, True) if r.want_z else None,
         g=empty(n, k),
         loss=empty(n // 2 if paired else n) if built_in else None,
         coef=empty(n, k) if r.y is not None else None,
@@ -281,8 +270,7 @@ def group_sizes(config: LocalPassConfig, shape_z: tuple[int, ...], g: torch.Tens
     """What dL/dg is divided by to give coef: (K,) elements a group, or 1 for sums of squares."""
     if config.goodness == "sum_sq":
         return 1
-    off = torch.tensor(config.offsets(shape_z[1]), dtype=g.dtype, device=g.device)
-    return off.diff() * (numel(shape_z[2:]))
+    return widths(config.offsets(shape_z[1]), g.dtype, g.device) * numel(shape_z[2:])
 
 
 def _check(a: torch.Tensor, y: Any, config: LocalPassConfig, g0: torch.Tensor | None,

@@ -6,6 +6,7 @@ block (ffengine/reference/state_formats.py defines the formats).
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +17,7 @@ from ffengine.reference.state_formats import BLOCK
 
 OPTIM_CODES = {"sgd": 0, "adam": 1, "adamw": 2}
 STATE_CODES = {"fp32": 0, "bf16": 1, "8bit": 2}
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 StatePrecision = Literal["fp32", "bf16", "8bit"]
 #: Parameters with fewer elements keep fp32 states, and layer weights stay fp32: they weigh nothing.
 SMALLEST_COMPRESSED = 4096
@@ -88,6 +90,41 @@ LINEAR = ConvGeometry((1, 1))
 
 
 @dataclass
+class Half:
+    """A weight's copy in 16 bits, as the weight was at `version`.
+
+    Whoever writes into the weight raises its version, kernels of ours included; `weight.data` as a
+    target of in-place operations is the one way past it.
+    """
+
+    copy: torch.Tensor
+    #: Shares the weight's memory and version, and keeps that memory from being used again.
+    of: torch.Tensor
+    version: int = -1
+
+    @classmethod
+    def create(cls, weight: torch.Tensor, dtype: torch.dtype) -> Half:
+        """Of the weight's layout; not up to date yet."""
+        return cls(torch.empty_like(weight, dtype=dtype, requires_grad=False), weight.detach())
+
+    def current(self, weight: torch.Tensor) -> torch.Tensor:
+        """The copy, made anew if the weight is no longer what it was made of."""
+        if self.version != weight._version or not self._same(weight):
+            self.copy.copy_(weight.detach())
+            self.of, self.version = weight.detach(), weight._version
+        return self.copy
+
+    def _same(self, weight: torch.Tensor) -> bool:
+        mine, theirs = self.of.untyped_storage(), weight.untyped_storage()
+        return bool(mine._cdata == theirs._cdata) and self.of.stride() == weight.stride()
+
+    def written(self, weight: torch.Tensor) -> None:
+        """A step has written weight and copy alike."""
+        if self._same(weight):
+            self.version = weight._version
+
+
+@dataclass
 class OptimState:
     """State of one weight: m (Adam's first moment, SGD's momentum), v, steps taken.
 
@@ -103,6 +140,16 @@ class OptimState:
     v_scale: torch.Tensor | None = None
     seed: int = 0
     stream: int = STREAMS
+    #: Kept up to date by the steps.
+    half: Half | None = None
+    #: On a device, `row_of` the updates from number `first` on, or none.
+    rows: tuple[torch.Tensor, ...] = ()
+    first: int = 1
+
+    @property
+    def row(self) -> torch.Tensor | None:
+        """(8,) fp32, the numbers of the next update where kernels read them from memory."""
+        return self.rows[self.step + 1 - self.first] if self.rows else None
 
     @classmethod
     def create(cls, weight: torch.Tensor, config: OptimConfig, *, seed: int = 0,
@@ -185,6 +232,16 @@ def optim_call(optim: OptimConfig, step: int) -> OptimCall:
     """The flat form of `optim` at its `step`-th update (1 at the first)."""
     return OptimCall(OPTIM_CODES[optim.kind], optim.lr, optim.weight_decay, *optim.betas,
                      optim.eps, optim.momentum, optim.nesterov, step)
+
+
+def row_of(optim: OptimConfig, step: int) -> tuple[float, float, float]:
+    """What of an update changes from one to the next, in double: decay (times the rate for adamw),
+    step size, root of the second moment's bias correction (csrc/params.h: OptimParams.row)."""
+    if optim.kind == "sgd":
+        return optim.weight_decay, optim.lr, 1.0
+    decay = optim.weight_decay * (optim.lr if optim.kind == "adamw" else 1.0)
+    beta1, beta2 = optim.betas
+    return decay, optim.lr / (1.0 - beta1**step), math.sqrt(1.0 - beta2**step)
 
 
 @dataclass(frozen=True, slots=True)

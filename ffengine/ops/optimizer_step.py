@@ -16,6 +16,7 @@ import torch
 
 from ffengine.ops import backends, scratch
 from ffengine.ops.optim import (
+    DTYPE_CODES,
     FORMAT_DTYPES,
     OptimConfig,
     OptimState,
@@ -65,22 +66,42 @@ def is_compressed(weight: torch.Tensor, state: OptimState) -> bool:
 def optimizer_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
                    optim: OptimConfig, inv_scale: float, backend: str) -> None:
     """One optimizer step with gradient grad * inv_scale; state.step is left as it is."""
-    if is_compressed(weight, state):
-        _compressed_step(weight, grad, state, optim, inv_scale, backend)
-        return
+    step = _compressed_step if is_compressed(weight, state) else _plain_step
+    step(weight, grad, state, optim, inv_scale, backend)
+    stepped(weight, state, backend)
+
+
+def stepped(weight: torch.Tensor, state: OptimState, backend: str) -> None:
+    """Tell who watches the weight that a step has written into it, and bring its 16-bit copy up to
+    date, which the GPUs' kernels have done."""
+    if backend != "reference":  # there torch has told them
+        torch.autograd.graph.increment_version(weight)
+    if state.half is not None:
+        if backend in ("reference", "cpu"):
+            state.half.copy.copy_(weight)
+        state.half.written(weight)
+
+
+def _from_memory(state: OptimState) -> dict[str, torch.Tensor | None]:
+    """What a step on a GPU reads and writes beside weight, gradient and states."""
+    return {"row": state.row, "half": None if state.half is None else state.half.copy}
+
+
+def _plain_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState, optim: OptimConfig,
+                inv_scale: float, backend: str) -> None:
     if backend == "triton":
         if scratch.rehearsing():
             return
         from ffengine.kernels import weight_update as kernels
 
         kernels.optimizer_step(weight, grad, state.m, state.v, optim=optim, step=state.step + 1,
-                               inv_scale=inv_scale)
+                               inv_scale=inv_scale, **_from_memory(state))
         return
     if backend == "reference":
         grad = grad if inv_scale == 1.0 else grad * inv_scale
         reference.optimizer_step(weight, grad, state.m, state.v, optim, state.step + 1)
         return
-    grad = grad.float()
+    grad = grad if backend == "cuda" else grad.float()
     if scratch.rehearsing():
         return
     arguments = (weight.data_ptr(), address(state.m), address(state.v), grad.data_ptr(),
@@ -88,7 +109,8 @@ def optimizer_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
     if backend == "cpu":
         extension().optimizer_step_cpu(*arguments)
     else:
-        extension().optimizer_step_cuda(*arguments, _stream(weight))
+        extension().optimizer_step_cuda(*arguments, *step_extras(grad, **_from_memory(state)),
+                                        _stream(weight))
 
 
 def _compressed_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
@@ -98,9 +120,10 @@ def _compressed_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState
             return
         from ffengine.kernels import weight_update as kernels
 
-        kernels.compressed_step(weight, grad, state, optim=optim, inv_scale=inv_scale)
+        kernels.compressed_step(weight, grad, state, optim=optim, inv_scale=inv_scale,
+                                **_from_memory(state))
         return
-    grad = grad.float()
+    grad = grad if backend == "cuda" else grad.float()
     if backend == "reference":
         grad = grad if inv_scale == 1.0 else grad * inv_scale
         state_formats.compressed_step(weight, grad, state, optim)
@@ -113,7 +136,16 @@ def _compressed_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState
     if backend == "cpu":
         extension().compressed_step_cpu(*arguments)
     else:
-        extension().compressed_step_cuda(*arguments, _stream(weight))
+        extension().compressed_step_cuda(*arguments, *step_extras(grad, **_from_memory(state)),
+                                         _stream(weight))
+
+
+def step_extras(grad: torch.Tensor, half: torch.Tensor | None = None,
+                row: torch.Tensor | None = None) -> tuple[int, int, int, int]:
+    """What the CUDA steps take besides: the gradient's dtype, the 16-bit copy of the weight that
+    they write and its dtype, the row of numbers that they read (csrc/params.h: OptimParams)."""
+    return (DTYPE_CODES[grad.dtype], address(half), 0 if half is None else DTYPE_CODES[half.dtype],
+            address(row))
 
 
 def check_state(op: str, role: str, value: torch.Tensor, state: OptimState,

@@ -16,8 +16,8 @@ import math
 import torch
 
 from ffengine.ops import backends, scratch
+from ffengine.ops.optim import DTYPE_CODES
 from ffengine.ops.optimizer_step import extension
-from ffengine.ops.weight_update import DTYPE_CODES
 
 #: Where a pool's window takes no gradient.
 BLOCKED = 4
@@ -72,6 +72,24 @@ def along_routes(found: torch.Tensor, dz: torch.Tensor, shape: tuple[int, ...], 
         extension().along_routes_cpu(found.data_ptr(), dz.data_ptr(), da.data_ptr(), _shape(da),
                                       pool, DTYPE_CODES[dz.dtype])
     return da
+
+
+def extra_bytes(shape: tuple[int, ...], dtype: torch.dtype, *, pool: bool, straight: bool = False,
+                along: bool = False, backend: str = "cpu") -> int:
+    """Most bytes that `routes`, or `along_routes`, holds beside its arguments and result; for maps
+    a of `shape` in channels_last.
+
+    The CPU's kernels hold nothing; plain PyTorch some maps of the pooled size.
+    """
+    if backend == "cpu":
+        return 0
+    units, item = math.prod((shape[0], *_pooled(shape[1:], pool))), dtype.itemsize
+    if along:  # where this corner won and, pooled, what it gets; a zero
+        return units * (1 + item * pool) + item
+    if not pool:
+        return units * (1 if straight else 2)
+    # the best so far, its successor, a corner; where it won; the routes themselves
+    return units * (2 * item + 2)
 
 
 def _kernel_takes(backend: str, *maps: torch.Tensor) -> bool:

@@ -7,6 +7,7 @@ The memory meter listens while it is on; otherwise a declaration costs one `if`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 _listeners: list[Callable[[int], None]] = []
 
@@ -21,23 +22,34 @@ def active() -> bool:
     return bool(_listeners)
 
 
-_rehearsals = 0
+#: Of every rehearsal that is on, where its constants are kept (ffengine.ops.host), or None.
+_rehearsals: list[Any] = []
 
 
 class rehearsal:
-    """Inside, tensors are fake: kernel calls declare what they hold and return."""
+    """Inside, tensors are fake: kernel calls declare what they hold and return.
+
+    constants: keeps what a step makes once a device; None: it is made anew at every use, so that
+        no fake tensor outlives the rehearsal.
+    """
+
+    def __init__(self, constants: dict[Any, Any] | None = None) -> None:
+        self.constants = constants
 
     def __enter__(self) -> None:
-        global _rehearsals
-        _rehearsals += 1
+        _rehearsals.append(self.constants)
 
     def __exit__(self, *exc: object) -> None:
-        global _rehearsals
-        _rehearsals -= 1
+        _rehearsals.pop()
 
 
 def rehearsing() -> bool:
-    return _rehearsals > 0
+    return bool(_rehearsals)
+
+
+def constants() -> dict[Any, Any] | None:
+    """Of the rehearsal that is on."""
+    return _rehearsals[-1] if _rehearsals else None
 
 
 def listen(callback: Callable[[int], None]) -> None:

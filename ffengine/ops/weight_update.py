@@ -18,6 +18,7 @@ import torch
 
 from ffengine.ops import backends, scratch
 from ffengine.ops.optim import (
+    DTYPE_CODES,
     LINEAR,
     ConvGeometry,
     OptimCall,
@@ -39,14 +40,13 @@ from ffengine.ops.optimizer_step import (
     optimizer_step,
     same_layout,
     step_dtype,
+    stepped,
 )
 from ffengine.reference import weight_update as reference
 from ffengine.reference.state_formats import SCRATCH_BYTES
 
 __all__ = ["ConvGeometry", "OptimConfig", "OptimState", "bytes_moved", "choose", "extra_bytes",
            "gradient_update", "optimizer_step", "weight_update"]
-
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +121,16 @@ def extra_bytes(x_shape: tuple[int, ...], da_shape: tuple[int, ...],
     wide, item = (8 if dtype is torch.float64 else 4), dtype.itemsize
     kept = weight_dtype or step_dtype(dtype)
     n_w, n_x, n_da = math.prod(weight_shape), math.prod(x_shape), math.prod(da_shape)
-    bias_bytes = 4 * wide * da_shape[1] + wide * min(n_da, BIAS_CHUNK) if bias else 0
+    bias_bytes = 4 * wide * da_shape[1] * bias
+    if backend in ("triton", "cuda"):
+        # dW in the compute dtype; fp16's is formed from fp32 forms of x and da
+        return wide * (n_w + n_x + n_da) + bias_bytes if dtype is torch.float16 else (
+            item * n_w + bias_bytes)
+    bias_bytes += wide * min(n_da, BIAS_CHUNK) * bias
     if backend == "cpu" and shape[1] == weight_shape[1] and choose(shape, dtype) == "im2col":
         buffer = wide * n_w * (compressed and not accumulate)
         inside = _kernel_scratch(shape, dtype, accumulate or compressed)
         return max(buffer + inside, bias_bytes)
-    if backend in ("triton", "cuda"):
-        # the weight's and dW's 16-bit forms; the C++ step takes an fp32 gradient
-        forms = item * (1 + (kept is not dtype or item > 2))
-        return n_w * (forms + (4 if backend == "cuda" and item == 2 else 0)) + bias_bytes
     casts = wide * (n_x + n_da) if item < 4 else 0
     casts += wide * n_w * (kept.itemsize < wide)  # the gradient's operator wants an fp32 weight
     if backend == "cpu":
@@ -210,15 +211,29 @@ def _library_gradient(x: torch.Tensor, da: torch.Tensor, weight: torch.Tensor,
                       geometry: ConvGeometry, backend: str) -> torch.Tensor:
     """dW in weight's dtype; what has to be cast to it for that, some samples at a time."""
     n = x.shape[0]
-    casts = backend == "cpu" and x.dtype is not weight.dtype and n > 0
-    step = max(1, WIDENED_CHUNK * n // (x.numel() + da.numel())) if casts else max(n, 1)
-    total: torch.Tensor | None = None
-    for xs, das in zip(torch.split(x, step), torch.split(da, step), strict=True):
-        part = reference.weight_gradient(xs, das, weight, geometry.stride, geometry.padding,
-                                         geometry.groups)
-        total = part if total is None else total.add_(part)
-    assert total is not None
+    if scratch.rehearsing() and x.device.type == "cuda" and x.dtype is weight.dtype:
+        return torch.empty_like(weight)  # as cuDNN lays it out; a fake operator forgets that
+    numbers = geometry.stride, geometry.padding, geometry.groups
+    if backend != "cpu" or x.dtype is weight.dtype or n == 0:
+        return reference.weight_gradient(x, da, weight, *numbers)
+    step = max(1, WIDENED_CHUNK * n // (x.numel() + da.numel()))
+    parts = (reference.weight_gradient(xs, das, weight, *numbers) for xs, das in zip(
+        torch.split(x, step), torch.split(da, step), strict=True))
+    total = next(parts)
+    for part in parts:
+        total.add_(part)
     return total
+
+
+def shaped_like(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of the weight's shape and layout, and of a dtype: all that a gradient's operator
+    asks of it. In fewer bits the weight's own memory serves; its numbers are nobody's."""
+    if weight.dtype is dtype:
+        return weight
+    if dtype.itemsize > weight.element_size():
+        return torch.empty_like(weight, dtype=dtype)
+    flat = weight.as_strided((weight.numel(),), (1,)).view(dtype)
+    return flat.as_strided(weight.shape, weight.stride())
 
 
 def _update_weight(p: Parameter, x: torch.Tensor, da: torch.Tensor, optim: OptimConfig,
@@ -234,7 +249,9 @@ def _update_weight(p: Parameter, x: torch.Tensor, da: torch.Tensor, optim: Optim
     # The library's gradient on a GPU, in the compute dtype. In fp16 it would add up N·P products of
     # a da that is already scaled to order one, past the dtype's range at large batches.
     upcast = backend in ("reference", "cpu") or x.dtype is torch.float16
-    weight = p.value.to(step_dtype(x.dtype) if upcast else x.dtype)
+    half = None if p.state is None else p.state.half
+    dtype = step_dtype(x.dtype) if upcast else x.dtype
+    weight = half.copy if half and half.copy.dtype is dtype else shaped_like(p.value, dtype)
     with backends.exact(x.device.type):
         grad = _library_gradient(x, da, weight, geometry, backend)
     finish_gradient(p, as_laid_out(grad, p.value), optim, finish, da_scale, backend)
@@ -268,6 +285,8 @@ def _run_cpu(p: Parameter, x: torch.Tensor, da: torch.Tensor, shape: tuple[int, 
         x.data_ptr(), da.data_ptr(), p.value.data_ptr(), address(state.m if state else None),
         address(state.v if state else None), address(p.accumulate), address(p.grad_out), shape,
         DTYPE_CODES[x.dtype], call)
+    if state is not None:
+        stepped(p.value, state, "cpu")
 
 
 def conv_shape(weight: tuple[int, ...], x: tuple[int, ...],

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ffengine.ops.config import Dropout, LocalPassConfig, Loss, LossFunction, Tile
+from ffengine.ops.host import widths
 
 _MASK32 = 0xFFFFFFFF
 
@@ -20,6 +21,7 @@ def local_pass(
     a: torch.Tensor, y: Any = None, *, config: LocalPassConfig, g0: torch.Tensor | None = None,
     h_prev: torch.Tensor | None = None, shortcut: torch.Tensor | None = None,
     want_z: bool = True, want_da: bool = False, tile: Tile | None = None, da_scale: float = 1.0,
+    clock: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None, torch.Tensor | None,
            torch.Tensor | None]:
     """(z, g, loss, coef, da); arguments, shapes and meaning as in ffengine.ops.local_pass."""
@@ -29,7 +31,7 @@ def local_pass(
     x = a.double() if a.dtype is torch.float64 else a.float()
     # dh_da: relu's gradient times dropout's keep and scale, at a's size
     mask = torch.ones_like(x) if config.relu_gradient == "straight_through" else (x > 0).to(x.dtype)
-    keep = dropout_keep(config.dropout, tuple(a.shape), tile, a.device)
+    keep = dropout_keep(config.dropout, tuple(a.shape), tile, a.device, clock)
     dh_da = mask if keep is None else mask * keep.to(x.dtype) * config.dropout.keep_scale
     h = F.relu(x)
     if keep is not None:
@@ -184,19 +186,22 @@ def _softplus(x: torch.Tensor) -> torch.Tensor:
 
 def _sizes(h: torch.Tensor, offsets: tuple[int, ...]) -> torch.Tensor:
     pixels = h[0, 0].numel() if h.shape[0] else 1
-    return torch.tensor(offsets, device=h.device).diff().to(h.dtype) * pixels
+    return widths(offsets, h.dtype, h.device) * pixels
 
 
 def _spread(coef: torch.Tensor, offsets: tuple[int, ...], h: torch.Tensor) -> torch.Tensor:
     """coef (N, K) at the size of h."""
-    width = torch.tensor(offsets, device=h.device).diff()
+    width = widths(offsets, torch.int64, h.device)
     wide = coef.repeat_interleave(width, dim=1, output_size=h.shape[1])
     return wide.view(*wide.shape, *([1] * (h.dim() - 2))).expand_as(h)
 
 
-def dropout_keep(drop: Dropout, shape: tuple[int, ...], tile: Tile,
-                 device: torch.device) -> torch.Tensor | None:
-    """Which elements of a tile are kept, or None without dropout; the same on every back-end."""
+def dropout_keep(drop: Dropout, shape: tuple[int, ...], tile: Tile, device: torch.device,
+                 clock: torch.Tensor | None = None) -> torch.Tensor | None:
+    """Which elements of a tile are kept, or None without dropout; the same on every back-end.
+
+    clock: int32 (1,), in place of drop.step.
+    """
     if drop.p == 0.0:
         return None
     n, per_row = shape[0], 1
@@ -206,15 +211,17 @@ def dropout_keep(drop: Dropout, shape: tuple[int, ...], tile: Tile,
     row = torch.arange(n, device=device)
     row = torch.where(row < half, row + start, row - half + half_start)
     index = (row[:, None] * per_row + torch.arange(per_row, device=device)).view(shape)
-    words = philox4x32(drop.seed, index >> 2, drop.layer, drop.step)
+    words = philox4x32(drop.seed, index >> 2, drop.layer,
+                       drop.step if clock is None else clock.long())
     word = torch.stack(words).gather(0, (index & 3)[None])[0]
     return word >= drop.threshold
 
 
-def philox4x32(seed: int, block: torch.Tensor, layer: int, step: int) -> list[torch.Tensor]:
-    """Philox4x32-10 on int64 tensors holding uint32 words."""
+def philox4x32(seed: int, block: torch.Tensor, layer: int,
+               step: int | torch.Tensor) -> list[torch.Tensor]:
+    """Philox4x32-10 on int64 tensors holding uint32 words; step: a number, or int64 (1,)."""
     c = [block & _MASK32, (block >> 32) & _MASK32, torch.full_like(block, layer & _MASK32),
-         torch.full_like(block, step & _MASK32)]
+         torch.zeros_like(block) + (step & _MASK32)]
     k0, k1 = seed & _MASK32, (seed >> 32) & _MASK32
     for _ in range(10):
         # int64 products wrap; the upper word is still right after masking the sign extension

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 def weight_gradient(x: torch.Tensor, da: torch.Tensor, weight: torch.Tensor, stride: int,
                     padding: int, groups: int = 1) -> torch.Tensor:
-    """dW = sum_n,p,q da[n, o, p, q] x[n, c, p s + i - pad, q s + j - pad], in weight's dtype."""
+    """dW = sum_n,p,q da[n, o, p, q] x[n, c, p s + i - pad, q s + j - pad], in weight's dtype.
+
+    Of the weight only shape, dtype and layout count.
+    """
     if x.shape[0] == 0 or da.numel() == 0:
         return torch.zeros_like(weight)
     x, da = x.to(weight.dtype), da.to(weight.dtype)
@@ -30,7 +33,9 @@ def weight_gradient(x: torch.Tensor, da: torch.Tensor, weight: torch.Tensor, str
 
 def bias_gradient(da: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Sum of da over samples and pixels: (O,)."""
-    return da.to(dtype).sum([0, *range(2, da.dim())])
+    over = [0, *range(2, da.dim())]
+    # a GPU widens in registers; a CPU would copy da inside the sum
+    return da.sum(over, dtype=dtype) if da.device.type != "cpu" else da.to(dtype).sum(over)
 
 
 def optimizer_step(weight: torch.Tensor, grad: torch.Tensor, m: torch.Tensor | None,

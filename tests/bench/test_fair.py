@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ffengine.engine.inputs import rows_of
 from ffengine.engine.plans import phase_starts
 from ffengine.engine.schedule import of
 from ffengine.nn.differentiable import batch_statistics
+from ffengine.ops import backends
 from ffengine.ops.weight_update import OptimConfig
 
 NAMES = sorted(TINY)
@@ -269,7 +271,23 @@ def test_gate_decides_the_exit_status(tmp_path: Path, monkeypatch: pytest.Monkey
         assert fair.main(["sn/mlp"]) == 0
 
 
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_products_go_by_one_rule_on_every_side(precision: str, deterministic: bool) -> None:
+    """What cuDNN and cuBLAS are told, inside our convolutions and outside them, as others call."""
+    made = replace(problem("sn/mlp"), precision=precision, deterministic=deterministic)
+    cudnn, rounds = torch.backends.cudnn, precision == "tf32"
+    with made.rules():
+        with backends.exact("cuda"):
+            ours = (cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark)
+        theirs = (cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark)
+        assert torch.backends.cuda.matmul.allow_tf32 == rounds
+    assert ours == theirs == (rounds, deterministic, not deterministic)
+    assert made.trainer().settings.precision == ("bf16" if precision == "bf16" else "fp32")
+
+
 @pytest.mark.parametrize("words, said", [
+    (["sn/mlp", "--precision", "tf32"], "tf32 expected a GPU, whose products it rounds, got cpu"),
     (["nothing/here"], "unknown model"), (["bp/sn/mlp"], "local training"),
     (["sn/mlp", "--precision", "fp8"], "fp32 or bf16"), (["sn/mlp", "--rounds", "0"], "--rounds"),
     (["sn/mlp", "--batch-size", "0"], "--batch-size"), (["sn/mlp", "--set", "depth=3"], "depth"),

@@ -19,9 +19,6 @@ MADE: dict[str, dict[str, Any]] = {
         "nvcc": {"needs": {}, "absent": "built without CUDA kernels"}}},
     "gate_repeats": {"alarms": 0, "runs": [
         {"seconds": 31.0, "alarms": [], "first_looks_over": 1, "rows": [{"ratio": 1.07}]}]},
-    "gpu_local_pass": {"capability": "9.0", "triton": "3.6", "rows": [
-        {"stage": "stage1", "dtype": "torch.float32", "layout": "nchw", "backend": "cuda",
-         "dropout": 0.0, "ok": False, "error": "ValueError: wrong"}]},
     "by name": {"rows": {"fp32": {"seconds": 0.5}, "8bit": {"seconds": 0.25}}},
     "unheard of": {"answer": 42, "rows": [{"name": "one", "seconds": {
         "median": 1.5, "min": 1.0, "max": 2.0}}]},
@@ -29,7 +26,6 @@ MADE: dict[str, dict[str, Any]] = {
 SAID = {"counters": ["| memory | torch 2 | 2 | peak_bytes 1,234 |",
                      "| nvcc |  |  | built without CUDA kernels |"],
         "gate_repeats": ["**0 alarms**", "1 first looks over", "largest ratio 1.070"],
-        "gpu_local_pass": ["failed: ValueError: wrong"],
         "by name": ["| row | seconds |", "| 8bit | 0.25 |"],
         "unheard of": ["- answer: 42", "| one | 1.5 (1–2) |"]}
 

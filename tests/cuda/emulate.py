@@ -1,25 +1,74 @@
-"""Runs the CUDA kernels on the CPU: their own source, compiled by g++ against the
-headers in emulator/, with launches and shared memory rewritten into calls of them."""
+"""Runs the CUDA kernels on the CPU: their own source, compiled by g++ against the headers in
+emulator/, with launches and shared memory rewritten into calls of them."""
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import functools
 import re
+import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
+import pytest
 import torch
 
-from ffengine.ops.batch_call import BatchPassCall, BatchPassTensors
+from ffengine.ops import backends
+from ffengine.ops.batch_call import BatchPassCall
+from ffengine.ops.call import LocalPassCall, LocalPassTensors, make_call
+from ffengine.ops.config import PHASE_FUSED, LocalPassConfig, Tile
 from ffengine.ops.layout import nchw
-from ffengine.ops.local_pass import LocalPassCall, LocalPassTensors
-from ffengine.ops.optim import OptimCall, OptimConfig, OptimState, compressed_call
+from ffengine.ops.optim import DTYPE_CODES, CompressedCall, OptimCall
 
 HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "csrc"
 LAUNCH = re.compile(
-    r"(\w+(?:<[^<>;]*>)?)\s*<<<(.*?),\s*([\w.]+),\s*(\w+),\s*(\w+)>>>\((.*?)\);", re.S)
+    r"((\w+)(?:<[^<>;]*>)?)\s*<<<(.*?),\s*([\w.]+),\s*(\w+),\s*(\w+)>>>\((.*?)\);", re.S)
+#: What each emulated library is made of, beside emulator/NAME_entry.cpp.
+SOURCES = {"local": ("local_pass.cu", "local_pass_cluster.cu"), "batch": ("batch_pass.cu",),
+           "linear": ("linear_step.cu",), "optimizer": ("weight_update.cu", "compressed_step.cu")}
+
+
+class Device(NamedTuple):
+    """What local_pass plans by (csrc/cuda/plan.h: DeviceCaps); shared: bytes a block may have."""
+
+    major: int
+    multiprocessors: int
+    l2_bytes: int
+    shared: int
+
+
+#: Little enough of everything that small calls reach every branch.
+SMALL_AMPERE, SMALL_HOPPER = Device(8, 4, 1 << 20, 99 << 10), Device(9, 4, 1 << 20, 64 << 10)
+A100, H100 = Device(8, 108, 40 << 20, 163 << 10), Device(9, 132, 50 << 20, 227 << 10)
+RTX5090 = Device(12, 170, 96 << 20, 99 << 10)
+
+
+class Plan(NamedTuple):
+    """The one-read kernel's (csrc/cuda/plan.h: ClusterPlan); blocks 0: two sweeps."""
+
+    blocks: int
+    vector: int
+    slab: int
+    tile_bytes: int
+    shared_bytes: int
+    width: int
+    lanes: int
+
+
+class Launch(NamedTuple):
+    """A kernel's launch: grid (x, y, z), threads and dynamic shared bytes a block."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    threads: int
+    shared: int
+    cluster: int
 
 
 def translate(source: str) -> str:
@@ -28,80 +77,167 @@ def translate(source: str) -> str:
                   r"unsigned char* \1 = emulator::dynamic_shared();", source)
     text = text.replace("__shared__ ", "static ")
     text = text.replace("defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900", "1")
-    text = LAUNCH.sub(r"emulator::launch(\2, \3, \4, [=] { \1(\6); });", text)
+    text = LAUNCH.sub(r'emulator::launch("\2", reinterpret_cast<const void*>(&\1), \3, \4, \5, '
+                      r"[=] { \1(\7); });", text)
+    text = re.sub(r"cudaLaunchKernelEx\((\S+), (\w+)",
+                  r'emulator::launch_config("\2", \1, \2', text)
     text = re.sub(r'#include "(\w+\.(?:h|cuh))"', rf'#include "{CSRC}/cuda/\1"', text)
     return text.replace('#include "../', f'#include "{CSRC}/')
 
 
-def build(folder: Path, names: tuple[str, ...] = ("local_pass.cu", "local_pass_cluster.cu"),
-          entry: str = "entry.cpp") -> ctypes.CDLL:
-    for name in names:
-        (folder / f"{name}.cpp").write_text(translate((CSRC / "cuda" / name).read_text()))
-    library = folder / "emulated.so"
+@functools.cache
+def library(name: str) -> ctypes.CDLL:
+    """One of SOURCES, built on first use."""
+    folder = Path(tempfile.mkdtemp(prefix="ffengine-emulated-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for source in SOURCES[name]:
+        (folder / f"{source}.cpp").write_text(translate((CSRC / "cuda" / source).read_text()))
     subprocess.run(
         ["g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-Wno-unknown-pragmas",
-         f"-I{HERE / 'emulator'}", f"-I{folder}", f"-I{CSRC}", str(HERE / "emulator" / entry),
-         "-o", str(library)], check=True, capture_output=True)
-    return ctypes.CDLL(str(library))
+         f"-I{HERE / 'emulator'}", f"-I{folder}", f"-I{CSRC}",
+         str(HERE / "emulator" / f"{name}_entry.cpp"), "-o", str(folder / "emulated.so")],
+        check=True, capture_output=True)
+    found = ctypes.CDLL(str(folder / "emulated.so"))
+    found.emulated_failure.restype = found.emulated_launch.restype = ctypes.c_char_p
+    return found
 
 
-def numbers(t: LocalPassTensors, call: LocalPassCall) -> list[int]:
-    """The integers of a call, in the order of emulator/entry.cpp."""
-    n, c, *spatial = t.a.shape
-    h, w = spatial if len(spatial) == 2 else (1, t.a[0, 0].numel() if n else 1)
-    dtype = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}[t.a.dtype]
-    seed = call.dropout_seed - (2**64 if call.dropout_seed >= 2**63 else 0)
-    return [n, c, h, w, call.groups, call.channels_last, call.equal_groups, dtype, call.phase,
-            call.goodness, call.norm, call.norm_rms, call.norm_per_group, call.straight_through,
-            call.pool, seed, call.dropout_layer, call.dropout_step, call.dropout_threshold,
-            call.loss, call.start, call.half, call.half_start, call.z_channels]
+def addresses(*given: int) -> Any:
+    return (ctypes.c_void_p * len(given))(*(one or None for one in given))
 
 
-def run(library: ctypes.CDLL, t: LocalPassTensors, call: LocalPassCall, major: int,
-        shared: int, dry: bool = False) -> int:
-    """One call as on a device of this capability (`dry`: only planned).
+def integers(*given: int) -> Any:
+    """Unsigned 64-bit numbers keep their bits."""
+    return (ctypes.c_int64 * len(given))(*(one - (one >= 1 << 63) * (1 << 64) for one in given))
 
-    Returns the blocks of its cluster, 0 for two sweeps.
+
+def reals(*given: float) -> Any:
+    return (ctypes.c_double * len(given))(*given)
+
+
+class Extension:
+    """ffengine._C as the ops call it, its CUDA functions run by the emulator.
+
+    Attributes:
+        device: what the calls plan by.
+        dry: launches are checked and listed, nothing runs: any address will do.
+        calls, plans, launches: the functions called, local_pass's plans, the last call's launches.
     """
-    reals = [call.norm_eps, call.blend, call.keep_scale, call.p0, call.p1, call.p2, call.scale,
-             call.da_scale]
-    pointers: list[Any] = [None if x is None else x.data_ptr() for x in t]
-    ints = numbers(t, call)
-    return int(library.emulate((ctypes.c_void_p * len(pointers))(*pointers),
-                               (ctypes.c_int64 * len(ints))(*ints),
-                               (ctypes.c_double * len(reals))(*reals), major, shared, dry))
 
+    has_cuda = True
 
-def run_batch(library: ctypes.CDLL, t: BatchPassTensors, call: BatchPassCall) -> None:
-    """One phase of batch_pass."""
-    dtype = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}[t.a.dtype]
-    ints = [*nchw(t.a), dtype, call.phase, call.channels_last, call.pool, call.norm_first,
-            call.squares, call.straight_through]
-    pointers: list[Any] = [None if x is None else x.data_ptr() for x in t]
-    library.emulate_batch((ctypes.c_void_p * 9)(*pointers), (ctypes.c_int64 * len(ints))(*ints))
+    def __init__(self, device: Device = SMALL_AMPERE) -> None:
+        self.device, self.dry = device, False
+        self.calls: list[str] = []
+        self.plans: list[Plan] = []
+        self.launches: list[Launch] = []
+        self._real = backends.extension()
+
+    def __getattr__(self, name: str) -> Any:
+        """The rest is the CPU's."""
+        return getattr(self._real, name)
+
+    def local_pass_cuda(self, tensors: Sequence[int], shape: Sequence[int], dtype: int,
+                        call: LocalPassCall, stream: int) -> None:
+        c, planned = call, integers(*[0] * len(Plan._fields))
+        self._run("local", "local_pass", addresses(*tensors), integers(
+            *shape, c.groups, c.channels_last, c.equal_groups, dtype, c.phase, c.goodness, c.norm,
+            c.norm_rms, c.norm_per_group, c.straight_through, c.pool, c.dropout_seed,
+            c.dropout_layer, c.dropout_step, c.dropout_threshold, c.loss, c.start, c.half,
+            c.half_start, c.z_channels),
+            reals(c.norm_eps, c.blend, c.keep_scale, c.p0, c.p1, c.p2, c.scale, c.da_scale),
+            integers(*self.device), planned)
+        self.plans.append(Plan(*planned))
+
+    def batch_pass_cuda(self, tensors: Sequence[int], shape: Sequence[int], dtype: int,
+                        call: BatchPassCall, stream: int) -> None:
+        self._run("batch", "batch_pass", addresses(*tensors), integers(
+            *shape, dtype, call.phase, call.channels_last, call.pool, call.norm_first,
+            call.squares, call.straight_through))
+
+    def linear_prepare_cuda(self, x: int, source: int, a: int, bias: int, scale: int,
+                            shape: Sequence[int], dtype: int, rms: bool, eps: float,
+                            stream: int) -> None:
+        self._run("linear", "linear_prepare", addresses(x, source, a, bias, scale),
+                  integers(*shape), dtype, int(rms), ctypes.c_double(eps))
+
+    def linear_finish_cuda(self, da: int, scale: int, sums: int, shape: Sequence[int], dtype: int,
+                           chunk: int, stream: int) -> None:
+        self._run("linear", "linear_finish", addresses(da, scale, sums), integers(*shape), dtype,
+                  ctypes.c_int64(chunk))
+
+    def optimizer_step_cuda(self, weight: int, m: int, v: int, grad: int, n: int, inv_scale: float,
+                            call: OptimCall, grad_dtype: int, half: int, half_dtype: int, row: int,
+                            stream: int) -> None:
+        self._run("optimizer", "optimizer_step", addresses(weight, m, v, grad, half, row),
+                  integers(n, grad_dtype, half_dtype), ctypes.c_double(inv_scale),
+                  *optim_numbers(call))
+
+    def compressed_step_cuda(self, weight: int, grad: int, m: int, v: int, m_scale: int,
+                             v_scale: int, n: int, inv_scale: float, call: CompressedCall,
+                             grad_dtype: int, half: int, half_dtype: int, row: int,
+                             stream: int) -> None:
+        self._run("optimizer", "compressed_step",
+                  addresses(weight, m, v, grad, half, row, m_scale, v_scale),
+                  integers(n, grad_dtype, half_dtype, call.format, call.bf16_weight, call.seed,
+                           call.stream), ctypes.c_double(inv_scale), *optim_numbers(call.optim))
+
+    def _run(self, name: str, function: str, *arguments: Any) -> None:
+        """ValueError of what a device or the kernels' own checks refuse."""
+        self.calls.append(function)
+        found = library(name)
+        found.emulate_dry(self.dry)
+        status = getattr(found, f"emulate_{function}")(*arguments)
+        self.launches = list(launches(found))
+        if status < 0:
+            raise ValueError(found.emulated_failure().decode())
 
 
 def optim_numbers(o: OptimCall) -> tuple[Any, Any]:
     """Integers and reals, in the order of emulator/optimizer_entry.cpp."""
-    reals = (o.lr, o.weight_decay, o.beta1, o.beta2, o.eps, o.momentum)
-    return (ctypes.c_int64 * 3)(o.kind, o.nesterov, o.step), (ctypes.c_double * 6)(*reals)
+    return (integers(o.kind, o.nesterov, o.step),
+            reals(o.lr, o.weight_decay, o.beta1, o.beta2, o.eps, o.momentum))
 
 
-def run_step(library: ctypes.CDLL, weight: int, m: int, v: int, grad: int, numel: int,
-             inv_scale: float, call: OptimCall) -> None:
-    """One optimizer step in fp32 on tensors at these addresses, 0 where there is none."""
-    library.emulate_step((ctypes.c_void_p * 4)(weight, m, v, grad), ctypes.c_int64(numel),
-                         ctypes.c_double(inv_scale), *optim_numbers(call))
+def launches(found: ctypes.CDLL) -> Iterator[Launch]:
+    """What a library's last call launched."""
+    numbers = integers(*[0] * 6)
+    for i in range(1_000_000):
+        name = found.emulated_launch(i, numbers)
+        if name is None:
+            return
+        x, y, z, threads, shared, cluster = numbers
+        yield Launch(name.decode(), (x, y, z), threads, shared, cluster)
 
 
-def run_compressed(library: ctypes.CDLL, weight: torch.Tensor, grad: torch.Tensor,
-                   state: OptimState, optim: OptimConfig, inv_scale: float) -> None:
-    """One step on rounded weights or states."""
-    call = compressed_call(weight, state, optim)
-    tensors = (weight, grad, state.m, state.v, state.m_scale, state.v_scale)
-    pointers: list[Any] = [None if x is None else x.data_ptr() for x in tensors]
-    seed = call.seed - 2**64 * (call.seed >> 63)
-    library.emulate_compressed(
-        (ctypes.c_void_p * 6)(*pointers),
-        (ctypes.c_int64 * 5)(weight.numel(), call.format, call.bf16_weight, seed, call.stream),
-        ctypes.c_double(inv_scale), *optim_numbers(call.optim))
+def install(monkeypatch: pytest.MonkeyPatch, device: Device = SMALL_AMPERE) -> Extension:
+    """Lets backend="cuda" take CPU tensors and run emulated, until the test's end."""
+    extension, why_not = Extension(device), backends.why_not
+
+    def reason(backend: str, where: str, dtype: torch.dtype) -> str | None:
+        return why_not(backend, where, dtype) if backend != "cuda" or dtype is torch.float64 \
+            else None
+
+    monkeypatch.setattr(backends, "extension", lambda: extension)
+    monkeypatch.setattr(backends, "why_not", reason)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: SimpleNamespace(cuda_stream=0))
+    return extension
+
+
+#: An address that is aligned to everything and read by nobody.
+ANYWHERE = 1 << 20
+
+
+def planned(device: Device, shape: tuple[int, ...], config: LocalPassConfig,
+            layout: torch.memory_format = torch.contiguous_format,
+            dtype: torch.dtype = torch.float32, phase: int = PHASE_FUSED) -> Extension:
+    """After a call of local_pass for z, loss and da on this device; only its launches are checked,
+    so shapes may be of any size."""
+    extension = Extension(device)
+    extension.dry = True
+    a = torch.empty(shape, device="meta", dtype=dtype).contiguous(memory_format=layout)
+    there = dict.fromkeys(("a", "y", "offsets", "z", "g", "loss", "coef", "da", "stats"), ANYWHERE)
+    extension.local_pass_cuda(
+        [there.get(name, 0) for name in LocalPassTensors._fields], nchw(a), DTYPE_CODES[dtype],
+        make_call(a, config, Tile(), 1.0, phase, phase == PHASE_FUSED), 0)
+    return extension

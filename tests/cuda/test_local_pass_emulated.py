@@ -6,7 +6,6 @@ merges, the barriers' placement and every formula to the rule on machines withou
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import emulate
@@ -14,102 +13,185 @@ import pytest
 import torch
 from local_pass_cuda_cases import CASES, CLUSTER_CASES, DROP, Case, check, expand
 
-from ffengine.ops import local_pass as op
 from ffengine.ops.config import LocalPassConfig, symba
+from ffengine.ops.local_pass import LocalPassOutput, local_pass
+from tests.ops import test_local_pass_join as join
+
+NCHW, NHWC = torch.contiguous_format, torch.channels_last
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return emulate.build(tmp_path_factory.mktemp("emulated"))
-
-
-def pretend(monkeypatch: pytest.MonkeyPatch, library: ctypes.CDLL, major: int,
-            shared: int) -> list[int]:
-    """Sends the op's kernel calls to the emulator; the list gets the cluster size of each."""
-    clusters: list[int] = []
-    monkeypatch.setattr(op.backends, "resolve", lambda *_: "cuda")
-    monkeypatch.setattr(
-        op, "run", lambda _, t, call: clusters.append(emulate.run(library, t, call, major, shared)))
-    return clusters
+def run(*args: Any, **kwargs: Any) -> LocalPassOutput:
+    return local_pass(*args, **kwargs, backend="cuda")
 
 
 @pytest.mark.parametrize(("case", "dtype", "layout"), expand(CASES))
-def test_two_sweeps(case: Case, dtype: torch.dtype, layout: str, library: ctypes.CDLL,
+def test_two_sweeps(case: Case, dtype: torch.dtype, layout: str,
                     monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not any(pretend(monkeypatch, library, 8, 99 << 10))
-    check(case, dtype, layout, "cpu", op.local_pass)
+    extension = emulate.install(monkeypatch)
+    check(case, dtype, layout, "cpu", run)
+    assert extension.plans[0].blocks == 0
 
 
-@pytest.mark.parametrize("shared", [227 << 10, 64 << 10], ids=["large", "small"])
 @pytest.mark.parametrize(("case", "dtype", "layout"), expand(CLUSTER_CASES))
-def test_one_read(case: Case, dtype: torch.dtype, layout: str, shared: int, library: ctypes.CDLL,
+def test_one_read(case: Case, dtype: torch.dtype, layout: str,
                   monkeypatch: pytest.MonkeyPatch) -> None:
-    clusters = pretend(monkeypatch, library, 9, shared)
-    check(case, dtype, layout, "cpu", op.local_pass)
-    assert clusters[0] > 0, "the case was meant for the cluster kernel"
+    extension = emulate.install(monkeypatch, emulate.SMALL_HOPPER)
+    check(case, dtype, layout, "cpu", run)
+    assert extension.plans[0].blocks > 0, "the case was meant for the cluster kernel"
 
 
-def test_nan_reaches_every_result(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, library, 8, 99 << 10)
+LAYOUTS = pytest.mark.parametrize("layout", [NCHW, NHWC], ids=["nchw", "nhwc"])
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+JOINED = pytest.mark.parametrize("joined", [False, True], ids=["alone", "shortcut"])
+
+
+@LAYOUTS
+@DTYPES
+@pytest.mark.parametrize("name", join.SHAPES)
+@pytest.mark.parametrize("beside", [(0, 0), (12, 12)], ids=["dense", "slice"])
+@JOINED
+def test_join(name: str, joined: bool, beside: tuple[int, int], dtype: torch.dtype,
+              layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
+    emulate.install(monkeypatch)
+    drawn = join.given(join.SHAPES[name], dtype, layout, "cpu")
+    join.check_join("cuda", "cpu", drawn, layout, joined, beside)
+
+
+@LAYOUTS
+@JOINED
+@pytest.mark.parametrize(("channels", "dtype", "beside", "vector"), [
+    (100, torch.float32, (100, 0), 4),
+    (100, torch.bfloat16, (0, 0), 8),
+    (100, torch.bfloat16, (100, 0), 4),  # ResNet-17's first concatenation: 8 bytes at a time
+    (200, torch.bfloat16, (0, 200), 8),
+    (200, torch.float16, (200, 0), 8),
+    (40, torch.bfloat16, (0, 4), 4),
+], ids=str)
+def test_join_read_once(channels: int, dtype: torch.dtype, beside: tuple[int, int], vector: int,
+                        joined: bool, layout: torch.memory_format,
+                        monkeypatch: pytest.MonkeyPatch) -> None:
+    extension = emulate.install(monkeypatch, emulate.SMALL_HOPPER)
+    drawn = join.given((2, channels, 16, 16), dtype, layout, "cpu")
+    join.check_join("cuda", "cpu", drawn, layout, joined, beside)
+    assert all(plan.blocks > 0 for plan in extension.plans)
+    assert extension.plans[1].vector == (vector if layout is NHWC else 16 // dtype.itemsize)
+
+
+def test_join_of_odd_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixels that are not whole vectors apart: z element by element, by two sweeps."""
+    extension = emulate.install(monkeypatch)
+    drawn = join.given((2, 100, 16, 16), torch.bfloat16, NHWC, "cpu")
+    join.check_join("cuda", "cpu", drawn, NHWC, True, (1, 2))
+    extension.device = emulate.H100
+    a, y, config = drawn
+    around = torch.empty((2, 103, 16, 16), dtype=a.dtype).contiguous(memory_format=NHWC)
+    run(a, y, config=config, out=around[:, 1:101])
+    assert extension.plans[-1].blocks == 0
+
+
+@pytest.mark.parametrize("device", [emulate.SMALL_AMPERE, emulate.SMALL_HOPPER],
+                         ids=["two-sweeps", "one-read"])
+@pytest.mark.parametrize("shape", [(4, 20, 3, 3), (2, 40, 16, 16), (3, 40)], ids=str)
+def test_clock(shape: tuple[int, ...], device: emulate.Device,
+               monkeypatch: pytest.MonkeyPatch) -> None:
+    emulate.install(monkeypatch, device)
+    join.check_clock("cuda", "cpu", shape)
+
+
+def test_nan_reaches_every_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    emulate.install(monkeypatch)
     case = next(c for c in CASES if c.id == "plain")
     a = torch.randn(case.shape)
     a[1, 2, 1, 1] = float("nan")
-    out = op.local_pass(a, torch.zeros(3, dtype=torch.int64), config=case.config, want_da=True)
+    out = run(a, torch.zeros(3, dtype=torch.int64), config=case.config, want_da=True)
     assert out.z is not None and out.loss is not None
     assert out.g[1, 0].isnan() and out.loss[1].isnan() and out.z[1, 2, 1, 1].isnan()
     assert not out.g[0].isnan().any() and not out.loss[2].isnan()
 
 
-@pytest.mark.parametrize("major", [8, 9])
+@pytest.mark.parametrize("device", [emulate.SMALL_AMPERE, emulate.SMALL_HOPPER],
+                         ids=["ampere", "hopper"])
 @pytest.mark.parametrize("shape", [(3, 8), (3, 2048)], ids=["short", "long"])
-def test_da_over_a(shape: tuple[int, ...], major: int, library: ctypes.CDLL,
+def test_da_over_a(shape: tuple[int, ...], device: emulate.Device,
                    monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, library, major, 227 << 10)
+    emulate.install(monkeypatch, device)
     a, y = torch.randn(shape), torch.tensor([0, 1, 0])
     settings: dict[str, Any] = {"config": LocalPassConfig(groups=2, goodness="mean_sq"),
                                 "want_z": False, "want_da": True}
-    beside = op.local_pass(a, y, **settings)
-    over = op.local_pass(a, y, da_out=a, **settings)
+    beside = run(a, y, **settings)
+    over = run(a, y, da_out=a, **settings)
     assert beside.da is not None and over.da is a
     for one, other in zip(over[1:5], beside[1:5], strict=True):
         assert torch.equal(one, other)
 
 
-def plan(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...],
-         config: LocalPassConfig, major: int = 9, **settings: Any) -> int:
-    """Blocks of the cluster that a call would get on a device with 227 KB of shared memory."""
-    planned: list[int] = []
-    monkeypatch.setattr(op.backends, "resolve", lambda *_: "cuda")
-    monkeypatch.setattr(op, "run", lambda _, t, call: planned.append(
-        emulate.run(library, t, call, major, 227 << 10, dry=True)))
-    y = torch.zeros(shape[0], dtype=torch.int64)
-    op.local_pass(torch.zeros(shape, **settings), y, config=config, want_da=True)
-    return planned[0]
+KB = 1024
+#: (shape, dtype): of the one-read kernel blocks a sample, bytes a slab, vectors side by side, row
+#: lanes, shared bytes a block with 10 and with 100 groups; on H100.
+RESNET17 = {
+    ((128, 100, 32, 32), torch.float32): (8, 51200, 25, 5, 56096, 58608),
+    ((128, 200, 16, 16), torch.float32): (8, 25600, 50, 2, 30496, 33008),
+    ((128, 400, 8, 8), torch.float32): (8, 12800, 100, 1, 17696, 20208),
+    ((128, 800, 4, 4), torch.float32): (4, 12800, 128, 1, 17696, 20208),
+    ((128, 100, 32, 32), torch.bfloat16): (8, 25600, 25, 5, 34592, 37104),
+    ((128, 200, 16, 16), torch.bfloat16): (8, 12800, 25, 5, 21792, 24304),
+    ((128, 400, 8, 8), torch.bfloat16): (4, 12800, 50, 2, 21792, 24304),
+    ((128, 800, 4, 4), torch.bfloat16): (2, 12800, 100, 1, 21792, 24304),
+}
 
 
-@pytest.mark.parametrize(("shape", "fp32", "bf16"), [
-    ((128, 100, 32, 32), 8, 4),
-    ((128, 200, 16, 16), 4, 2),
-    ((128, 400, 8, 8), 2, 1),
-    ((128, 800, 4, 4), 1, 1),
+@pytest.mark.parametrize("groups", [10, 100])
+@pytest.mark.parametrize(("shape", "dtype"), RESNET17, ids=str)
+def test_resnet17(shape: tuple[int, ...], dtype: torch.dtype, groups: int) -> None:
+    """Every layer is read once in 16-byte vectors, by slabs that leave room for three blocks or
+    more a multiprocessor."""
+    found = emulate.planned(emulate.H100, shape, LocalPassConfig(groups=groups), NHWC, dtype)
+    blocks, slab, width, lanes, *shared = RESNET17[shape, dtype]
+    (plan,) = found.plans
+    assert plan == emulate.Plan(blocks, 16 // dtype.itemsize, slab // dtype.itemsize, slab,
+                                shared[groups == 100], width, lanes)
+    assert found.launches == [
+        emulate.Launch("one_read", (128 * blocks, 1, 1), 128, plan.shared_bytes, blocks)]
+    assert 228 * KB // (plan.shared_bytes + KB) >= 3  # a kilobyte a block is the system's
+    assert slab <= 16 * KB or blocks == 8
+
+
+#: (shape, dtype): of the two sweeps rounds over samples that L2 holds, then blocks and threads of
+#: the first round's gather and apply; on A100.
+TWO_SWEEPS = {
+    ((128, 100, 32, 32), torch.float32): (3, (129, 512), (559, 512)),
+    ((128, 200, 16, 16), torch.float32): (2, (256, 512), (448, 512)),
+    ((128, 400, 8, 8), torch.float32): (1, (256, 512), (512, 512)),
+    ((128, 800, 4, 4), torch.float32): (1, (256, 416), (256, 416)),
+    ((128, 100, 32, 32), torch.bfloat16): (2, (64, 512), (448, 512)),
+    ((128, 200, 16, 16), torch.bfloat16): (1, (256, 512), (512, 512)),
+    ((128, 400, 8, 8), torch.bfloat16): (1, (256, 416), (256, 512)),
+    ((128, 800, 4, 4), torch.bfloat16): (1, (256, 224), (128, 416)),
+}
+
+
+@pytest.mark.parametrize("groups", [10, 100])
+@pytest.mark.parametrize(("shape", "dtype"), TWO_SWEEPS, ids=str)
+def test_resnet17_without_clusters(shape: tuple[int, ...], dtype: torch.dtype,
+                                   groups: int) -> None:
+    found = emulate.planned(emulate.A100, shape, LocalPassConfig(groups=groups), NHWC, dtype)
+    assert found.plans[0].blocks == 0
+    rounds, *sizes = TWO_SWEEPS[shape, dtype]
+    assert [one.kernel for one in found.launches] == [
+        "gather_nhwc", "finalise", "apply_nhwc"] * rounds
+    assert [(one.grid[0], one.threads) for one in found.launches[:3:2]] == sizes
+
+
+@pytest.mark.parametrize(("shape", "settings", "device"), [
+    ((2, 100, 32, 32), {}, emulate.A100),  # no clusters before Hopper
+    ((2, 100, 32, 32), {}, emulate.RTX5090),  # shared memory of 99 KB a block
+    ((2, 100, 32, 32), {"pool": "max2"}, emulate.H100),
+    ((2, 100, 32, 32), {"groups": 1, "loss": symba()}, emulate.H100),
+    ((2, 100, 32, 32), {"dropout": DROP, "relu_gradient": "straight_through"}, emulate.H100),
+    ((2, 400, 64, 64), {}, emulate.H100),  # 6.5 MB a sample
+    ((2, 10, 7, 5), {}, emulate.H100),  # samples that are not whole vectors
+    ((2, 20, 4, 4), {}, emulate.H100),  # 1280 bytes a sample
 ])
-def test_cluster_of_resnet17(shape: tuple[int, ...], fp32: int, bf16: int, library: ctypes.CDLL,
-                             monkeypatch: pytest.MonkeyPatch) -> None:
-    config = LocalPassConfig(groups=10)
-    assert plan(library, monkeypatch, shape, config) == fp32
-    assert plan(library, monkeypatch, shape, config, dtype=torch.bfloat16) == bf16
-
-
-@pytest.mark.parametrize(("shape", "settings", "major"), [
-    ((2, 100, 32, 32), {}, 8),  # no clusters before Hopper
-    ((2, 100, 32, 32), {}, 12),  # shared memory of 99 KB a block
-    ((2, 100, 32, 32), {"pool": "max2"}, 9),
-    ((2, 100, 32, 32), {"groups": 1, "loss": symba()}, 9),
-    ((2, 100, 32, 32), {"dropout": DROP, "relu_gradient": "straight_through"}, 9),
-    ((2, 400, 64, 64), {}, 9),  # 6.5 MB a sample
-    ((2, 10, 7, 5), {}, 9),  # samples that are not whole vectors
-    ((2, 20, 4, 4), {}, 9),  # 1280 bytes a sample
-])
-def test_two_sweeps_are_planned(shape: tuple[int, ...], settings: dict[str, Any], major: int,
-                                library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert plan(library, monkeypatch, shape, LocalPassConfig(**settings), major) == 0
+def test_two_sweeps_are_planned(shape: tuple[int, ...], settings: dict[str, Any],
+                                device: emulate.Device) -> None:
+    assert emulate.planned(device, shape, LocalPassConfig(**settings)).plans[0].blocks == 0

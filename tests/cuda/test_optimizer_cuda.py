@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from tolerances import assert_close
 
 from ffengine.ops import backends
-from ffengine.ops.optim import OptimCall, OptimConfig, OptimState, compressed_call, optim_call
+from ffengine.ops.optim import OptimConfig, OptimState, compressed_call, optim_call
+from ffengine.ops.optimizer_step import address, step_extras
 from ffengine.reference.weight_update import optimizer_step
 from tests import compressed_step_cases
 
@@ -20,49 +23,93 @@ CONFIGS = {
     "adam": OptimConfig("adam", lr=0.05, weight_decay=0.1),
     "adamw": OptimConfig("adamw", lr=0.05, weight_decay=0.1),
 }
-#: (addresses of weight, m, v and gradient, numel, inv_scale, call)
-Plain = Callable[[int, int, int, int, int, float, OptimCall], None]
+#: What a step has besides: see csrc/params.h.
+EXTRAS: dict[str, dict[str, Any]] = {
+    "row": {"by_row": True},
+    "bf16-gradient": {"grad_dtype": torch.bfloat16},
+    "fp16-gradient-row": {"grad_dtype": torch.float16, "by_row": True},
+    "bf16-copy": {"half_dtype": torch.bfloat16},
+    "fp16-copy-gradient-row": {"grad_dtype": torch.float16, "half_dtype": torch.float16,
+                               "by_row": True},
+}
 
 
-def three_steps(name: str, n: int, offset: int, device: str, step: Plain) -> None:
-    """Against torch.optim's formulas."""
+def row_of(optim: OptimConfig, step: int, device: str) -> torch.Tensor:
+    """A step's numbers as the kernels read them from memory (csrc/params.h: OptimParams)."""
+    row = torch.zeros(8)
+    row[0] = optim.weight_decay * (optim.lr if optim.kind == "adamw" else 1.0)
+    row[1] = optim.lr / (1.0 if optim.kind == "sgd" else 1.0 - optim.betas[0]**step)
+    row[2] = 1.0 if optim.kind == "sgd" else math.sqrt(1.0 - optim.betas[1]**step)
+    row.view(torch.int32)[7] = step
+    return row.to(device)
+
+
+def stale(optim: OptimConfig) -> OptimConfig:
+    """The rate and decay of another step: what a captured launch would still say."""
+    return replace(optim, lr=123.0, weight_decay=4.0)
+
+
+def three_steps(name: str, n: int, offset: int, device: str, *,
+                grad_dtype: torch.dtype = torch.float32, half_dtype: torch.dtype | None = None,
+                by_row: bool = False) -> None:
+    """Against torch.optim's formulas, on tensors `offset` elements past an aligned address."""
     optim = CONFIGS[name]
     gen = torch.Generator().manual_seed(5)
     start = torch.randn(n, generator=gen)
     has_m, has_v = optim.states > 0, optim.states > 1
-    room = [torch.zeros(n + offset, device=device)[offset:] for _ in range(3)]
-    room[0].copy_(start)
-    weight, m, v = room
+
+    def room(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.zeros(n + offset, device=device, dtype=dtype)[offset:]
+
+    weight, m, v = room().copy_(start), room(), room()
+    half = None if half_dtype is None else room(half_dtype)
     twins = [[start.to(d, copy=True), torch.zeros(n, dtype=d) if has_m else None,
               torch.zeros(n, dtype=d) if has_v else None] for d in (torch.float64, torch.float32)]
     for count in (1, 2, 3):
-        grad = torch.randn(n, generator=gen)
-        given = torch.zeros(n + offset, device=device)[offset:].copy_(grad)
-        step(weight.data_ptr(), m.data_ptr() if has_m else 0, v.data_ptr() if has_v else 0,
-             given.data_ptr(), n, 0.25, optim_call(optim, count))
+        grad = room(grad_dtype).copy_(torch.randn(n, generator=gen))
+        row = row_of(optim, count, device) if by_row else None
+        call = optim_call(stale(optim), 7) if by_row else optim_call(optim, count)
+        extension().optimizer_step_cuda(
+            weight.data_ptr(), address(m if has_m else None), address(v if has_v else None),
+            grad.data_ptr(), n, 0.25, call, *step_extras(grad, half, row), stream())
         for w, first, second in twins:
             assert w is not None
-            optimizer_step(w, grad.to(w.dtype) * 0.25, first, second, optim, count)
-    for kernel, exact, same in zip(room, *twins, strict=True):
+            optimizer_step(w, grad.cpu().to(w.dtype) * 0.25, first, second, optim, count)
+    for kernel, exact, same in zip((weight, m, v), *twins, strict=True):
         if exact is not None and same is not None:
             assert_close(kernel.cpu(), exact, same, reduction=3, what=name)
+    if half is not None:
+        assert torch.equal(half, weight.to(half.dtype))
 
 
-def plain(*arguments: object) -> None:
+def extension() -> Any:
     ext = backends.extension()
     assert ext is not None and ext.has_cuda
-    ext.optimizer_step_cuda(*arguments, torch.cuda.current_stream().cuda_stream)
+    return ext
+
+
+def stream() -> int:
+    return int(torch.cuda.current_stream().cuda_stream)
 
 
 def compressed(weight: torch.Tensor, grad: torch.Tensor, state: OptimState, optim: OptimConfig,
-               inv_scale: float) -> None:
+               inv_scale: float, half: torch.Tensor | None = None,
+               row: torch.Tensor | None = None) -> None:
     """As compressed_step_cases.check calls it."""
-    ext = backends.extension()
-    assert ext is not None and ext.has_cuda
     tensors = (weight, grad, state.m, state.v, state.m_scale, state.v_scale)
-    ext.compressed_step_cuda(*(0 if t is None else t.data_ptr() for t in tensors), weight.numel(),
-                             inv_scale, compressed_call(weight, state, optim),
-                             torch.cuda.current_stream().cuda_stream)
+    extension().compressed_step_cuda(
+        *map(address, tensors), weight.numel(), inv_scale, compressed_call(weight, state, optim),
+        *step_extras(grad, half, row), stream())
+
+
+def compressed_by_row(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
+                      optim: OptimConfig, inv_scale: float) -> None:
+    """The same with the step's numbers in memory, beside a stale call; and a 16-bit copy."""
+    row = row_of(optim, state.step + 1, str(weight.device))
+    wide = weight.dtype is torch.float32
+    half = torch.empty_like(weight, dtype=torch.float16) if wide else None
+    compressed(weight, grad, replace(state, step=90), stale(optim), inv_scale, half, row)
+    assert half is None or torch.equal(half.nan_to_num(), weight.half().nan_to_num())
 
 
 @pytest.mark.gpu
@@ -70,10 +117,24 @@ def compressed(weight: torch.Tensor, grad: torch.Tensor, state: OptimState, opti
 @pytest.mark.parametrize("n", [1, 7, 4096, 100_003])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_three_steps(name: str, n: int, offset: int) -> None:
-    three_steps(name, n, offset, "cuda", plain)
+    three_steps(name, n, offset, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("extras", EXTRAS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_extras(name: str, extras: str) -> None:
+    three_steps(name, 4096, 0, "cuda", **EXTRAS[extras])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", compressed_step_cases.CASES | compressed_step_cases.GRADIENTS_16)
+def test_compressed_step(name: str) -> None:
+    case = (compressed_step_cases.CASES | compressed_step_cases.GRADIENTS_16)[name]
+    compressed_step_cases.check(name, case, compressed, "cuda")
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", compressed_step_cases.CASES)
-def test_compressed_step(name: str) -> None:
-    compressed_step_cases.check(name, compressed_step_cases.CASES[name], compressed, "cuda")
+def test_compressed_step_by_row(name: str) -> None:
+    compressed_step_cases.check(name, compressed_step_cases.CASES[name], compressed_by_row, "cuda")

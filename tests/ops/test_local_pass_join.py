@@ -42,9 +42,17 @@ def given(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_forma
     pytest.param(b, marks=pytest.mark.gpu) for b in ("triton", "cuda"))])
 def test_join(backend: str, joined: bool, wide: bool, shape: tuple[int, ...], dtype: torch.dtype,
               layout: torch.memory_format) -> None:
-    """Against fp64; nothing beside the slice is written, and no other result sees the join."""
     device = "cuda" if backend in ("triton", "cuda") else "cpu"
-    a, y, config = given(shape, dtype, layout, device)
+    check_join(backend, device, given(shape, dtype, layout, device), layout, joined,
+               (12, 12) if wide else (0, 0))
+
+
+def check_join(backend: str, device: str, drawn: tuple[torch.Tensor, torch.Tensor, LocalPassConfig],
+               layout: torch.memory_format, joined: bool, beside: tuple[int, int]) -> None:
+    """Against fp64; nothing of the map's channels `beside` the slice, before and after it, is
+    written, and no other result sees the join."""
+    a, y, config = drawn
+    shape, dtype, (before, after) = tuple(a.shape), a.dtype, beside
     plain = local_pass(a, y, config=config, want_da=True, backend=backend)
     assert plain.z is not None
     generator = torch.Generator().manual_seed(2)
@@ -53,18 +61,16 @@ def test_join(backend: str, joined: bool, wide: bool, shape: tuple[int, ...], dt
         shortcut = torch.randn(plain.z.shape, generator=generator).to(a)
         shortcut = shortcut.contiguous(memory_format=layout if a.dim() == 4
                                        else torch.contiguous_format)
-    channels = shape[1] + 2 * 12 if wide else shape[1]
-    around = torch.full((shape[0], channels, *plain.z.shape[2:]), 7.0, dtype=dtype,
-                        device=device)
+    around = torch.full((shape[0], before + shape[1] + after, *plain.z.shape[2:]), 7.0,
+                        dtype=dtype, device=device)
     if a.dim() == 4:
         around = around.contiguous(memory_format=layout)
-    out = around[:, 12:12 + shape[1]] if wide else around
+    out = around[:, before:before + shape[1]] if before or after else around
     made = local_pass(a, y, config=config, want_da=True, shortcut=shortcut, out=out,
                       backend=backend)
     assert made.z is out
-    if wide:
-        rest = torch.cat([around[:, :12], around[:, 12 + shape[1]:]], 1)
-        assert torch.equal(rest, torch.full_like(rest, 7.0))
+    rest = torch.cat([around[:, :before], around[:, before + shape[1]:]], 1)
+    assert torch.equal(rest, torch.full_like(rest, 7.0))
     for ours, alone in ((made.g, plain.g), (made.loss, plain.loss), (made.da, plain.da)):
         assert torch.equal(ours, alone)  # type: ignore[arg-type]
     exact, same = (local_pass(a.cpu().to(t), y.cpu(), config=config, backend="reference",
@@ -74,11 +80,16 @@ def test_join(backend: str, joined: bool, wide: bool, shape: tuple[int, ...], dt
     assert_close(out.cpu(), exact, same, reduction=a[0].numel())
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", ["reference", "cpu", *(
+    pytest.param(b, marks=pytest.mark.gpu) for b in ("triton", "cuda"))])
 def test_clock_is_the_step_of_dropout(backend: str) -> None:
-    a, y, config = given((4, 20, 3, 3), torch.float32, torch.channels_last, "cpu")
+    check_clock(backend, "cuda" if backend in ("triton", "cuda") else "cpu", (4, 20, 3, 3))
+
+
+def check_clock(backend: str, device: str, shape: tuple[int, ...]) -> None:
+    a, y, config = given(shape, torch.float32, torch.channels_last, device)
     config = replace(config, dropout=Dropout(0.3, seed=5, layer=2, step=0))
-    clock = torch.tensor([9], dtype=torch.int32)
+    clock = torch.tensor([9], dtype=torch.int32, device=device)
     ours = local_pass(a, y, config=config, clock=clock, want_da=True, backend=backend)
     config = replace(config, dropout=replace(config.dropout, step=9))
     told = local_pass(a, y, config=config, want_da=True, backend=backend)

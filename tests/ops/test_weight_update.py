@@ -16,8 +16,10 @@ from ffengine.ops.weight_update import (
     bytes_moved,
     choose,
     extra_bytes,
+    shaped_like,
     weight_update,
 )
+from ffengine.reference import weight_update as reference
 from tests.tolerances import assert_close
 
 CPU = ["reference"] + (["cpu"] if backends.extension() is not None else [])
@@ -380,3 +382,23 @@ def test_errors_are_one_line() -> None:
             OptimConfig(**bad)  # type: ignore[arg-type]
     with pytest.raises(ValueError):
         ConvGeometry((3, 3), 0)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("groups", [1, 2, 8, 0], ids=["plain", "grouped", "depthwise", "linear"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_gradients_operator_reads_no_weight(dtype: torch.dtype, groups: int,
+                                              device: str) -> None:
+    """Its shape and layout are all it asks for: the weight's memory in fewer bits serves."""
+    conv, generator = groups > 0, torch.Generator().manual_seed(0)
+    weight = torch.full((16, 8 // groups, 3, 3) if conv else (16, 8), float("nan"), device=device)
+    x, da = (torch.randn(4, c, *(6, 6) * conv, generator=generator).to(device, dtype)
+             for c in (8, 16))
+    if conv:
+        weight, x, da = (t.contiguous(memory_format=torch.channels_last) for t in (weight, x, da))
+    like = shaped_like(weight, dtype)
+    assert like.dtype is dtype and like.stride() == weight.stride()
+    assert like.data_ptr() == weight.data_ptr()
+    made, told = (reference.weight_gradient(x, da, w, 1, 1, groups or 1)
+                  for w in (like, torch.ones_like(like)))
+    assert torch.equal(made, told) and made.isfinite().all()

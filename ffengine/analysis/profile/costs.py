@@ -55,9 +55,11 @@ def normalised(result: Any, layer: Any, x: torch.Tensor, *_: Any, **__: Any) -> 
     return Cost(size(x, result[0]))
 
 
-def local_sweep(result: Any, a: torch.Tensor, *_: Any, config: Any, **__: Any) -> Cost:
+def local_sweep(result: Any, a: torch.Tensor, *_: Any, config: Any,
+                shortcut: torch.Tensor | None = None, **__: Any) -> Cost:
     return Cost(pass_op.bytes_moved(tuple(a.shape), a.dtype, config, want_z=result.z is not None,
-                                    want_da=result.da is not None))
+                                    want_da=result.da is not None,
+                                    shortcut=shortcut is not None))
 
 
 def batch_sweep(result: Any, a: torch.Tensor, *_: Any, config: Any, couple: Any,
@@ -122,11 +124,17 @@ def transformed(result: torch.Tensor, net: Any, i: int, x: torch.Tensor) -> Cost
     return Cost(0 if shared(result, x) else size(x, result))
 
 
-def joined(result: Any, net: Any, i: int, shortcut: torch.Tensor | None) -> Cost:
-    """LocalNet.join: both maps read and the sum, or both, written; then the pooled branch."""
+def joined(result: Any, net: Any, i: int, shortcut: torch.Tensor | None, met: bool) -> Cost:
+    """LocalNet.join: both maps read and the sum, or both, written, unless they have met; then the
+    pooled branch."""
     wire, (z, after) = net.wires[i], result
-    moved = {"none": 0, "add": 3 * size(z), "concat": 2 * size(z)}[wire.join]
+    moved = 0 if met else {"none": 0, "add": 3 * size(z), "concat": 2 * size(z)}[wire.join]
     return Cost(moved + (size(z, after) if wire.branch_pool else 0))
+
+
+def placed(result: torch.Tensor, ctx: Any, i: int, *_: Any) -> Cost:
+    """step.joined_map: the shortcut read and written."""
+    return Cost(2 * size(result[:, ctx.net.layer(i).weight.shape[0]:]))
 
 
 def stored(result: None, piece: Any, out: Any, start: int, stop: int) -> Cost:

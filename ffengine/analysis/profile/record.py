@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ffengine.analysis import rates
+from ffengine.analysis import energy, rates
 from ffengine.analysis.profile.recorder import ROOT, Recorder
 from ffengine.analysis.profile.spans import Phase, Profile
 from ffengine.analysis.profile.timeline import assemble
@@ -111,6 +111,7 @@ def _phase(trainer: Trainer, start: Start, item: Batch, steps: int) -> Phase:
     timed = [Recorder(trainer, metered=False) for _ in range(steps)]
     for recorder in timed:
         step(recorder)
+    joules = energy.joules(step, trainer.device)
     trainer.meter_next()
     step()  # the meter measures the library's own temporaries once, at their first call
     structure = Recorder(trainer, metered=True)
@@ -124,7 +125,7 @@ def _phase(trainer: Trainer, start: Start, item: Batch, steps: int) -> Phase:
         raise ValueError("[profile] expected steps that make the same calls, got different ones")
     assert structure.plan is not None
     phase = Phase(start.number, label(start.turn), start.epoch, start.iteration, start.turn.layers,
-                  structure.plan, structure.spans, [], {}, allocated)
+                  structure.plan, structure.spans, [], {}, allocated, joules)
     assemble(phase, structure, [r.times() for r in timed], trainer.device)
     return phase
 

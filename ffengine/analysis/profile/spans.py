@@ -113,6 +113,8 @@ class Phase:
     measured: dict[str, float]
     #: Bytes the CUDA allocator held at most in an unmetered step, with library workspaces.
     allocated_bytes: int | None = None
+    #: What a step took of the GPU's energy, where its driver counts it (ffengine.analysis.energy).
+    joules: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -156,7 +158,8 @@ class Phase:
             "plan": {"cuts": self.plan.cuts, "tile": self.plan.tile,
                      "peak_bytes": self.plan.peak_bytes, "floor_bytes": self.plan.floor_bytes},
             "measured_seconds": self.measured,
-            "allocated_bytes": self.allocated_bytes, "total": self.total().values(),
+            "allocated_bytes": self.allocated_bytes, "joules": self.joules,
+            "total": self.total().values(),
             "layers": {str(i): s.values() for i, s in self.by_layer().items()},
             "segments": {str(i): s.values() for i, s in self.by_segment().items()},
             "outside_layers": self.outside().values(),

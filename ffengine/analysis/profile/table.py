@@ -56,6 +56,8 @@ def headline(profile: Profile, phase: Phase) -> str:
         said += f", the budget {megabytes(profile.budget)}"
     if phase.allocated_bytes is not None:
         said += f"; the CUDA allocator held {megabytes(phase.allocated_bytes)}"
+    if phase.joules is not None:
+        said += f". A step took {phase.joules:.3g} J of the GPU"
     return said + "."
 
 

@@ -92,8 +92,8 @@ def _shapes(net: LocalNet, i: int, x: Any) -> bool:
     return net.wires[i].pool_before or (isinstance(net.layer(i), LocalLinear) and x.dim() > 2)
 
 
-def _joins(net: LocalNet, i: int, _: Any) -> bool:
-    return net.wires[i].join != "none" or net.wires[i].branch_pool
+def _joins(net: LocalNet, i: int, _: Any, met: bool) -> bool:
+    return (net.wires[i].join != "none" and not met) or net.wires[i].branch_pool
 
 
 def table() -> list[Watched]:
@@ -134,6 +134,7 @@ def table() -> list[Watched]:
                 cost=costs.transformed, relevant=_shapes),
         Watched("join", LocalNet.join, "maps", LocalNet, where=_second, cost=costs.joined,
                 relevant=_joins),
+        Watched("joined_map", step.joined_map, "maps", where=_second, cost=costs.placed),
         Watched("store", step.store, "maps", cost=costs.stored),
     ]
 
@@ -151,13 +152,13 @@ def told(watched: Watched, listener: Listener) -> Callable[..., Any]:
         return result
 
     @functools.wraps(function)
-    def join(net: LocalNet, i: int, z: Any, shortcut: Any) -> Any:
+    def join(net: LocalNet, i: int, z: Any, shortcut: Any, met: bool = False) -> Any:
         # z is the callee's alone: a concatenated map frees it before the branch is pooled
-        moved, noted = [z], listener.open(watched, (net, i, shortcut))
+        moved, noted = [z], listener.open(watched, (net, i, shortcut, met))
         del z
-        result = function(net, i, moved.pop(), shortcut)
+        result = function(net, i, moved.pop(), shortcut, met)
         if noted:
-            listener.close(watched, result, (net, i, shortcut), {})
+            listener.close(watched, result, (net, i, shortcut, met), {})
         return result
 
     return join if function is LocalNet.join else call

@@ -4,11 +4,15 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
+#include <string>
+#include <utility>
 #include <vector>
 
 #define __global__
@@ -126,8 +130,63 @@ inline void run_cluster(unsigned threads, size_t shared, unsigned first, unsigne
   }
 }
 
+// What a launch asked of the device.
+struct Launch {
+  const char* kernel;
+  dim3 grid, block;
+  size_t shared;
+  int cluster;
+};
+
+// The device's side of the API: what is refused (the last error's text, as the driver would keep its
+// code) and what was launched. `dry`: launches are checked and listed, nothing runs.
+struct Device {
+  std::string error;
+  std::vector<Launch> launches;
+  std::map<std::pair<int, const void*>, int> shared_allowed;  // set by cudaFuncSetAttribute
+  std::vector<std::array<int, 4>> attributes;  // of each device, in the order of their enum
+  int number = 0;                              // of the current device
+  bool dry = false;
+  int attributes_set = 0;  // calls of cudaFuncSetAttribute
+};
+inline Device device{{}, {}, {}, {{7, 4, 1 << 20, 64 << 10}}};
+
+// Makes a device with these attributes the current one: every one has a number of its own.
+inline void use_device(const std::array<int, 4>& attributes) {
+  auto& all = device.attributes;
+  device.number = int(std::find(all.begin(), all.end(), attributes) - all.begin());
+  if (device.number == int(all.size())) all.push_back(attributes);
+}
+
+constexpr int kSharedByDefault = 48 << 10;  // dynamic, without cudaFuncSetAttribute
+
+// Why hardware would refuse this launch, or null.
+inline const char* refusal(const Launch& l, int shared_allowed) {
+  const auto sizes = [](dim3 d) { return uint64_t(d.x) * d.y * d.z; };
+  if (sizes(l.grid) == 0 || sizes(l.block) == 0) return "an empty grid or block";
+  if (l.grid.x > 0x7fffffffu) return "grid x above 2147483647";
+  if (l.grid.y > 65535 || l.grid.z > 65535) return "grid y or z above 65535";
+  if (sizes(l.block) > 1024 || l.block.z > 64) return "more than 1024 threads a block";
+  if (l.cluster > 8) return "more than 8 blocks a cluster";
+  if (l.cluster < 1 || l.grid.x % unsigned(l.cluster) != 0)
+    return "a grid that is not whole clusters";
+  if (l.shared > size_t(shared_allowed)) return "more dynamic shared memory than was allowed";
+  return nullptr;
+}
+
 template <class F>
-void launch(dim3 grid, dim3 block, size_t shared, F body, int cluster = 1) {
+void launch(const char* kernel, const void* function, dim3 grid, dim3 block, size_t shared, F body,
+            int cluster = 1) {
+  const Launch asked{kernel, grid, block, shared, cluster};
+  const auto found = device.shared_allowed.find({device.number, function});
+  const char* why =
+      refusal(asked, found == device.shared_allowed.end() ? kSharedByDefault : found->second);
+  if (why != nullptr) {
+    device.error = std::string(kernel) + ": " + why;
+    return;
+  }
+  device.launches.push_back(asked);
+  if (device.dry) return;
   state.grid = grid, state.block = block, state.body = body;
   for (unsigned y = 0; y < grid.y; ++y)
     for (unsigned x = 0; x < grid.x; x += unsigned(cluster))
@@ -183,16 +242,25 @@ inline float __fdiv_rn(float a, float b) { return a / b; }
 using cudaStream_t = void*;
 using cudaError_t = int;
 constexpr int cudaSuccess = 0;
-inline const char* cudaGetErrorString(int) { return "error"; }
-inline int cudaGetLastError() { return 0; }
-inline int cudaGetDevice(int* d) { return *d = 0; }
+constexpr int cudaErrorInvalidConfiguration = 9;
+// The text outlives the code: FF_CUDA asks for it with the code in hand.
+inline const char* cudaGetErrorString(int) {
+  static std::string text;
+  text.swap(emulator::device.error);
+  emulator::device.error.clear();
+  return text.c_str();
+}
+inline int cudaGetLastError() {
+  return emulator::device.error.empty() ? 0 : cudaErrorInvalidConfiguration;
+}
+inline int cudaGetDevice(int* d) { return *d = emulator::device.number, 0; }
 inline int cudaSetDevice(int) { return 0; }
 constexpr int cudaMemoryTypeDevice = 2, cudaMemoryTypeManaged = 3;
 struct cudaPointerAttributes {
   int type, device;
 };
 inline int cudaPointerGetAttributes(cudaPointerAttributes* a, const void*) {
-  *a = {cudaMemoryTypeDevice, 0};
+  *a = {cudaMemoryTypeDevice, emulator::device.number};
   return 0;
 }
 enum {
@@ -203,11 +271,8 @@ enum {
   cudaFuncAttributeMaxDynamicSharedMemorySize,
   cudaLaunchAttributeClusterDimension
 };
-namespace emulator {
-inline int attributes[4] = {7, 4, 1 << 20, 65536};
-}
-inline int cudaDeviceGetAttribute(int* value, int which, int) {
-  *value = emulator::attributes[which];
+inline int cudaDeviceGetAttribute(int* value, int which, int number) {
+  *value = emulator::device.attributes[size_t(number)][size_t(which)];
   return 0;
 }
 struct cudaFuncAttributes {
@@ -217,7 +282,16 @@ template <class K> int cudaFuncGetAttributes(cudaFuncAttributes* a, K) {
   a->ptxVersion = 90;
   return 0;
 }
-template <class K> int cudaFuncSetAttribute(K, int, int) { return 0; }
+template <class K> int cudaFuncSetAttribute(K* kernel, int, int bytes) {
+  const int number = emulator::device.number;
+  ++emulator::device.attributes_set;
+  if (bytes > emulator::device.attributes[size_t(number)][cudaDevAttrMaxSharedMemoryPerBlockOptin]) {
+    emulator::device.error = "more shared memory than a block can have";
+    return cudaErrorInvalidConfiguration;
+  }
+  emulator::device.shared_allowed[{number, reinterpret_cast<const void*>(kernel)}] = bytes;
+  return 0;
+}
 struct cudaLaunchAttribute {
   int id;
   struct {
@@ -231,8 +305,12 @@ struct cudaLaunchConfig_t {
   cudaLaunchAttribute* attrs = nullptr;
   int numAttrs = 0;
 };
-template <class K, class... A> int cudaLaunchKernelEx(cudaLaunchConfig_t* c, K kernel, A... args) {
-  emulator::launch(c->gridDim, c->blockDim, c->dynamicSmemBytes, [=] { kernel(args...); },
-                   int(c->attrs->val.clusterDim.x));
-  return 0;
+namespace emulator {
+// cudaLaunchKernelEx
+template <class K, class... A>
+int launch_config(const char* name, cudaLaunchConfig_t* c, K* kernel, A... args) {
+  launch(name, reinterpret_cast<const void*>(kernel), c->gridDim, c->blockDim, c->dynamicSmemBytes,
+         [=] { kernel(args...); }, int(c->attrs->val.clusterDim.x));
+  return cudaGetLastError();
 }
+}  // namespace emulator

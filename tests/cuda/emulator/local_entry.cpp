@@ -1,4 +1,5 @@
-// The emulated kernels behind C functions: csrc/bindings.cpp's arguments as flat arrays.
+// The emulated kernels of local_pass behind a C function: csrc/bindings.cpp's arguments as flat arrays.
+#include "entry.h"
 #include "local_pass.cu.cpp"
 #include "local_pass_cluster.cu.cpp"
 
@@ -21,10 +22,11 @@ void fill_numbers(ff::LocalPassParams& p, const int64_t* i, const double* f) {
 
 }  // namespace
 
-// Runs the call as on a device of this capability (or, with `dry`, only plans it); returns the
-// blocks of a cluster, 0 for two sweeps. `t` in the order of ffengine.ops.local_pass.LocalPassTensors.
-extern "C" int emulate(void** t, const int64_t* numbers, const double* reals, int major, int shared,
-                       int dry) {
+// Runs the call on a device of major capability, multiprocessors, bytes of L2 and of shared memory a
+// block; -1 after an error. `t` in the order of ffengine.ops.call.LocalPassTensors; planned: blocks,
+// vector, slab, tile_bytes, shared_bytes and read's width and lanes of ClusterPlan.
+extern "C" int emulate_local_pass(void** t, const int64_t* numbers, const double* reals,
+                                  const int64_t* device, int64_t* planned) {
   ff::LocalPassParams p{};
   fill_numbers(p, numbers, reals);
   p.a = t[0], p.y = static_cast<int64_t*>(t[1]), p.g0 = static_cast<float*>(t[2]), p.h_prev = t[3];
@@ -32,13 +34,12 @@ extern "C" int emulate(void** t, const int64_t* numbers, const double* reals, in
   p.g = static_cast<float*>(t[7]), p.loss = static_cast<float*>(t[8]);
   p.coef = static_cast<float*>(t[9]), p.da = t[10], p.stats = static_cast<float*>(t[11]);
   p.dropout.clock = static_cast<uint32_t*>(t[12]);
-  const ff::DeviceCaps caps{major == 9 || major == 10, 4, 1 << 20, shared};
-  const ff::ClusterPlan plan = ff::use_cluster(p, caps);
-  if (dry) return plan.blocks;
-  if (plan.blocks > 0) {
-    ff::local_pass_cluster(p, plan, nullptr);
-    return plan.blocks;
-  }
-  ff::local_pass_two_sweeps(p, caps, nullptr);
-  return 0;
+  return emulator::guarded([&] {
+    emulator::use_device({int(device[0]), int(device[1]), int(device[2]), int(device[3])});
+    const ff::ClusterPlan plan = ff::use_cluster(p, ff::device_caps(emulator::device.number));
+    const int64_t all[] = {plan.blocks,       plan.vector, plan.slab, plan.tile_bytes,
+                           plan.shared_bytes, plan.read.width, plan.read.lanes};
+    std::copy(all, all + 7, planned);
+    ff::local_pass_cuda(p, nullptr);
+  });
 }

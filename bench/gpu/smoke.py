@@ -1,0 +1,193 @@
+"""A line each of what must be right before anything else is worth its time.
+
+local_pass in bf16 on ResNet-17's four stages, and which kernels it started; batch_pass, the
+optimizer, linear_step, weight gradients, one whole step, two bit-identical runs and a second step
+without synchronisation: by every back-end, against the reference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+
+from bench.gpu import clock, sweeps
+from bench.gpu.records import Row
+from bench.gpu.work import Job, Session, worker
+from bench.problem import Problem
+from ffengine.engine.trainer import Trainer
+from ffengine.ops.config import BatchNorm, LocalPassConfig, Norm
+from ffengine.ops.local_pass import local_pass
+from ffengine.ops.optim import ConvGeometry, OptimConfig, OptimState
+from ffengine.ops.weight_update import gradient_update, weight_update
+from tests import batch_pass_cases, linear_step_cases
+from tests.tolerances import assert_close
+
+#: Of the kernels that read a sample once, through a cluster of thread blocks.
+ONE_READ = "one_read"
+#: Share that a bf16 step's losses may be off the fp32 reference's.
+LOSS_SHARE = 0.02
+Check = Callable[[Session, str], Row | None]
+
+
+def sweep(stage: str) -> Check:
+    """local_pass, bf16, channels_last."""
+    def check(session: Session, backend: str) -> Row:
+        config = LocalPassConfig(groups=10)
+        a, y = sweeps.inputs(session.scale.sweeps[stage], torch.bfloat16, "nhwc", 0, session.device)
+        sweeps.check(local_pass(a, y, config=config, want_da=True, backend=backend), a, y, config)
+        names = clock.kernels(lambda: local_pass(a, y, config=config, want_da=True,
+                                                 backend=backend), session.device)
+        path = "kernels not seen" if names is None else (
+            "one read, a cluster a sample" if any(ONE_READ in n for n in names) else
+            f"two sweeps, {len(names)} kernels")
+        return {"kernels": names, "text": path}
+    return check
+
+
+def batch_norm(session: Session, backend: str) -> None:
+    """CwComp's layer: BatchNorm behind a pool, both layouts."""
+    config = LocalPassConfig(groups=4, goodness="mean_sq", norm=Norm("none"), pool="max2")
+    for layout in (torch.channels_last, torch.contiguous_format):
+        given = batch_pass_cases.draw(session.scale.batch_norm, config, BatchNorm(),
+                                      dtype=torch.bfloat16, layout=layout,
+                                      device=session.scale.device)
+        batch_pass_cases.check(given, config, BatchNorm(), backend)
+
+
+def optimizer(session: Session, backend: str) -> None:
+    """AdamW on fp32 weights, two steps against fp64."""
+    optim = OptimConfig("adamw", lr=0.01, weight_decay=0.1)
+    source = torch.Generator(session.device).manual_seed(3)
+    start, *grads = (torch.randn(session.scale.weight, generator=source, device=session.device)
+                     for _ in range(3))
+    weights = []
+    for name, dtype in ((backend, torch.float32), ("reference", torch.float64),
+                        ("reference", torch.float32)):
+        weight = start.to(dtype, copy=True)
+        state = OptimState.create(weight, optim)
+        for grad in grads:
+            gradient_update(weight, grad.to(dtype), optim=optim, state=state, backend=name)
+        weights.append(weight)
+    assert_close(*weights, reduction=2, what="weight")
+
+
+def linear(session: Session, backend: str) -> None:
+    """linear_step, whole batch and by tiles."""
+    for case in linear_step_cases.CASES[:2]:
+        for tile in case.tiles[:2]:
+            linear_step_cases.check(case, torch.float32, tile, backend, session.scale.device)
+
+
+def gradients(groups: Callable[[Session], int]) -> Check:
+    """The weight gradient of a 3x3 convolution, bf16, channels_last, against fp64."""
+    def check(session: Session, backend: str) -> None:
+        n, c, h, w = session.scale.gradient
+        parts = groups(session)
+        geometry = ConvGeometry((3, 3), 1, 1, parts)
+        source = torch.Generator(session.device).manual_seed(5)
+        x, da = (torch.randn(n, c, h, w, generator=source, device=session.device).bfloat16()
+                 .contiguous(memory_format=torch.channels_last) for _ in range(2))
+        found = []
+        for name, dtype in ((backend, torch.bfloat16), ("reference", torch.float64),
+                            ("reference", torch.bfloat16)):
+            weight = torch.zeros(c, c // parts, 3, 3, device=session.device,
+                                 dtype=torch.float64 if dtype is torch.float64 else torch.float32)
+            grad = torch.full_like(weight, float("nan"))
+            weight_update(weight, x.to(dtype), da.to(dtype), optim=OptimConfig("sgd", lr=0.0),
+                          state=OptimState.create(weight, OptimConfig("sgd", lr=0.0)),
+                          geometry=geometry, grad_out=grad, backend=name)
+            found.append(grad)
+        # a GPU's library hands it over in bf16
+        found[2] = found[2].bfloat16().float()
+        assert_close(found[0].bfloat16(), *found[1:], reduction=n * h * w, what="dW")
+    return check
+
+
+def trainer(session: Session, backend: str, precision: str = "bf16", **more: object) -> Trainer:
+    model, options, batch, _ = session.scale.network
+    problem = Problem.of(model, batch, precision, session.scale.device, backend=backend, **options)
+    return problem.trainer(states="fp32", **more)
+
+
+def batch_of(session: Session) -> tuple[torch.Tensor, torch.Tensor]:
+    model, options, batch, precision = session.scale.network
+    problem = Problem.of(model, batch, precision, session.scale.device, **options)
+    return problem.x, problem.y
+
+
+def step(session: Session, backend: str) -> Row:
+    """One whole step: every layer's loss is the reference's in fp32, to 2 %."""
+    x, y = batch_of(session)
+    ours = trainer(session, backend)
+    plain = trainer(session, "reference", "fp32", plan=ours.plan)
+    losses = [[float(v) for v in t.step(x, y).losses if v is not None] for t in (ours, plain)]
+    for i, (a, b) in enumerate(zip(*losses, strict=True)):
+        assert abs(a - b) <= LOSS_SHARE * max(1.0, abs(b)), f"layer {i}: loss {a}, expected {b}"
+    return {"losses": losses[0], "text": f"{len(losses[0])} layers, loss {losses[0][-1]:.4f}"}
+
+
+def twice(session: Session, backend: str) -> None:
+    """Two runs of two steps end at the same weights, bit for bit."""
+    x, y = batch_of(session)
+    ends = []
+    for _ in range(2):
+        made = trainer(session, backend)
+        for _ in range(2):
+            made.step(x, y)
+        ends.append(made.net.state_dict())
+    for name, one in ends[0].items():
+        assert torch.equal(one, ends[1][name]), f"{name} differs between two runs"
+
+
+def asynchronous(session: Session, backend: str) -> None:
+    """A step after the first waits for the device nowhere."""
+    x, y = batch_of(session)
+    made = trainer(session, backend)
+    made.step(x, y)
+    with no_synchronisation(session):
+        made.step(x, y)
+
+
+@contextlib.contextmanager
+def no_synchronisation(session: Session) -> Iterator[None]:
+    """Whatever waits for a GPU inside is an error."""
+    session.synchronize()
+    if session.device.type != "cuda":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def checks(session: Session) -> dict[str, Check]:
+    """What is looked at, by name, in order."""
+    return {**{f"local_pass {stage}": sweep(stage) for stage in session.scale.sweeps},
+            "optimizer": optimizer, "step": step, "batch_pass": batch_norm,
+            "weight gradient": gradients(lambda s: 1),
+            "grouped weight gradient": gradients(lambda s: s.scale.groups),
+            "linear_step": linear, "two runs alike": twice, "no synchronisation": asynchronous}
+
+
+def jobs(session: Session, args: argparse.Namespace) -> Iterator[Job]:
+    for name, check in checks(session).items():
+        for backend in session.scale.backends:
+            yield f"{name}, {backend}", rows_of(session, check, backend)
+
+
+def rows_of(session: Session, check: Check, backend: str) -> Callable[[], Iterable[Row]]:
+    def rows() -> Iterable[Row]:
+        found = check(session, backend)
+        session.synchronize()
+        yield {"backend": backend, **(found or {})}
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(worker(__doc__, jobs))
