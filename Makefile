@@ -1,5 +1,6 @@
 # make train   train TinyCNN on the bundled digits, beside backpropagation and the unfused step
 # make test    the whole test suite
+# make test-isa      what must hold on every instruction set, under each that this machine has
 # make lint    ruff and mypy
 # make bench   the pytest-benchmark suites; fair tables: python -m bench.fair MODEL
 # make bench-gate       counters against the committed baseline, time against the commit before
@@ -18,13 +19,16 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 SOURCES := $(shell find csrc -type f) CMakeLists.txt
 
-.PHONY: train test bench bench-gate bench-baseline page lint setup clean
+.PHONY: train test test-isa bench bench-gate bench-baseline page lint setup clean
 
 train: setup
 	$(BIN)/ffengine train deeperforward/tinycnn --data digits --baselines
 
 test: setup
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+test-isa: setup
+	.ci/isa
 
 bench: setup
 	$(BIN)/python -m pytest bench --benchmark-only

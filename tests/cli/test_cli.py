@@ -40,6 +40,7 @@ def test_models(capsys):
     assert len(rows) >= 5 and main(["models"]) == 0
 
 
+@pytest.mark.isa
 def test_train_eval_resume_export(capsys, tmp_path):
     out = str(tmp_path / "run")
     result = value(capsys, *TRAIN, "--out", out)
@@ -114,6 +115,7 @@ def instruction_sets():
     return () if ext is None else ext.isas()[:ext.isas().index(ext.isa()) + 1]
 
 
+@pytest.mark.isa
 def test_plan(capsys):
     model = "deeperforward/resnet17"
     small = ["--set", "planes=(10,20,40,80)", "--set", "image_size=16", "--batch-size", "8"]
@@ -135,6 +137,7 @@ def test_plan(capsys):
     assert main(["plan", model, *small]) == 0
 
 
+@pytest.mark.isa
 def test_env(capsys):
     report = value(capsys, "env")
     assert set(report["backends"]) == {"reference", "cpu", "triton", "cuda"}
