@@ -1,6 +1,7 @@
 # make train   train TinyCNN on the bundled digits, beside backpropagation and the unfused step
 # make test    the whole test suite
 # make test-isa      what must hold on every instruction set, under each that this machine has
+# make test-aarch64  the C++ kernels built for aarch64, the ops' tests on them under qemu
 # make lint    ruff and mypy
 # make bench   the pytest-benchmark suites; fair tables: python -m bench.fair MODEL
 # make bench-gate       counters against the committed baseline, time against the commit before
@@ -19,7 +20,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 SOURCES := $(shell find csrc -type f) CMakeLists.txt
 
-.PHONY: train test test-isa bench bench-gate bench-baseline page lint setup clean
+.PHONY: train test test-isa test-aarch64 bench bench-gate bench-baseline page lint setup clean
 
 train: setup
 	$(BIN)/ffengine train deeperforward/tinycnn --data digits --baselines
@@ -29,6 +30,9 @@ test: setup
 
 test-isa: setup
 	.ci/isa
+
+test-aarch64:
+	.ci/aarch64
 
 bench: setup
 	$(BIN)/python -m pytest bench --benchmark-only
