@@ -32,6 +32,7 @@ from typing import Any
 import torch
 
 from bench import declared, machine_code, results, steps
+from ffengine.env import instruction_set
 from ffengine.ops import backends
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,11 +46,9 @@ PLANNED = 1.02
 
 def processor() -> str:
     """What packing buffers depend on, ours and the library's: instruction sets and inner caches."""
-    ext = backends.extension()
-    isa = "no extension" if ext is None else ext.isa()
     caches = [Path(f"/sys/devices/system/cpu/cpu0/cache/index{i}/size") for i in (0, 2)]
     inner = "/".join(c.read_text().strip() for c in caches if c.exists())
-    return f"{platform.machine()} {isa} {inner}".strip()
+    return f"{platform.machine()} {instruction_set()} {inner}".strip()
 
 
 def device_needs(device: str) -> dict[str, str]:
