@@ -1,5 +1,7 @@
 # make train   train TinyCNN on the bundled digits, beside backpropagation and the unfused step
 # make test    the whole test suite
+# make test-isa      what must hold on every instruction set, under each that this machine has
+# make test-aarch64  the C++ kernels built for aarch64, the ops' tests on them under qemu
 # make lint    ruff and mypy
 # make triton-oldest    every Triton kernel compiled, launched and tested under the oldest Triton
 # make bench   the pytest-benchmark suites; fair tables: python -m bench.fair MODEL
@@ -20,7 +22,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 SOURCES := $(shell find csrc -type f) CMakeLists.txt
 
-.PHONY: train test triton-oldest bench bench-gate bench-baseline page lint setup clean
+.PHONY: train test test-isa test-aarch64 triton-oldest bench bench-gate bench-baseline page lint \
+	setup clean
 
 train: setup
 	$(BIN)/ffengine train deeperforward/tinycnn --data digits --baselines
@@ -31,6 +34,12 @@ test: setup
 triton-oldest: setup $(OLDEST)/.packages
 	$(OLDEST)/bin/python -m bench.aot 90 > build/aot-oldest.json
 	$(OLDEST)/bin/python -m pytest tests/kernels
+
+test-isa: setup
+	.ci/isa
+
+test-aarch64:
+	.ci/aarch64
 
 bench: setup
 	$(BIN)/python -m pytest bench --benchmark-only
@@ -59,7 +68,7 @@ $(BIN)/python:
 # torch first and pinned, so that nothing after it chooses a version
 $(VENV)/.packages: pyproject.toml .ci/constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q -r .ci/constraints.txt
-	$(BIN)/python -m pip install -q "setuptools>=77" wheel "pybind11>=2.12" "cmake>=3.24" ninja
+	$(BIN)/python -m pip install -q "setuptools>=64" wheel "pybind11>=2.12" "cmake>=3.24" ninja
 	touch $@
 
 $(VENV)/.built: $(VENV)/.packages setup.py $(SOURCES)

@@ -1,26 +1,46 @@
 """Builds ffengine._C with CMake; where that cannot be done, installs without it and says so.
 
 Environment: FFENGINE_EXTENSION=0 leaves the kernels out, =1 makes a failure to build them fatal;
-FFENGINE_CUDA=0|1 forces the CUDA kernels off or on; CMAKE_CUDA_ARCHITECTURES or
-TORCH_CUDA_ARCH_LIST choose their architectures. No network, no GPU probe, no torch.
+FFENGINE_CUDA=0 leaves the CUDA kernels out, =1 makes it fatal that they cannot be built;
+CMAKE_CUDA_ARCHITECTURES or TORCH_CUDA_ARCH_LIST choose their architectures. What is fatal is one
+line, exit status 2. No network, no GPU probe, no torch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
+import setuptools
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-OFF, ON = ("0", "off", "false"), ("1", "on", "true")
+CHOICES = {"0": "OFF", "off": "OFF", "false": "OFF", "1": "ON", "on": "ON", "true": "ON",
+           "auto": "AUTO", "": "AUTO"}
+#: The first that builds an editable install from [project]; older ones install an empty package
+#: without a word, and pip asks nobody's version where it builds without isolation.
+OLDEST_SETUPTOOLS = 64
+
+
+def refuse(text: str) -> NoReturn:
+    print(f"ffengine: {text}", file=sys.stderr, flush=True)
+    raise SystemExit(2)
+
+
+def choice(variable: str) -> str:
+    """OFF, ON or AUTO."""
+    value = os.environ.get(variable, "auto").lower()
+    if value not in CHOICES:
+        refuse(f"{variable} expected 0, 1 or auto, got {value!r}")
+    return CHOICES[value]
 
 
 class CMakeBuild(build_ext):
@@ -32,8 +52,8 @@ class CMakeBuild(build_ext):
             self._build(target)
         except RuntimeError as reason:
             target.unlink(missing_ok=True)
-            if os.environ.get("FFENGINE_EXTENSION", "").lower() in ON:
-                raise
+            if "ON" in (choice("FFENGINE_EXTENSION"), choice("FFENGINE_CUDA")):
+                refuse(f"cannot build the kernels that were asked for: {reason}")
             print(f"ffengine: C++ kernels unavailable ({reason}); the reference still works",
                   file=sys.stderr)
 
@@ -44,13 +64,12 @@ class CMakeBuild(build_ext):
         super().copy_extensions_to_source()
 
     def _build(self, target: Path) -> None:
-        if os.environ.get("FFENGINE_EXTENSION", "").lower() in OFF:
+        cuda = choice("FFENGINE_CUDA")
+        if choice("FFENGINE_EXTENSION") == "OFF":
             raise RuntimeError("FFENGINE_EXTENSION=0")
         cmake = shutil.which("cmake")
         if cmake is None:
             raise RuntimeError("cmake not found")
-        cuda = os.environ.get("FFENGINE_CUDA", "auto").lower()
-        cuda = "OFF" if cuda in OFF else "ON" if cuda in ON else "AUTO"
         try:
             built = self._cmake(cmake, cuda)
         except RuntimeError as reason:
@@ -69,8 +88,10 @@ class CMakeBuild(build_ext):
             return self._cmake_in(work, cmake, cuda)
 
     def _cmake_in(self, work: Path, cmake: str, cuda: str) -> Path:
-        import pybind11
-
+        try:
+            import pybind11
+        except ImportError:
+            raise RuntimeError("pybind11 is not installed") from None
         configure = [
             cmake, "-S", str(ROOT), "-B", str(work),
             f"-DPython_EXECUTABLE={sys.executable}",
@@ -83,8 +104,7 @@ class CMakeBuild(build_ext):
             if _run(configure, log):
                 (work / "CMakeCache.txt").unlink(missing_ok=True)
                 log.seek(0)
-                broken = "CMAKE_CXX_COMPILER" in log.read()
-                raise RuntimeError(NO_COMPILER if broken else f"cmake failed, see {log.name}")
+                raise RuntimeError(why(log.read()) or f"cmake failed, see {log.name}")
             jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
             if _run([cmake, "--build", str(work), "--parallel", jobs], log):
                 raise RuntimeError(f"compilation failed, see {log.name}")
@@ -93,6 +113,14 @@ class CMakeBuild(build_ext):
 
 
 NO_COMPILER = "no working C++ compiler found"
+
+
+def why(log: str) -> str:
+    """What CMake's first error says, on one line; empty if there is none."""
+    if "CMAKE_CXX_COMPILER" in log:
+        return NO_COMPILER
+    error = re.search(r"^CMake Error at .*:\n((?:[ \t]+\S.*\n)+)", log, re.M)
+    return " ".join(error.group(1).split()) if error else ""
 
 
 @contextlib.contextmanager
@@ -116,9 +144,15 @@ def _run(command: list[str], log: TextIO) -> int:
     return process.returncode
 
 
+if int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS:
+    refuse(f"expected setuptools >= {OLDEST_SETUPTOOLS}, got {setuptools.__version__}: pip install "
+           "--upgrade setuptools")
 setup(
+    # not in pyproject.toml: before setuptools 77 it had to be a table there, and since then a text
+    license="Apache-2.0",
     packages=[*find_packages(include=["ffengine", "ffengine.*"]), "ffengine.kernels"],
     package_dir={"ffengine.kernels": "kernels"},
+    include_package_data=False,
     package_data={"ffengine": ["recipes/*.toml", "devices/*.toml", "devices/*.json", "models/*.md",
                                "py.typed", "analysis/profile/*.html"]},
     ext_modules=[Extension("ffengine._C", sources=[], optional=True)],

@@ -1,6 +1,6 @@
 """Exact counters of this tree: what a change may not move without a new baseline.
 
-    python -m bench.counters --json FILE [--parts memory,triton] [--device cuda]
+    python -m bench.counters [--json FILE] [--parts memory,triton] [--device cuda] [--small]
 
 Six parts, each with what its numbers depend on beside the code (`needs`):
   memory       bytes of a training step: planned; metered at the peak, by kind
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -31,6 +32,7 @@ from typing import Any
 import torch
 
 from bench import declared, machine_code, results, steps
+from ffengine.env import instruction_set
 from ffengine.ops import backends
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,15 +40,15 @@ ARCHITECTURES = (80, 90, 87, 100)
 PARTS = ("memory", "launches", "bytes_moved", "extra_bytes", "triton", "nvcc")
 
 Part = dict[str, Any]
+#: Most a step may hold, as a part of its plan.
+PLANNED = 1.02
 
 
 def processor() -> str:
     """What packing buffers depend on, ours and the library's: instruction sets and inner caches."""
-    ext = backends.extension()
-    isa = "no extension" if ext is None else ext.isa()
     caches = [Path(f"/sys/devices/system/cpu/cpu0/cache/index{i}/size") for i in (0, 2)]
     inner = "/".join(c.read_text().strip() for c in caches if c.exists())
-    return f"{platform.machine()} {isa} {inner}".strip()
+    return f"{platform.machine()} {instruction_set()} {inner}".strip()
 
 
 def device_needs(device: str) -> dict[str, str]:
@@ -56,8 +58,9 @@ def device_needs(device: str) -> dict[str, str]:
     return {"processor": processor(), "torch": torch.__version__}
 
 
-def collect(parts: tuple[str, ...] = PARTS, device: str = "cpu") -> dict[str, Part]:
-    """The parts by name; compilers run beside the steps."""
+def collect(parts: tuple[str, ...] = PARTS, device: str = "cpu",
+            full: bool = True) -> dict[str, Part]:
+    """The parts by name; compilers run beside the steps. full: also networks at papers' sizes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -65,7 +68,7 @@ def collect(parts: tuple[str, ...] = PARTS, device: str = "cpu") -> dict[str, Pa
             compiled = pool.map(compile_triton, ARCHITECTURES if "triton" in parts else ())
             found: dict[str, Part] = {}
             if "memory" in parts or "launches" in parts:
-                found |= of_steps(parts, device)
+                found |= of_steps(parts, device, full)
             if "bytes_moved" in parts:
                 found["bytes_moved"] = {"needs": {}, "rows": dict(declared.moved())}
             if "extra_bytes" in parts:
@@ -80,9 +83,9 @@ def collect(parts: tuple[str, ...] = PARTS, device: str = "cpu") -> dict[str, Pa
     return {name: found[name] for name in parts}
 
 
-def of_steps(parts: tuple[str, ...], device: str) -> dict[str, Part]:
+def of_steps(parts: tuple[str, ...], device: str, full: bool) -> dict[str, Part]:
     """Memory and launches: two views of the same steps; a step that fails fails in both."""
-    rows = dict(steps.rows(device))
+    rows = dict(steps.rows(device, full))
     found: dict[str, Part] = {}
     for part in ("memory", "launches"):
         if part in parts:
@@ -148,9 +151,14 @@ def nvcc_part() -> Part:
 
 
 def failures(parts: dict[str, Part]) -> list[str]:
-    """A line for each row that has no counters."""
-    return [f"{part}: {name}: failed: {row['failed']}" for part, content in parts.items()
-            for name, row in content.get("rows", {}).items() if "failed" in row]
+    """A line for each row that has no counters, or whose step held more than its plan says."""
+    rows = [(part, name, row) for part, content in parts.items()
+            for name, row in content.get("rows", {}).items()]
+    return [f"{part}: {name}: failed: {row['failed']}" for part, name, row in rows
+            if "failed" in row] + [
+        f"{part}: {name}: failed: {row['peak_bytes']} bytes metered, {row['planned_bytes']} planned"
+        for part, name, row in rows
+        if row.get("peak_bytes", 0) > PLANNED * row.get("planned_bytes", math.inf)]
 
 
 def write(path: Path, parts: dict[str, Part], device: str = "cpu") -> None:
@@ -160,17 +168,20 @@ def write(path: Path, parts: dict[str, Part], device: str = "cpu") -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.counters", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--small", action="store_true",
+                        help="steps of the small networks alone")
     args = parser.parse_args(argv)
     unknown = set(args.parts.split(",")) - set(PARTS)
     if unknown:
         print(f"bench.counters: [bench] --parts expected some of {', '.join(PARTS)}, got "
               f"{', '.join(sorted(unknown))}", file=sys.stderr)
         return 2
-    parts = collect(tuple(args.parts.split(",")), args.device)
-    write(args.json, parts, args.device)
+    parts = collect(tuple(args.parts.split(",")), args.device, not args.small)
+    if args.json is not None:
+        write(args.json, parts, args.device)
     for name, part in parts.items():
         print(f"{name}: " + (part["absent"] if "absent" in part else f"{len(part['rows'])} rows"))
     failed = failures(parts)

@@ -79,8 +79,11 @@ class _Counting:
         return found
 
 
-def rows(device: str = "cpu") -> Iterator[tuple[str, Row]]:
-    """(name, {"memory": ..., "launches": ...} or {"failed": reason}) of every network."""
+def rows(device: str = "cpu", full: bool = True) -> Iterator[tuple[str, Row]]:
+    """(name, {"memory": ..., "launches": ...} or {"failed": reason}) of every network.
+
+    full: also at the papers' sizes.
+    """
     for model in every.NAMES:
         planned = not model.startswith("bp/")
         for precision in ("fp32", "bf16"):
@@ -88,7 +91,7 @@ def rows(device: str = "cpu") -> Iterator[tuple[str, Row]]:
                 yield (f"{model} small {precision} batch {BATCH}{' leanest' * leanest}",
                        _tried(model, BATCH, {"precision": precision}, every.options(model),
                               leanest, device))
-    for model, batch, settings in FULL:
+    for model, batch, settings in FULL if full else ():
         said = " ".join([settings["precision"], *(
             f"{k} {v}" for k, v in settings.items() if k != "precision")])
         yield f"{model} {said} batch {batch}", _tried(model, batch, settings, {}, False, device)

@@ -14,6 +14,8 @@ from ffengine.ops import backends
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
           "fp64": torch.float64}
+#: The environment variable that holds oneDNN's kernels to an instruction set.
+LIBRARY_LIMIT = "ONEDNN_MAX_CPU_ISA"
 PACKAGES = ("torch", "triton", "numpy", "safetensors", "scikit-learn")
 
 
@@ -41,22 +43,32 @@ def env_report() -> dict[str, Any]:
             "built": extension is not None,
             "compiler": build.get("compiler"),
             "instruction_sets": str(build.get("isas", "")).split(),
+            "instruction_sets_here": extension.isas() if extension is not None else [],
             "instruction_set_in_use": extension.isa() if extension is not None else None,
+            "instruction_set_forced": os.environ.get("FFENGINE_ISA") or None,
             "cuda_architectures": str(build.get("cuda_architectures", "")).split(),
         },
+        "library": {"vectors": torch.backends.cpu.get_cpu_capability().lower(),
+                    "onednn_limit": os.environ.get(LIBRARY_LIMIT)},
         "threads": {"torch": torch.get_num_threads(),
                     "kernels": extension.num_threads() if extension is not None else None,
                     "cores": os.cpu_count()},
     }
 
 
+def instruction_set() -> str:
+    """What computes on the CPU: our kernels' set, and the library's where it is held to less."""
+    ext = backends.extension()
+    ours = ext.isa() if ext is not None else "no extension"
+    limit = os.environ.get(LIBRARY_LIMIT)
+    return f"{ours}, oneDNN {limit}" if limit else ours
+
+
 def machine_class() -> str:
     """What exact counters depend on: architecture, instruction set, threads, or the GPU's."""
     if torch.cuda.is_available():
         return "cuda sm_{}{}".format(*torch.cuda.get_device_capability())
-    ext = backends.extension()
-    isa = ext.isa() if ext is not None else "no extension"
-    return f"{platform.machine()} {isa}, threads: {torch.get_num_threads()}"
+    return f"{platform.machine()} {instruction_set()}, threads: {torch.get_num_threads()}"
 
 
 def cpu_name() -> str:
@@ -92,11 +104,15 @@ def env_text(report: dict[str, Any]) -> str:
     extension, threads = report["extension"], report["threads"]
     if extension["built"]:
         architectures = " ".join(extension["cuda_architectures"]) or "none"
-        forced = " (FFENGINE_ISA)" if os.environ.get("FFENGINE_ISA") else ""
+        forced = ", as FFENGINE_ISA says" if extension["instruction_set_forced"] else ""
         rows.append(f"kernels: {extension['compiler']}, compiled for "
-                    f"{' '.join(extension['instruction_sets'])}, using "
+                    f"{' '.join(extension['instruction_sets'])}, here up to "
+                    f"{extension['instruction_sets_here'][-1]}, using "
                     f"{extension['instruction_set_in_use']}{forced}; CUDA architectures: "
                     f"{architectures}")
+    library = report["library"]
+    limit = f", {LIBRARY_LIMIT}={library['onednn_limit']}" if library["onednn_limit"] else ""
+    rows.append(f"library: PyTorch's own loops in {library['vectors']}{limit}")
     rows.append(f"threads: torch {threads['torch']}, kernels {threads['kernels'] or '-'}, "
                 f"cores {threads['cores']}")
     return "\n".join(rows)

@@ -59,6 +59,9 @@ def device_of(args: argparse.Namespace) -> torch.device:
         raise ValueError(f"[cli] --device expected cpu or cuda, got {args.device!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("[cli] --device cuda cannot run here: no CUDA device; usable: cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"[cli] --device expected at most cuda:{torch.cuda.device_count() - 1}, "
+                         f"got {args.device!r}")
     return device
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from ffengine import data
 from ffengine.commands.options import assignments, device_of, load_data, open_run, saved_options
 from ffengine.engine.trainer import Trainer
+from ffengine.needs import need
 
 
 def run_eval(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
@@ -44,7 +44,8 @@ def run_export(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     out = Path(args.out) if args.out else run.found.path.parent / f"model{suffix}"
     net = run.net.eval()
     if args.format == "safetensors":
-        save_file({k: t.contiguous() for k, t in net.state_dict().items()}, out)
+        writer = need("safetensors.torch", "[export] --format safetensors")
+        writer.save_file({k: t.contiguous() for k, t in net.state_dict().items()}, out)
     else:
         weight = next(net.parameters())
         example = torch.zeros(2, *net.in_shape,

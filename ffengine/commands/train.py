@@ -38,6 +38,7 @@ from ffengine.engine.recipe import Recipe
 from ffengine.engine.schedule import of
 from ffengine.engine.settings import Settings
 from ffengine.engine.trainer import Trainer
+from ffengine.env import instruction_set
 from ffengine.ops import backends
 
 
@@ -215,6 +216,7 @@ def train_and_test(args: argparse.Namespace, trainer: Trainer, splits: data.Spli
     images = sum(r.images_per_second for r in rows) / len(rows) if rows else 0.0
     result = {
         "model": args.model, "data": args.data, "device": str(device),
+        "instruction_set": instruction_set(),
         "backend": backends.resolve("train", trainer.backend, device.type, trainer.dtype),
         "precision": trainer.settings.precision, **budget_values(trainer.planning),
         "epochs": trainer.settings.epochs,

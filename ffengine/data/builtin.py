@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ffengine.needs import need
+
 from .split import stratified
 
 # Of the 1257 training images of the fixed split below, in [0, 1] (float64, rounded).
@@ -18,11 +20,10 @@ _DIGITS_TEST, _DIGITS_VALID = 360, 180
 def digits() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """(images float32 (1797, 1, 8, 8) in [0, 1], labels int64, split name -> indices).
 
-    The split is 1257 / 180 / 360, stratified, and always the same.
+    The split is 1257 / 180 / 360, stratified, and always the same. ImportError without
+    scikit-learn, which has them.
     """
-    from sklearn.datasets import load_digits
-
-    bundle = load_digits()
+    bundle = need("sklearn.datasets", "[data] digits").load_digits()
     # Pixels are the integers 0..16, so sixteenths are exact in float32 and uint8 would not be.
     images = torch.from_numpy(bundle.images).to(torch.float32).div_(16).unsqueeze(1)
     labels = torch.from_numpy(bundle.target).to(torch.int64)

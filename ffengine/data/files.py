@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 
-import pooch
-import requests
+from ffengine.needs import need
 
 from .catalog import SOURCES, Source
 
 _TIMEOUT_S = (10, 60)  # connect, then between two pieces of the answer
+_BLOCK = 1 << 20
 
 
 class _Mismatch(ValueError):
@@ -22,10 +24,15 @@ class _Mismatch(ValueError):
 def data_root(root: str | os.PathLike[str] | None) -> Path:
     """`root`, else $FFENGINE_DATA, else the user's cache folder; NotADirectoryError for a file."""
     chosen = root if root is not None else os.environ.get("FFENGINE_DATA") or None
-    path = Path(chosen if chosen is not None else pooch.os_cache("ffengine")).expanduser()
+    path = Path(chosen).expanduser() if chosen is not None else user_cache()
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"[data] root must be a folder, got the file {path}")
     return path
+
+
+def user_cache() -> Path:
+    """$XDG_CACHE_HOME/ffengine, else ~/.cache/ffengine."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ffengine"
 
 
 def find(source: Source, root: Path) -> dict[str, Path] | None:
@@ -63,7 +70,11 @@ def _refuse_other_set(source: Source, found: Mapping[str, Path]) -> None:
 def _digest(path: str | Path, like: str) -> str:
     """``"algorithm:hexdigest"`` of the file, by the algorithm that `like` names."""
     algorithm = like.partition(":")[0]
-    return f"{algorithm}:{pooch.file_hash(str(path), alg=algorithm)}"
+    digest = hashlib.new(algorithm)
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return f"{algorithm}:{digest.hexdigest()}"
 
 
 def obtain(
@@ -80,8 +91,9 @@ def obtain(
         blanks) does the same.
     checksums: file -> ``"algorithm:hexdigest"`` in place of the published ones.
 
-    Raises FileNotFoundError without `download`, ConnectionError if no address answers, ValueError
-    for a checksum that differs; nothing is left behind by a download that failed.
+    Raises FileNotFoundError without `download`, ImportError if there is no pooch to download with,
+    ConnectionError if no address answers, ValueError for a checksum that differs; nothing is left
+    behind by a download that failed.
     """
     found = find(source, root)
     if found is not None:
@@ -92,7 +104,8 @@ def obtain(
         )
     known = dict(source.remotes)
     for file, checksum in (checksums or {}).items():
-        if file not in known or ":" not in checksum:
+        algorithm, colon, _ = checksum.partition(":")
+        if file not in known or not colon or algorithm not in hashlib.algorithms_available:
             raise ValueError(
                 f"[data] checksums must map {', '.join(known)} to 'algorithm:hexdigest', "
                 f"got {file!r}: {checksum!r}"
@@ -133,6 +146,8 @@ def _advice(source: Source, root: Path) -> str:
 
 def _download(source: Source, root: Path, target: Path, checksum: str, homes: list[str]) -> None:
     """Puts one verified file at `target`: the first home that has it wins."""
+    pooch = need("pooch", f"[data] downloading {source.name}")
+    unreachable = need("requests", f"[data] downloading {source.name}").RequestException
     failures: list[str] = []
     mismatch: _Mismatch | None = None
     for home in homes:
@@ -144,12 +159,12 @@ def _download(source: Source, root: Path, target: Path, checksum: str, homes: li
                 known_hash=checksum,
                 fname=target.name,
                 path=str(target.parent),
-                downloader=_Checked(checksum),
+                downloader=_Checked(pooch, checksum),
             )
             return
         except _Mismatch as error:
             mismatch = error
-        except requests.RequestException as error:
+        except unreachable as error:
             answer = error.response.status_code if error.response is not None else ""
             failures.append(f"{url} ({type(error).__name__}{answer and f' {answer}'})")
     if mismatch is not None:
@@ -163,11 +178,11 @@ def _download(source: Source, root: Path, target: Path, checksum: str, homes: li
 class _Checked:
     """A pooch downloader whose checksum error says in one line what came."""
 
-    def __init__(self, checksum: str) -> None:
-        self.checksum = checksum
+    def __init__(self, pooch: ModuleType, checksum: str) -> None:
+        self.pooch, self.checksum = pooch, checksum
 
     def __call__(self, url: str, output_file: str | IO[bytes], manager: Any) -> None:
-        pooch.HTTPDownloader(timeout=_TIMEOUT_S)(url, output_file, manager)
+        self.pooch.HTTPDownloader(timeout=_TIMEOUT_S)(url, output_file, manager)
         got = _digest(str(output_file), self.checksum)
         if got != self.checksum:
             raise _Mismatch(f"[data] {url}: expected checksum {self.checksum}, found {got}")

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ffengine.needs import need
+
 _CHUNK = 1 << 20
 _CIFAR_SHAPE = (3, 32, 32)
 
@@ -163,14 +165,12 @@ def read_svhn(path: Path) -> tuple[Tensor, Tensor]:
 
 def _load_mat(path: Path) -> dict[str, Any]:
     """X and y of a .mat file, after its directory says that both are plain _NUMERIC arrays."""
-    from scipy.io import loadmat, whosmat
-
+    matlab = need("scipy.io", f"[data] {path.name}")
     try:
-        kinds = {name: kind for name, _, kind in whosmat(str(path), appendmat=False)}
+        kinds = {name: kind for name, _, kind in matlab.whosmat(str(path), appendmat=False)}
         if kinds.get("X") in _NUMERIC and kinds.get("y") in _NUMERIC:
-            return cast(
-                dict[str, Any], loadmat(str(path), appendmat=False, variable_names=("X", "y"))
-            )
+            found = matlab.loadmat(str(path), appendmat=False, variable_names=("X", "y"))
+            return cast(dict[str, Any], found)
     except Exception as error:
         # scipy raises nearly anything on damaged bytes; the system's own errors have a number.
         if isinstance(error, OSError) and error.errno is not None:

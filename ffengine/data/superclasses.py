@@ -13,6 +13,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ffengine.needs import need
+
 #: Super-class -> its classes; both orders of numbers are the published ones, which for the
 #: classes is the alphabet.
 CIFAR100: dict[str, str] = {
@@ -160,7 +162,7 @@ def cluster(images: Tensor, labels: Tensor, num_super: int, *, num_classes: int 
     of those of a larger one, so blocks of a network may go from coarse to fine.
 
     Raises ValueError unless 2 <= num_super <= num_classes, for a class without a sample, for
-    images that are not finite, and for an unknown linkage.
+    images that are not finite, and for an unknown linkage; ImportError without scikit-learn.
     """
     if linkage not in ("ward", "average"):
         raise ValueError(f"[superclasses] linkage must be ward or average, got {linkage!r}")
@@ -177,9 +179,8 @@ def cluster(images: Tensor, labels: Tensor, num_super: int, *, num_classes: int 
         )
     _check_labels(labels, num_classes)
     means = class_means(images, labels, num_classes)
-    from sklearn.cluster import AgglomerativeClustering
-
-    model = AgglomerativeClustering(n_clusters=num_super, linkage=linkage)
+    clustering = need("sklearn.cluster", "[superclasses] cluster").AgglomerativeClustering
+    model = clustering(n_clusters=num_super, linkage=linkage)
     found = model.fit_predict(means.cpu().numpy()).tolist()
     # The library numbers clusters by their place in its tree: renumber in class order.
     order = {cluster_id: rank for rank, cluster_id in enumerate(dict.fromkeys(found))}

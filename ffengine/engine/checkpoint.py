@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ffengine.engine.optim import round_weights
+from ffengine.needs import need
 from ffengine.nn.heads import LinearHead
 from ffengine.nn.network import LocalNet
 from ffengine.ops.config import Loss
@@ -128,10 +128,12 @@ def load(run: str | os.PathLike[str], name: str = LATEST) -> Checkpoint:
 
     Raises:
         ValueError: no checkpoint, not one of ours, truncated or damaged.
+        ImportError: no safetensors to read it with.
     """
     path = locate(run, name)
+    reader = need("safetensors", "[checkpoint] reading a checkpoint")
     try:
-        with safe_open(path, framework="pt") as file:
+        with reader.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             if "json" not in header or "sha256" not in header:
                 raise ValueError(f"[checkpoint] expected a checkpoint of ffengine, got {path}")
@@ -139,7 +141,7 @@ def load(run: str | os.PathLike[str], name: str = LATEST) -> Checkpoint:
                 raise ValueError(f"[checkpoint] {path} is damaged: it does not match its digest")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         meta = json.loads(header["json"])
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+    except (reader.SafetensorError, json.JSONDecodeError, OSError) as error:
         raise ValueError(f"[checkpoint] {path} is truncated or damaged: {error}") from None
     if meta.get("format") != FORMAT:
         raise ValueError(f"[checkpoint] expected format {FORMAT}, got {meta.get('format')} "

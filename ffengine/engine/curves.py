@@ -18,6 +18,7 @@ import torch
 
 import ffengine
 from ffengine import env
+from ffengine.data.files import user_cache
 from ffengine.engine.checkpoint import write_atomically
 
 #: Raised when the meaning of a curve changes.
@@ -106,11 +107,9 @@ def curves() -> Curves:
 
 
 def cache_folder() -> Path:
-    """$FFENGINE_CACHE, else $XDG_CACHE_HOME/ffengine, else ~/.cache/ffengine."""
+    """$FFENGINE_CACHE, else the user's cache folder."""
     named = os.environ.get("FFENGINE_CACHE")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ffengine"
+    return Path(named) if named else user_cache()
 
 
 def machine() -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from ffengine.engine.checkpoint import write_atomically
 from ffengine.engine.step import BatchReport
 
 Numbers = dict[str, float | int | None]
+
+log = logging.getLogger("ffengine")
 
 
 @dataclass
@@ -81,8 +85,20 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
+@functools.cache
+def event_writer() -> Callable[..., Any] | None:
+    """torch's writer of TensorBoard events; None, said once, where tensorboard is not there."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        log.warning("[history] TensorBoard events need tensorboard (pip install tensorboard); "
+                    "history.csv has the same numbers")
+        return None
+    return SummaryWriter
+
+
 class History:
-    """Rows in memory; with a folder also history.csv and TensorBoard events.
+    """Rows in memory; with a folder also history.csv and, with tensorboard, its events.
 
     Args:
         folder: run folder, or None.
@@ -109,10 +125,11 @@ class History:
         self._to_tensorboard(row)
 
     def _to_tensorboard(self, row: Row) -> None:
+        make = event_writer()
+        if make is None:
+            return
         if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.folder), purge_step=row.epoch)
+            self._writer = make(str(self.folder), purge_step=row.epoch)
         for name, value in row.flat().items():
             if name != "epoch" and value is not None:
                 group = "layers" if name.startswith("loss_") else "epoch"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from types import TracebackType
@@ -18,7 +19,9 @@ READ_EVERY = 1.0
 
 
 class Progress:
-    """`with Progress(...) as bar:` one bar an epoch; silent where standard error is no terminal."""
+    """`with Progress(...) as bar:` one bar an epoch, where standard error is a terminal and tqdm is
+    there; the epoch's line needs neither.
+    """
 
     def __init__(self, loader: Any, trainer: Trainer, *, enabled: bool) -> None:
         self.trainer, self.enabled = trainer, enabled
@@ -28,11 +31,12 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self.enabled:
-            from tqdm import tqdm
+            with contextlib.suppress(ImportError):
+                from tqdm import tqdm
 
-            self._bar = tqdm(total=self.total, initial=self.trainer.iteration, leave=False,
-                             disable=None, unit="batch",
-                             desc=f"epoch {self.trainer.epoch + 1}/{self.trainer.epochs}")
+                self._bar = tqdm(total=self.total, initial=self.trainer.iteration, leave=False,
+                                 disable=None, unit="batch",
+                                 desc=f"epoch {self.trainer.epoch + 1}/{self.trainer.epochs}")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,

@@ -156,6 +156,40 @@ def test_the_kernels_can_be_demanded(tmp_path: Path) -> None:
     assert result.status != 0 and "no working C++ compiler found" in result.log
 
 
+def setup(folder: Path, before: str = "", **environment: str) -> tuple[int, str]:
+    """(exit status, standard error) of `setup.py build_ext` in a copy whose CMake finds no nvcc."""
+    copy_sources(folder / "source")
+    cuda = folder / "source" / "csrc" / "cuda" / "build.cmake"
+    text = cuda.read_text()
+    assert "(CMAKE_CUDA_COMPILER nvcc " in text
+    cuda.write_text(text.replace("(CMAKE_CUDA_COMPILER nvcc ", "(CMAKE_CUDA_COMPILER none-such "))
+    code = f"{before}\nimport runpy, sys; sys.argv = ['setup.py', '-q', 'build_ext']; " \
+           "runpy.run_path('setup.py')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          cwd=folder / "source", env={**os.environ, **environment})
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("environment, said", [
+    ({"FFENGINE_CUDA": "1"}, "ffengine: cannot build the kernels that were asked for: "
+     "FFENGINE_CUDA=1 but no nvcc was found (PATH, CUDA_HOME, CUDACXX)"),
+    ({"FFENGINE_CUDA": "maybe"}, "ffengine: FFENGINE_CUDA expected 0, 1 or auto, got 'maybe'"),
+    ({"FFENGINE_EXTENSION": "2"}, "ffengine: FFENGINE_EXTENSION expected 0, 1 or auto, got '2'"),
+    ({"FFENGINE_EXTENSION": "1", "CXX": "/nonexistent/c++"},
+     "ffengine: cannot build the kernels that were asked for: no working C++ compiler found"),
+], ids=["no-nvcc", "cuda-maybe", "extension-2", "no-compiler"])
+def test_what_cannot_be_built_is_one_line_and_status_2(
+        tmp_path: Path, environment: dict[str, str], said: str) -> None:
+    status, err = setup(tmp_path, **environment)
+    assert (status, err) == (2, said + "\n")
+
+
+def test_a_setuptools_that_would_install_nothing_is_refused(tmp_path: Path) -> None:
+    status, err = setup(tmp_path, "import setuptools; setuptools.__version__ = '59.6.0'")
+    assert status == 2 and err == (
+        "ffengine: expected setuptools >= 64, got 59.6.0: pip install --upgrade setuptools\n")
+
+
 def test_codes_agree() -> None:
     ext = backends.extension()
     assert ext is not None

@@ -12,6 +12,7 @@ import time
 import pytest
 import torch
 
+from ffengine import env
 from ffengine.cli import main
 from ffengine.ops import backends
 
@@ -40,12 +41,13 @@ def test_models(capsys):
     assert len(rows) >= 5 and main(["models"]) == 0
 
 
+@pytest.mark.isa
 def test_train_eval_resume_export(capsys, tmp_path):
     out = str(tmp_path / "run")
     result = value(capsys, *TRAIN, "--out", out)
     assert {"model", "data", "device", "backend", "precision", "epochs", "train_samples",
             "test_accuracy", "seconds", "images_per_second", "peak_bytes", "floor_bytes",
-            "plan"} <= result.keys()
+            "plan", "instruction_set"} <= result.keys()
     assert {"cuts", "tile", "peak_bytes", "working_bytes"} <= result["plan"].keys()
     assert result["train_samples"] == 48 and 0 <= result["test_accuracy"] <= 1
     assert result["peak_bytes"] > result["floor_bytes"] > 0
@@ -114,6 +116,7 @@ def instruction_sets():
     return () if ext is None else ext.isas()[:ext.isas().index(ext.isa()) + 1]
 
 
+@pytest.mark.isa
 def test_plan(capsys):
     model = "deeperforward/resnet17"
     small = ["--set", "planes=(10,20,40,80)", "--set", "image_size=16", "--batch-size", "8"]
@@ -135,13 +138,28 @@ def test_plan(capsys):
     assert main(["plan", model, *small]) == 0
 
 
+@pytest.mark.isa
 def test_env(capsys):
     report = value(capsys, "env")
     assert set(report["backends"]) == {"reference", "cpu", "triton", "cuda"}
     assert report["backends"]["reference"]["usable"]
     assert all(s["usable"] or s["why_not"] for s in report["backends"].values())
     assert report["auto"]["fp64"] == "reference"
+    kernels = report["extension"]
+    assert kernels["instruction_set_in_use"] in kernels["instruction_sets_here"]
+    assert set(kernels["instruction_sets_here"]) <= set(kernels["instruction_sets"])
     assert main(["env"]) == 0 and "auto picks" in capsys.readouterr().out
+
+
+def test_env_says_what_is_forced(capsys, monkeypatch):
+    """And so does whatever names the machine: costs and counters of another are not used."""
+    monkeypatch.setenv("FFENGINE_ISA", "baseline")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    text = env.env_text(value(capsys, "env"))
+    assert ", as FFENGINE_ISA says" in text and "ONEDNN_MAX_CPU_ISA=AVX2" in text
+    assert env.instruction_set().endswith(", oneDNN AVX2")
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    assert "oneDNN" not in env.instruction_set() + env.env_text(value(capsys, "env"))
 
 
 def test_bench_lists_suites_of_a_checkout(capsys, tmp_path, monkeypatch):
@@ -184,6 +202,14 @@ def test_errors_are_one_line(capsys, tmp_path, monkeypatch, words, text):
     assert status == 2 and text in err and last == ""
     assert err.startswith("ffengine: ") and err.count("\n") == 1
     assert not list(tmp_path.iterdir()), "a refused command left something behind"
+
+
+def test_a_gpu_that_is_not_there(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    status, last, err = run(capsys, *TRAIN, "--device", "cuda:2")
+    assert (status, last) == (2, "")
+    assert err == "ffengine: [cli] --device expected at most cuda:1, got 'cuda:2'\n"
 
 
 def test_debug_shows_the_traceback(capsys):

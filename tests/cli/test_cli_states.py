@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from ffengine.cli import main
 
@@ -36,6 +35,8 @@ def test_a_run_in_fewer_bits_is_judged_and_exported(capsys, trained):
     assert value(capsys, "eval", out)["test_accuracy"] == result["test_accuracy"]
     program = torch.export.load(value(capsys, "export", out)["path"]).module()
     assert program(torch.zeros(3, 1, 8, 8)).dtype is torch.float32
+    from safetensors.torch import load_file
+
     weights = load_file(value(capsys, "export", out, "--format", "safetensors")["path"])
     assert weights["layers.3.weight"].dtype is torch.bfloat16
     assert weights["layers.0.weight"].dtype is torch.float32

@@ -54,7 +54,7 @@ def nothing_but_what_a_test_puts_there(monkeypatch, tmp_path):
     def fetch(*args, **kwargs):
         raise AssertionError("reproduce reached for the network")
 
-    monkeypatch.setattr("ffengine.data.files.pooch.retrieve", fetch)
+    monkeypatch.setattr("pooch.retrieve", fetch)
     monkeypatch.setenv("FFENGINE_DATA", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
 

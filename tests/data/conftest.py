@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.io import savemat
 
 Files = dict[str, bytes]
 
@@ -66,6 +65,8 @@ def tarred(folder: str, files: Files) -> bytes:
 
 
 def svhn_files(train: int = 40, test: int = 20) -> Files:
+    from scipy.io import savemat
+
     random = np.random.RandomState(3)
     files = {}
     for part, count in (("train", train), ("test", test)):

@@ -11,7 +11,6 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from scipy.io import savemat
 
 from ffengine.data import formats, load
 
@@ -175,6 +174,8 @@ def test_archive_members_elsewhere_are_not_taken(make, tmp_path):
 
 
 def mat(**variables: object) -> bytes:
+    from scipy.io import savemat
+
     buffer = io.BytesIO()
     savemat(buffer, variables)
     return buffer.getvalue()

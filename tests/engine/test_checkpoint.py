@@ -9,7 +9,6 @@ import struct
 import pytest
 import torch
 from engine.training import batch, loaders, network, same, trainer, weights
-from safetensors import safe_open
 
 from ffengine.engine import checkpoint
 from ffengine.engine.guard import TrainingStopped
@@ -42,6 +41,8 @@ def test_resume_is_bit_exact(saved):
 
 
 def test_one_file_holds_weights_states_and_json(saved):
+    from safetensors import safe_open
+
     with safe_open(saved / "latest.safetensors", framework="pt") as file:
         meta = json.loads(file.metadata()["json"])
         names = set(file.keys())

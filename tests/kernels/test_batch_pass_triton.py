@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from ffengine.kernels.batch_pass import plan_launch
 
 from tests.batch_pass_cases import cases
 
@@ -24,6 +23,8 @@ def test_compiled(case: str) -> None:
 @pytest.mark.parametrize("shape", [(20, 32, 32), (480, 16, 16), (100, 1, 1), (7, 3, 5)])
 def test_launch_covers_the_map(shape: tuple[int, int, int], pool: bool,
                                channels_last: bool) -> None:
+    from ffengine.kernels.batch_pass import plan_launch
+
     channels, height, width = shape
     launch = plan_launch(channels, height, width, channels_last=channels_last, pool=pool,
                          itemsize=4)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ffengine.engine.meter import KINDS
 from ffengine.engine.plan import Plan
+from ffengine.env import instruction_set
 
 
 @dataclass
@@ -203,6 +204,7 @@ class Profile:
         return {
             "model": self.model, "batch_size": self.batch, "rows": self.rows,
             "precision": self.precision, "backend": self.backend, "device": self.device,
+            "instruction_set": instruction_set(),
             "steps": self.steps, "rates": self.rates, "memory_budget": self.budget,
             "planned_bytes": self.planned_bytes, "shapes": [list(s) for s in self.shapes],
             "peak_bytes": self.highest.peak.total, "kinds": list(KINDS),

@@ -1,0 +1,29 @@
+"""Packages that only some commands use are imported where they are used, through `need`."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+#: Top-level module -> what installs it, where the two names differ.
+PACKAGES = {"sklearn": "scikit-learn"}
+
+
+def need(module: str, who: str) -> ModuleType:
+    """The module, imported now.
+
+    Args:
+        module: its dotted name.
+        who: what cannot do without it, e.g. "[data] digits"; the error begins with it.
+
+    Raises:
+        ImportError: one line that names the package to install.
+    """
+    top = module.partition(".")[0]
+    package = PACKAGES.get(top, top)
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        absent = (error.name or "").partition(".")[0] == top
+        why = "" if absent else f" (it is there, but does not import: {error})"
+        raise ImportError(f"{who} needs {package}: pip install {package}{why}") from error
