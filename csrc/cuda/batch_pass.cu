@@ -2,245 +2,175 @@
 // ffengine/reference/batch_pass.py, public op ffengine/ops/batch_pass.py, the arithmetic between
 // the sweeps ffengine/ops/batch_stats.py.
 //
-// A block of sweep 1 holds 32 lanes along the innermost dimension and 8 along the other, so that a
-// warp reads 32 neighbours; lanes of a channel are merged in a fixed order by Chan's formula.
-#include "../common/batch_norm.h"
-#include "../common/moments.h"
+// NHWC: a thread owns V channels side by side and walks down rows or windows, so that a channel's
+// numbers stay in its registers. NCHW: a team of threads owns a channel of a sample. Vectors are of
+// 16 bytes where alignment allows; lanes of a channel are merged in a fixed order by Chan's formula.
 #include "../ops.h"
-#include "chunk.cuh"
+#include "batch_apply.cuh"
+#include "batch_stats.cuh"
 #include "runtime.h"
 
 namespace ff {
 namespace {
 
-constexpr int kBatchThreads = 256, kInner = 32, kOuter = kBatchThreads / kInner;
-constexpr int kAtOnce = 4;  // positions a thread has in flight
+constexpr int kPeerThreads = 256, kPeerWidth = 8;  // vectors a block of peer_stats owns
 
-// Positions of a map: pixels, or its 2x2 windows.
-struct Grid {
-  int columns, count;
-};
-
-__device__ __forceinline__ Grid windows_of(const BatchPassParams& p) {
-  return {int(p.W) / 2, (int(p.H) / 2) * (int(p.W) / 2)};
-}
-
-// Offset in a sample of channel c, pixel (y, x) of a map `width` wide with `pixels` pixels.
-__device__ __forceinline__ int64_t offset_of(const BatchPassParams& p, int c, int y, int x,
-                                             int width, int64_t pixels) {
-  const int64_t pixel = int64_t(y) * width + x;
-  return p.channels_last ? pixel * p.C + c : c * pixels + pixel;
-}
-
-// The four h of window (row, column) of channel c.
-template <class T>
-__device__ __forceinline__ void load_window(const BatchPassParams& p, const T* sample, int c,
-                                            int row, int column, float* h) {
-  const int64_t at = offset_of(p, c, 2 * row, 2 * column, int(p.W), p.H * p.W);
-  const int64_t step = p.channels_last ? p.C : 1, line = p.W * step;
-  h[0] = rectified(to_float(sample[at]));
-  h[1] = rectified(to_float(sample[at + step]));
-  h[2] = rectified(to_float(sample[at + line]));
-  h[3] = rectified(to_float(sample[at + line + step]));
-}
-
-template <class T>
-__device__ __forceinline__ float position_h(const BatchPassParams& p, const T* sample, int c,
-                                            int q, bool window, float direction) {
-  if (!window)
-    return rectified(to_float(sample[p.channels_last ? int64_t(q) * p.C + c : c * p.H * p.W + q]));
-  const int columns = int(p.W) / 2;
-  float h[4];
-  load_window(p, sample, c, q / columns, q % columns, h);
-  return choose(h[0], h[1], h[2], h[3], direction).h;
-}
-
-// Positions lane, lane + lanes, ... of one channel.
-template <class T>
-__device__ Moments lane_moments(const BatchPassParams& p, const T* sample, int c, int lane,
-                                int lanes, bool window, float direction) {
-  const float pivot = p.table[c];
-  const int count = window ? windows_of(p).count : int(p.H * p.W);
-  Moments total{0.f, 0.f, 0.f};
-  for (int q = lane; q < count; q += lanes * kAtOnce) {
-    float x[kAtOnce];
-    uint32_t valid = 0;
-#pragma unroll
-    for (int u = 0; u < kAtOnce; ++u) {
-      const bool there = q + u * lanes < count;
-      x[u] = there ? position_h(p, sample, c, q + u * lanes, window, direction) - pivot : 0.f;
-      valid |= uint32_t(there) << u;
-    }
-    total = merge(total, moments_of<kAtOnce>(x, valid));
-  }
-  return total;
-}
-
-// Mean and centred M2 of h (window: of its windows' winners) of the block's channels of row n.
-template <class T>
-__device__ void block_moments(const BatchPassParams& p, bool window, const float* gamma,
-                              float* out) {
-  __shared__ Moments lanes[kBatchThreads];
-  const int inner = int(threadIdx.x) % kInner, outer = int(threadIdx.x) / kInner;
-  const int width = p.channels_last ? kInner : kOuter, height = kBatchThreads / width;
-  const int channel = p.channels_last ? inner : outer, lane = p.channels_last ? outer : inner;
-  const int c = int(blockIdx.y) * width + channel;
-  const int64_t n = blockIdx.x;
-  Moments own{0.f, 0.f, 0.f};
-  if (c < p.C) {
-    const T* sample = static_cast<const T*>(p.a) + n * p.C * p.H * p.W;
-    own = lane_moments(p, sample, c, lane, height, window, gamma ? sign(gamma[c]) : 1.f);
-  }
-  lanes[channel * height + lane] = own;
-  __syncthreads();
-  if (int(threadIdx.x) < width && int(blockIdx.y) * width + int(threadIdx.x) < p.C) {
-    Moments total = lanes[threadIdx.x * height];
-    for (int i = 1; i < height; ++i) total = merge(total, lanes[threadIdx.x * height + i]);
-    const int64_t at = n * p.C + int(blockIdx.y) * width + int(threadIdx.x);
-    out[at] = total.mean;
-    out[p.N * p.C + at] = total.m2;
-  }
-  __syncthreads();
-}
-
-template <class T>
-__global__ void __launch_bounds__(kBatchThreads)
-    batch_stats(const __grid_constant__ BatchPassParams p) {
-  if (!p.pool || p.norm_first) block_moments<T>(p, false, nullptr, p.moments);
-  if (!p.pool) return;
-  block_moments<T>(p, true, p.norm_first ? p.gamma : nullptr, p.norm_first ? p.extrema : p.moments);
-}
-
-__device__ __forceinline__ ChannelNumbers numbers_of(const BatchPassParams& p, int64_t n, int c) {
-  ChannelNumbers t;
-#pragma unroll
-  for (int i = 0; i < kWeight; ++i) t.of[i] = p.table[i * p.C + c];
-  t.of[kWeight] = p.weight != nullptr ? p.weight[n * p.C + c] : 0.f;
-  return t;
-}
-
-// One window, whole or cut by the map's edge.
-template <class T>
-__device__ void apply_window(const BatchPassParams& p, int64_t n, int c, int row, int column) {
-  const int H = int(p.H), W = int(p.W);
-  const int64_t base = n * p.C * p.H * p.W;
-  const T* sample = static_cast<const T*>(p.a) + base;
-  T* da = p.da != nullptr ? static_cast<T*>(p.da) + base : nullptr;
-  const ChannelNumbers t = numbers_of(p, n, c);
-  if (row < H / 2 && column < W / 2) {
-    float h[4];
-    load_window(p, sample, c, row, column, h);
-    const Choice best =
-        choose(h[0], h[1], h[2], h[3], p.norm_first ? sign(t.of[kScale]) : 1.f);
-    const float u = normalised(t, best.h), own = asked(t, u, p.squares);
-    if (p.z != nullptr) {
-      const int64_t pixels = int64_t(H / 2) * (W / 2);
-      static_cast<T*>(p.z)[n * p.C * pixels + offset_of(p, c, row, column, W / 2, pixels)] =
-          from_float<T>(u);
-    }
-    if (da == nullptr) return;
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      da[offset_of(p, c, 2 * row + i / 2, 2 * column + i % 2, W, p.H * p.W)] = from_float<T>(
-          window_gradient(t, h[i], best.at == i, own, p.norm_first, p.straight_through));
-    return;
-  }
-  if (da == nullptr) return;
-  for (int i = 0; i < 4; ++i) {
-    const int y = 2 * row + i / 2, x = 2 * column + i % 2;
-    if (y >= H || x >= W) continue;
-    const int64_t at = offset_of(p, c, y, x, W, p.H * p.W);
-    const float h = rectified(to_float(sample[at]));
-    da[at] = from_float<T>(margin_gradient(t, h, p.norm_first, p.straight_through));
-  }
-}
-
-// Elements (or windows) first, first + threads, ... of row n, in memory order; z may lie over a.
-template <class T>
-__global__ void __launch_bounds__(kBatchThreads)
-    batch_apply(const __grid_constant__ BatchPassParams p) {
-  const int64_t n = blockIdx.x;
-  const int columns = int(p.W + 1) / 2, C = int(p.C);
-  const int count = p.pool ? int(p.H + 1) / 2 * columns : int(p.H * p.W);
-  const int64_t first = int64_t(blockIdx.y) * kBatchThreads * kAtOnce + threadIdx.x;
-  const int64_t total = int64_t(count) * C, row = n * p.C * p.H * p.W;
-  const T* a = static_cast<const T*>(p.a) + row;
-  float x[kAtOnce];
-  if (!p.pool) {
-#pragma unroll
-    for (int u = 0; u < kAtOnce; ++u)
-      x[u] = first + u * kBatchThreads < total ? to_float(a[first + u * kBatchThreads]) : 0.f;
-  }
-#pragma unroll 1
-  for (int u = 0; u < kAtOnce; ++u) {
-    const int64_t i = first + u * kBatchThreads;
-    if (i >= total) return;
-    const int c = int(p.channels_last ? i % C : i / count);
-    if (p.pool) {
-      const int q = int(p.channels_last ? i / C : i % count);
-      apply_window<T>(p, n, c, q / columns, q % columns);
-      continue;
-    }
-    const ChannelNumbers t = numbers_of(p, n, c);
-    const float h = rectified(u == 0 ? x[0] : u == 1 ? x[1] : u == 2 ? x[2] : x[3]);
-    const float v = normalised(t, h);
-    if (p.da != nullptr)
-      static_cast<T*>(p.da)[row + i] = from_float<T>(
-          (asked(t, v, p.squares) - answered(t, h)) * passing(h, p.straight_through));
-    if (p.z != nullptr) static_cast<T*>(p.z)[row + i] = from_float<T>(v);
-  }
-}
-
-// Mean of h over the positive rows of 32 channels.
-template <class T>
-__global__ void __launch_bounds__(kBatchThreads)
-    peer_stats(const __grid_constant__ BatchPassParams p) {
-  __shared__ float sums[kBatchThreads], counts[kOuter];
-  const int inner = int(threadIdx.x) % kInner, outer = int(threadIdx.x) / kInner;
-  const int64_t c = int64_t(blockIdx.x) * kInner + inner;
-  float sum = 0.f, rows = 0.f;
-  for (int64_t n = outer; n < p.N; n += kOuter) {
+// Mean of h over the positive rows: columns of V channels, lanes over rows.
+template <class T, int V>
+__global__ void __launch_bounds__(kPeerThreads)
+    peer_stats(const __grid_constant__ BatchPassParams p, int width) {
+  __shared__ float sums[kPeerThreads * V], counts[kPeerThreads];
+  const int lanes = kPeerThreads / width, lane = int(threadIdx.x) / width;
+  const int column = int(threadIdx.x) % width;
+  const int64_t c = (int64_t(blockIdx.x) * width + column) * V;
+  float sum[V] = {}, rows = 0.f;
+  for (int64_t n = lane; n < p.N && c < p.C && lane < lanes; n += lanes) {
     if (p.y[n] != 1) continue;
     rows += 1.f;
-    if (c < p.C) sum += rectified(to_float(static_cast<const T*>(p.a)[n * p.C + c]));
+    const Pack<T, V> raw = load_pack<T, V>(static_cast<const T*>(p.a) + n * p.C + c);
+#pragma unroll
+    for (int v = 0; v < V; ++v) sum[v] += h_of(raw, v);
   }
-  sums[threadIdx.x] = sum;
-  if (inner == 0) counts[outer] = rows;
+#pragma unroll
+  for (int v = 0; v < V; ++v) sums[threadIdx.x * V + v] = sum[v];
+  counts[threadIdx.x] = rows;
   __syncthreads();
-  if (outer != 0 || c >= p.C) return;
-  for (int i = 1; i < kOuter; ++i) sum += sums[i * kInner + inner], rows += counts[i];
-  p.moments[c] = sum / rows;
+  if (lane != 0 || c >= p.C) return;
+  for (int i = 1; i < lanes; ++i) {
+    const int other = i * width + column;
+    rows += counts[other];
+#pragma unroll
+    for (int v = 0; v < V; ++v) sum[v] += sums[other * V + v];
+  }
+#pragma unroll
+  for (int v = 0; v < V; ++v) p.moments[c + v] = sum[v] / rows;
 }
 
-template <class T>
-__global__ void __launch_bounds__(kBatchThreads)
-    peer_apply(const __grid_constant__ BatchPassParams p) {
-  const int64_t n = blockIdx.x, c = int64_t(blockIdx.y) * kBatchThreads + threadIdx.x;
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads)
+    peer_apply(const __grid_constant__ BatchPassParams p, unsigned parts) {
+  const int64_t n = blockIdx.x / parts;
+  const int64_t c = (int64_t(blockIdx.x % parts) * kThreads + threadIdx.x) * V;
   if (c >= p.C || p.y[n] != 1) return;
-  const float h = rectified(to_float(static_cast<const T*>(p.a)[n * p.C + c]));
-  T* da = static_cast<T*>(p.da) + n * p.C + c;
-  *da = from_float<T>(to_float(*da) + p.table[c] * passing(h, p.straight_through));
+  T* at = static_cast<T*>(p.da) + n * p.C + c;
+  const Pack<T, V> raw = load_pack<T, V>(static_cast<const T*>(p.a) + n * p.C + c);
+  Pack<T, V> da = load_pack<T, V>(at);
+#pragma unroll
+  for (int v = 0; v < V; ++v)
+    da.v[v] = from_float<T>(to_float(da.v[v]) +
+                            p.table[c + v] * passing(h_of(raw, v), p.straight_through));
+  store_pack(at, da);
 }
 
-unsigned blocks_of(int64_t count, int64_t each) { return unsigned((count + each - 1) / each); }
+// Elements of a vector: 16 bytes, where every large tensor is aligned alike and, in NHWC and among
+// windows, rows are whole vectors; else one.
+int vector_of(const BatchPassParams& p, bool windows) {
+  const int V = 16 / item_size(p.dtype), C = int(p.C), pixels = int(p.H * p.W);
+  if (!lies_alike(p.z, p.a, 16) || !lies_alike(p.da, p.a, 16)) return 1;
+  const bool aligned = reinterpret_cast<uintptr_t>(p.a) % 16 == 0;
+  if (!p.channels_last) return windows && !(aligned && p.W % V == 0) ? 1 : V;
+  if (!aligned) return 1;
+  if (windows) return C % V == 0 ? V : 1;
+  // channels of rows of several pixels are merged by one block
+  const Rows rows = rows_of(C, pixels, V);
+  return pixels % rows.pixels == 0 && (rows.pixels == 1 || rows.width / V <= kColumnThreads) ? V : 1;
+}
 
-// Rows along x, of which a grid has 2^31 - 1.
+// Threads a channel of a sample of NCHW.
+int team_of(const BatchPassParams& p, int V, bool windows, bool cut) {
+  const int64_t rows = cut ? (p.H + 1) / 2 : p.H / 2, across = std::max(2, V);
+  const int64_t positions = windows ? rows * ((p.W + across - 1) / across) * 2
+                                    : (p.H * p.W + V - 1) / V;
+  return power_of_two_up_to((positions + kUnroll - 1) / kUnroll, kThreads);
+}
+
+template <class T, int V, bool windows>
+void launch_stats(const BatchPassParams& p, const StatsOut& out, int multiprocessors,
+                  cudaStream_t stream) {
+  if (!p.channels_last) {
+    const int team = team_of(p, V, windows, false);
+    batch_stats_nchw<T, V, windows>
+        <<<blocks_for(p.N * p.C, kThreads / team), kThreads, 0, stream>>>(p, out, team);
+    return;
+  }
+  const int Q = int(p.H * p.W);
+  const Rows rows = windows ? Rows{1, int(p.C), int((p.H / 2) * (p.W / 2)) * kUnroll}
+                            : rows_of(int(p.C), Q, V);
+  const int vectors = rows.width / V;
+  // enough blocks for two a multiprocessor, if their part of a pixel stays 128 bytes wide
+  const int64_t wanted = (2 * multiprocessors + p.N - 1) / p.N;
+  const int64_t most = rows.pixels > 1 ? 1 : std::max(1, vectors * V * int(sizeof(T)) / 128);
+  const int64_t least = (vectors + kColumnThreads - 1) / kColumnThreads;
+  const int64_t cut = std::max(least, std::min(wanted, most));
+  const Columns columns = columns_of(int((vectors + cut - 1) / cut), rows.count, kColumnThreads);
+  const int parts = (vectors + columns.width - 1) / columns.width;
+  const int team = power_of_two_up_to(rows.pixels * columns.lanes, 32);
+  const size_t shared = size_t(columns.threads) * V * 8 + columns.lanes * 4;
+  batch_stats_nhwc<T, V, windows><<<grid_of(p.N * parts), columns.threads, shared, stream>>>(
+      p, out, columns, parts, team);
+}
+
+template <class T, bool windows>
+void stats(const BatchPassParams& p, const StatsOut& out, int multiprocessors,
+           cudaStream_t stream) {
+  if (vector_of(p, windows) > 1)
+    launch_stats<T, kVector<T>, windows>(p, out, multiprocessors, stream);
+  else launch_stats<T, 1, windows>(p, out, multiprocessors, stream);
+}
+
+template <class T, int V, bool pool>
+void launch_apply(const BatchPassParams& p, int multiprocessors, cudaStream_t stream) {
+  if (!p.channels_last) {
+    const int team = team_of(p, V, pool, true);
+    batch_apply_nchw<T, V, pool>
+        <<<blocks_for(p.N * p.C, kThreads / team), kThreads, 0, stream>>>(p, team);
+    return;
+  }
+  const Rows rows = pool ? Rows{1, int(p.C), int(((p.H + 1) / 2) * ((p.W + 1) / 2))}
+                         : rows_of(int(p.C), int(p.H * p.W), V);
+  const int unit = pool ? 1 : kUnroll;  // positions a thread takes at a time
+  const Columns columns = columns_of(rows.width / V, pool ? rows.count * kUnroll : rows.count,
+                                     kColumnThreads);
+  // two blocks a multiprocessor, as far as there are rows for them: each reads its channels' numbers
+  const int64_t wanted = std::max<int64_t>(1, 2 * multiprocessors / p.N);
+  const int chunk = columns.lanes * unit, most = std::max(1, (rows.count + chunk - 1) / chunk);
+  const int cut = int(std::min<int64_t>(wanted, most)), each = (most + cut - 1) / cut * chunk;
+  const int parts = std::max(1, (rows.count + each - 1) / each);
+  batch_apply_nhwc<T, V, pool><<<grid_of(p.N * parts), columns.threads, 0, stream>>>(
+      p, columns, parts, each);
+}
+
+template <class T, bool pool>
+void apply(const BatchPassParams& p, int multiprocessors, cudaStream_t stream) {
+  if (vector_of(p, pool) > 1) launch_apply<T, kVector<T>, pool>(p, multiprocessors, stream);
+  else launch_apply<T, 1, pool>(p, multiprocessors, stream);
+}
+
+template <class T, int V> void peers(const BatchPassParams& p, cudaStream_t stream) {
+  const int64_t vectors = p.C / V;
+  if (p.phase == BatchPhase::peer_stats) {
+    const int width = int(std::min<int64_t>(V > 1 ? kPeerWidth : 32, vectors));
+    peer_stats<T, V><<<blocks_for(vectors, width), kPeerThreads, 0, stream>>>(p, width);
+    return;
+  }
+  const unsigned parts = blocks_for(vectors, kThreads);
+  peer_apply<T, V><<<grid_of(p.N * int64_t(parts)), kThreads, 0, stream>>>(p, parts);
+}
+
 template <class T>
-void launch(const BatchPassParams& p, cudaStream_t stream) {
-  const int channels = p.channels_last ? kInner : kOuter;
+void launch(const BatchPassParams& p, int multiprocessors, cudaStream_t stream) {
   if (p.phase == BatchPhase::stats) {
-    const dim3 grid(unsigned(p.N), blocks_of(p.C, channels));
-    batch_stats<T><<<grid, kBatchThreads, 0, stream>>>(p);
+    if (!p.pool || p.norm_first)
+      stats<T, false>(p, {nullptr, p.moments}, multiprocessors, stream);
+    if (p.pool && p.norm_first) stats<T, true>(p, {p.gamma, p.extrema}, multiprocessors, stream);
+    if (p.pool && !p.norm_first) stats<T, true>(p, {nullptr, p.moments}, multiprocessors, stream);
   } else if (p.phase == BatchPhase::apply) {
-    const int64_t positions = p.pool ? ((p.H + 1) / 2) * ((p.W + 1) / 2) : p.H * p.W;
-    const dim3 grid(unsigned(p.N), blocks_of(p.C * positions, kBatchThreads * kAtOnce));
-    batch_apply<T><<<grid, kBatchThreads, 0, stream>>>(p);
-  } else if (p.phase == BatchPhase::peer_stats) {
-    const dim3 grid(blocks_of(p.C, kInner));
-    peer_stats<T><<<grid, kBatchThreads, 0, stream>>>(p);
+    if (p.pool) apply<T, true>(p, multiprocessors, stream);
+    else apply<T, false>(p, multiprocessors, stream);
+  } else if (vector_of(p, false) > 1 && p.C % kVector<T> == 0) {
+    peers<T, kVector<T>>(p, stream);
   } else {
-    const dim3 grid(unsigned(p.N), blocks_of(p.C, kBatchThreads));
-    peer_apply<T><<<grid, kBatchThreads, 0, stream>>>(p);
+    peers<T, 1>(p, stream);
   }
   FF_CUDA(cudaGetLastError());
 }
@@ -249,14 +179,16 @@ void launch(const BatchPassParams& p, cudaStream_t stream) {
 
 void batch_pass_cuda(const BatchPassParams& given, void* stream) {
   if (given.N == 0) return;
+  check_sample("batch_pass", given.C * given.H * given.W);
   BatchPassParams p = given;
   p.channels_last = p.channels_last || p.H * p.W == 1;
   const DeviceOf current(p.a);
+  const int multiprocessors = device_caps(current.device()).multiprocessors;
   const auto queue = static_cast<cudaStream_t>(stream);
   switch (p.dtype) {
-    case DType::f32: return launch<float>(p, queue);
-    case DType::bf16: return launch<__nv_bfloat16>(p, queue);
-    case DType::f16: return launch<__half>(p, queue);
+    case DType::f32: return launch<float>(p, multiprocessors, queue);
+    case DType::bf16: return launch<__nv_bfloat16>(p, multiprocessors, queue);
+    case DType::f16: return launch<__half>(p, multiprocessors, queue);
   }
 }
 

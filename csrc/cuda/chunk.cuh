@@ -32,11 +32,12 @@ struct Span {
   }
 };
 
-// The vector at `at`, elements outside [low, high) as 0; bit v says whether element v exists.
-template <class T, int V>
+// The vector at `at`, elements outside [low, high) as 0; bit v says whether element v exists. `whole`:
+// all are known to.
+template <class T, int V, bool whole = false>
 __device__ __forceinline__ uint32_t load_vector(const T* base, int at, int low, int high,
                                                 float* x) {
-  if (at >= low && at + V <= high) {
+  if (whole || (at >= low && at + V <= high)) {
     const Pack<T, V> raw = *reinterpret_cast<const Pack<T, V>*>(base + at);
 #pragma unroll
     for (int v = 0; v < V; ++v) x[v] = to_float(raw.v[v]);
@@ -73,12 +74,12 @@ __device__ __forceinline__ uint32_t load_chunk(const T* base, const Span& s, flo
 }
 
 // Elements outside [low, high) are left alone.
-template <class T, int V>
+template <class T, int V, bool whole = false>
 __device__ __forceinline__ void store_vector(T* base, int at, int low, int high, const float* x) {
   Pack<T, V> out;
 #pragma unroll
   for (int v = 0; v < V; ++v) out.v[v] = from_float<T>(x[v]);
-  if (at >= low && at + V <= high) {
+  if (whole || (at >= low && at + V <= high)) {
     *reinterpret_cast<Pack<T, V>*>(base + at) = out;
     return;
   }
@@ -89,7 +90,7 @@ __device__ __forceinline__ void store_vector(T* base, int at, int low, int high,
 
 // Turns a vector's raw x into h (blended where there is a previous state), in place; bit v of
 // `kept` is its dropout. Bit v of the result: does the gradient pass element v?
-template <class T, int V>
+template <class T, int V, bool whole = false>
 __device__ __forceinline__ uint32_t activate_vector(const LocalPassParams& p, const T* previous,
                                                     int at, int low, int high, float* x,
                                                     uint32_t kept) {
@@ -102,7 +103,7 @@ __device__ __forceinline__ uint32_t activate_vector(const LocalPassParams& p, co
   }
   if (previous != nullptr) {
     float old[V];
-    load_vector<T, V>(previous, at, low, high, old);
+    load_vector<T, V, whole>(previous, at, low, high, old);
 #pragma unroll
     for (int v = 0; v < V; ++v) x[v] = blended(p, x[v], old[v]);
   }

@@ -3,6 +3,7 @@
 #include "../common/element.h"
 #include "../common/layout.h"
 #include "../common/losses.h"
+#include "plan.h"
 
 namespace ff {
 
@@ -31,6 +32,20 @@ __device__ __forceinline__ Moments merge_lanes(Moments m, int width) {
     other.m2 = __shfl_down_sync(kWarp, m.m2, o, width);
     m = merge(m, other);
   }
+  return m;
+}
+
+// Merges the moments of teams of threads, a power of two each, for the first thread of each team; by
+// the whole block of at most kThreads.
+__device__ __forceinline__ Moments merge_team(Moments m, int team) {
+  __shared__ Moments warps[kThreads / 32];
+  m = merge_lanes(m, min(team, 32));
+  if (team <= 32) return m;
+  const int warp = int(threadIdx.x) / 32;
+  if (threadIdx.x % 32 == 0) warps[warp] = m;
+  __syncthreads();
+  if (int(threadIdx.x) % team == 0)
+    for (int w = 1; w < team / 32; ++w) m = merge(m, warps[warp + w]);
   return m;
 }
 

@@ -8,9 +8,6 @@
 // NCHW: a (sample, group) is one run of memory, swept by a team of threads. NHWC: a thread owns a
 // column of channels, groups are gathered from columns in shared memory. No atomics; the order of
 // every sum is fixed.
-#include <array>
-#include <mutex>
-
 #include "../ops.h"
 #include "runtime.h"
 #include "sweep.cuh"
@@ -29,9 +26,8 @@ struct Samples {
 
 // Sweep 1, NCHW: team t of the grid gathers run t = sample * K + group; team is a power of two.
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, 2)
     gather_nchw(const __grid_constant__ LocalPassParams p, Samples samples, int team) {
-  __shared__ Moments warps[kThreads / 32];
   const int64_t run = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / team;
   const int lane = int(threadIdx.x) % team;
   const bool exists = run < samples.count * p.K;
@@ -43,14 +39,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     m = gather_run<T, V>(p, s, static_cast<const T*>(p.a) + s.base, group_begin(p, k) * Q,
                          group_begin(p, k + 1) * Q, lane, team, NoMark());
   }
-  m = merge_lanes(m, min(team, 32));
-  if (team > 32) {
-    const int warp = int(threadIdx.x) / 32;
-    if (threadIdx.x % 32 == 0) warps[warp] = m;
-    __syncthreads();
-    if (lane == 0)
-      for (int w = 1; w < team / 32; ++w) m = merge(m, warps[warp + w]);
-  }
+  m = merge_team(m, team);
   if (exists && lane == 0) {
     p.stats[2 * (n * p.K + k)] = m.mean;
     p.stats[2 * (n * p.K + k) + 1] = m.m2;
@@ -108,7 +97,7 @@ __device__ __forceinline__ GroupScale scale_of(const LocalPassParams& p, int64_t
 
 // Sweep 2, NCHW: teams as in sweep 1.
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, 2)
     apply_nchw(const __grid_constant__ LocalPassParams p, Samples samples, int team) {
   const int64_t run = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / team;
   if (run >= samples.count * p.K) return;
@@ -260,27 +249,6 @@ void two_sweeps(const LocalPassParams& p, const DeviceCaps& caps, cudaStream_t s
 
 }  // namespace
 
-const DeviceCaps& device_caps(int device) {
-  static std::array<DeviceCaps, kDevices> all;
-  static std::array<std::once_flag, kDevices> asked;
-  FF_CHECK(device >= 0 && device < kDevices,
-           "[cuda] expected a device below " << kDevices << ", got " << device);
-  std::call_once(asked[size_t(device)], [device] {
-    DeviceCaps caps;
-    caps.device = device;
-    int major = 0;
-    FF_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    // 12 has clusters too, but 99 KB of shared memory a block: not measured, not used
-    caps.clusters = (major == 9 || major == 10) && cluster_kernels_built();
-    FF_CUDA(cudaDeviceGetAttribute(&caps.multiprocessors, cudaDevAttrMultiProcessorCount, device));
-    FF_CUDA(cudaDeviceGetAttribute(&caps.l2_bytes, cudaDevAttrL2CacheSize, device));
-    FF_CUDA(cudaDeviceGetAttribute(&caps.shared_per_block,
-                                   cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    all[size_t(device)] = caps;
-  });
-  return all[size_t(device)];
-}
-
 void local_pass_two_sweeps(const LocalPassParams& p, const DeviceCaps& caps, cudaStream_t stream) {
   switch (p.dtype) {
     case DType::f32: return two_sweeps<float>(p, caps, stream);
@@ -296,7 +264,8 @@ void local_pass_cuda(const LocalPassParams& p, void* stream) {
   const DeviceCaps& caps = device_caps(current.device());
   const auto queue = static_cast<cudaStream_t>(stream);
   const ClusterPlan plan = use_cluster(p, caps);
-  if (plan.blocks > 0) local_pass_cluster(p, plan, caps, queue);
+  if (plan.blocks > 0 && cluster_kernels_built(caps.device))
+    local_pass_cluster(p, plan, caps, queue);
   else local_pass_two_sweeps(p, caps, queue);
 }
 

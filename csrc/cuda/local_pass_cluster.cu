@@ -248,10 +248,15 @@ void launch_layout(const LocalPassParams& p, const ClusterPlan& plan, const Devi
 
 }  // namespace
 
-bool cluster_kernels_built() {
-  cudaFuncAttributes attributes;
-  FF_CUDA(cudaFuncGetAttributes(&attributes, one_read<float, 4, false>));
-  return attributes.ptxVersion >= 90;
+bool cluster_kernels_built(int device) {
+  static std::array<bool, kDevices> built;
+  static std::array<std::once_flag, kDevices> asked;
+  std::call_once(asked[size_t(device)], [device] {
+    cudaFuncAttributes attributes;
+    FF_CUDA(cudaFuncGetAttributes(&attributes, one_read<float, 4, false>));
+    built[size_t(device)] = attributes.ptxVersion >= 90;
+  });
+  return built[size_t(device)];
 }
 
 void local_pass_cluster(const LocalPassParams& p, const ClusterPlan& plan, const DeviceCaps& caps,

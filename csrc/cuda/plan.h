@@ -10,7 +10,7 @@ namespace ff {
 
 struct DeviceCaps {
   int device = 0;
-  bool clusters = false;  // the device has them and this build has kernels for them
+  bool clusters = false;  // of a size that the one-read kernel was written for
   int multiprocessors = 1, l2_bytes = 0, shared_per_block = 0;
 };
 

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <atomic>
+#include <mutex>
 
 #include "../check.h"
 #include "plan.h"
@@ -43,7 +44,26 @@ class DeviceOf {
 constexpr int kDevices = 64;
 
 // Asked of the driver once a device.
-const DeviceCaps& device_caps(int device);
+inline const DeviceCaps& device_caps(int device) {
+  static std::array<DeviceCaps, kDevices> all;
+  static std::array<std::once_flag, kDevices> asked;
+  FF_CHECK(device >= 0 && device < kDevices,
+           "[cuda] expected a device below " << kDevices << ", got " << device);
+  std::call_once(asked[size_t(device)], [device] {
+    DeviceCaps caps;
+    int major = 0;
+    FF_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    // 12 has clusters too, but 99 KB of shared memory a block: not measured, not used
+    caps.clusters = major == 9 || major == 10;
+    FF_CUDA(cudaDeviceGetAttribute(&caps.multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    FF_CUDA(cudaDeviceGetAttribute(&caps.l2_bytes, cudaDevAttrL2CacheSize, device));
+    FF_CUDA(cudaDeviceGetAttribute(&caps.shared_per_block,
+                                   cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    caps.device = device;
+    all[size_t(device)] = caps;
+  });
+  return all[size_t(device)];
+}
 
 // A grid's blocks all lie along x: 2^31 - 1 of them, where y and z have 65535.
 inline unsigned grid_of(int64_t blocks) {
@@ -70,9 +90,9 @@ template <auto kernel> void allow_shared(const DeviceCaps& caps, int needed) {
   so_far.store(most, std::memory_order_relaxed);
 }
 
-// Were the cluster kernels compiled for an architecture with clusters? Built for an older one and
-// compiled from its PTX by the driver, they are empty.
-bool cluster_kernels_built();
+// Were this device's cluster kernels compiled for an architecture with clusters? Built for an older
+// one and compiled from its PTX by the driver, they are empty. Asked once a device.
+bool cluster_kernels_built(int device);
 // csrc/cuda/local_pass.cu, for every device.
 void local_pass_two_sweeps(const LocalPassParams& p, const DeviceCaps& caps, cudaStream_t stream);
 // csrc/cuda/local_pass_cluster.cu: the one-read kernel, as planned by use_cluster.

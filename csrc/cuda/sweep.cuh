@@ -27,22 +27,22 @@ struct Apart {
 };
 
 // z and da of one vector of raw x; scale(v) is element v's, `beside` the shortcut's vector.
-template <class T, int V, class Scale>
+template <class T, int V, bool whole, class Scale>
 __device__ __forceinline__ void apply_vector(const LocalPassParams& p, const Sample& s, int at,
                                              int low, int high, float* x, const float* beside,
                                              int apart, uint32_t kept, Scale scale) {
   const uint32_t passing =
-      activate_vector<T, V>(p, previous_of<T>(p, s.base), at, low, high, x, kept);
+      activate_vector<T, V, whole>(p, previous_of<T>(p, s.base), at, low, high, x, kept);
   float out[V];
   if (p.z != nullptr) {
 #pragma unroll
     for (int v = 0; v < V; ++v) out[v] = normalised(scale(v), x[v]) + beside[v];
-    store_vector<T, V>(static_cast<T*>(p.z) + (s.z_base + apart), at, low, high, out);
+    store_vector<T, V, whole>(static_cast<T*>(p.z) + (s.z_base + apart), at, low, high, out);
   }
   if (p.da != nullptr) {
 #pragma unroll
     for (int v = 0; v < V; ++v) out[v] = gradient(p, scale(v), x[v], passing >> v & 1);
-    store_vector<T, V>(static_cast<T*>(p.da) + s.base, at, low, high, out);
+    store_vector<T, V, whole>(static_cast<T*>(p.da) + s.base, at, low, high, out);
   }
 }
 
@@ -78,8 +78,8 @@ __device__ __forceinline__ void apply_chunk(const LocalPassParams& p, const Samp
 #pragma unroll
         for (int v = 0; v < V; ++v) beside[v] = to_float(more[u].v[v]);
       }
-      apply_vector<T, V>(p, s, span.start + u * span.step, span.low, span.high, x, beside,
-                         apart.first + u * apart.step, kept >> (u * V), scale);
+      apply_vector<T, V, true>(p, s, span.start + u * span.step, span.low, span.high, x, beside,
+                               apart.first + u * apart.step, kept >> (u * V), scale);
     }
     return;
   }
@@ -88,8 +88,8 @@ __device__ __forceinline__ void apply_chunk(const LocalPassParams& p, const Samp
     const int at = span.start + u * span.step;
     load_vector<T, V>(src, at, span.low, span.high, x);
     if (shortcut != nullptr) load_vector<T, V>(shortcut, at, span.low, span.high, beside);
-    apply_vector<T, V>(p, s, at, span.low, span.high, x, beside, apart.first + u * apart.step,
-                       kept >> (u * V), scale);
+    apply_vector<T, V, false>(p, s, at, span.low, span.high, x, beside,
+                              apart.first + u * apart.step, kept >> (u * V), scale);
   }
 }
 
@@ -196,17 +196,17 @@ __device__ __forceinline__ uint32_t column_bits(const LocalPassParams& p, const 
 template <int V> struct ColumnMoments {
   float count = 0.f, mean[V] = {}, m2[V] = {};
 
-  // Adds the first `rows` values of each channel of a chunk.
-  __device__ __forceinline__ void add(const float* h, int rows) {
+  // Adds the first `rows` of n values of each channel, h[u * V + v].
+  template <int n> __device__ __forceinline__ void add(const float* h, int rows) {
     const float more = float(rows), total = count + more, share = more / total;
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       float sum = 0.f, square = 0.f;
 #pragma unroll
-      for (int u = 0; u < kUnroll; ++u) sum += u < rows ? h[u * V + v] : 0.f;
+      for (int u = 0; u < n; ++u) sum += u < rows ? h[u * V + v] : 0.f;
       const float centre = sum / more;
 #pragma unroll
-      for (int u = 0; u < kUnroll; ++u)
+      for (int u = 0; u < n; ++u)
         square += u < rows ? (h[u * V + v] - centre) * (h[u * V + v] - centre) : 0.f;
       const float delta = centre - mean[v];
       mean[v] += delta * share;
@@ -282,7 +282,7 @@ __device__ __forceinline__ void gather_columns(const LocalPassParams& p, const S
           if (p.dropout.threshold != 0) mark(span, h, kept);
           activate_chunk<T, V>(p, s, span, h, kept);
         }
-        sums.add(h, min(kUnroll, grid.last - row));
+        sums.template add<kUnroll>(h, min(kUnroll, grid.last - row));
       }
 #pragma unroll
       for (int v = 0; v < V; ++v)

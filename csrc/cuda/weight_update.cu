@@ -1,5 +1,7 @@
 // The optimizer step on CUDA: one read of the gradient, one read and write of weight and states.
 // (The weight gradient itself is a library convolution or the Triton kernel on this back-end.)
+#include <type_traits>
+
 #include "../ops.h"
 #include "chunk.cuh"
 #include "optimizer.cuh"
@@ -32,36 +34,47 @@ __device__ __forceinline__ void store_numbers(void* to, int64_t i, const float* 
   *reinterpret_cast<Pack<T, V>*>(static_cast<T*>(to) + i) = out;
 }
 
-// V weights a thread, from `first` on.
+// V weights a thread. (An index with an offset added made the compiler store element by element.)
 template <int V>
 __global__ void __launch_bounds__(kThreads)
     optimizer_step(const __grid_constant__ OptimizerStepParams p,
-                   const __grid_constant__ StepCoefficients given, int64_t first) {
-  const int64_t i = first + (int64_t(blockIdx.x) * kThreads + threadIdx.x) * V;
+                   const __grid_constant__ StepCoefficients given) {
+  const int64_t i = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * V;
   if (i + V > p.n) return;
-  using Vector = Pack<float, V>;
-  float g[V];
+  float g[V], w[V], m[V] = {}, v[V] = {};
   load_gradient<V>(p, i, g);
-  Vector w = *reinterpret_cast<const Vector*>(p.weight + i), m{}, v{};
-  if (p.m != nullptr) m = *reinterpret_cast<const Vector*>(p.m + i);
-  if (p.v != nullptr) v = *reinterpret_cast<const Vector*>(p.v + i);
+  load_numbers<float, V>(p.weight, i, w);
+  if (p.m != nullptr) load_numbers<float, V>(p.m, i, m);
+  if (p.v != nullptr) load_numbers<float, V>(p.v, i, v);
   const StepCoefficients k = coefficients_of(given, p.optim.row);
 #pragma unroll
-  for (int j = 0; j < V; ++j) step_weight(k, g[j] * p.inv_scale, w.v[j], m.v[j], v.v[j]);
-  *reinterpret_cast<Vector*>(p.weight + i) = w;
-  if (p.m != nullptr) *reinterpret_cast<Vector*>(p.m + i) = m;
-  if (p.v != nullptr) *reinterpret_cast<Vector*>(p.v + i) = v;
+  for (int j = 0; j < V; ++j) step_weight(k, g[j] * p.inv_scale, w[j], m[j], v[j]);
+  store_numbers<float, V>(p.weight, i, w);
+  if (p.m != nullptr) store_numbers<float, V>(p.m, i, m);
+  if (p.v != nullptr) store_numbers<float, V>(p.v, i, v);
   if (p.half == nullptr) return;
-  if (p.half_dtype == DType::bf16) store_numbers<__nv_bfloat16, V>(p.half, i, w.v);
-  else store_numbers<__half, V>(p.half, i, w.v);
+  if (p.half_dtype == DType::bf16) store_numbers<__nv_bfloat16, V>(p.half, i, w);
+  else store_numbers<__half, V>(p.half, i, w);
 }
 
 template <int V>
-void launch(const OptimizerStepParams& p, const StepCoefficients& k, int64_t first,
-            cudaStream_t stream) {
-  if (first == p.n) return;
-  optimizer_step<V><<<blocks_for(p.n - first, kThreads * V), kThreads, 0, stream>>>(p, k, first);
+void launch(const OptimizerStepParams& p, const StepCoefficients& k, cudaStream_t stream) {
+  if (p.n == 0) return;
+  optimizer_step<V><<<blocks_for(p.n, kThreads * V), kThreads, 0, stream>>>(p, k);
   FF_CUDA(cudaGetLastError());
+}
+
+// The weights from `first` on.
+OptimizerStepParams rest_of(OptimizerStepParams p, int64_t first) {
+  const auto skip = [first](auto*& t, DType dtype) {
+    if (t == nullptr) return;
+    using Pointer = std::remove_reference_t<decltype(t)>;
+    t = reinterpret_cast<Pointer>(reinterpret_cast<uintptr_t>(t) + first * item_size(dtype));
+  };
+  skip(p.weight, DType::f32), skip(p.m, DType::f32), skip(p.v, DType::f32);
+  skip(p.grad, p.grad_dtype), skip(p.half, p.half_dtype);
+  p.n -= first;
+  return p;
 }
 
 // Does every tensor begin on a whole vector of four of its numbers?
@@ -83,8 +96,10 @@ void optimizer_step_cuda(const OptimizerStepParams& p, void* stream) {
   const auto queue = static_cast<cudaStream_t>(stream);
   const StepCoefficients k = step_coefficients(p.optim, p.m != nullptr);
   const int64_t whole = quads_aligned(p) ? p.n / 4 * 4 : 0;
-  if (whole > 0) launch<4>(p, k, 0, queue);
-  launch<1>(p, k, whole, queue);
+  OptimizerStepParams quads = p;
+  quads.n = whole;
+  launch<4>(quads, k, queue);
+  launch<1>(rest_of(p, whole), k, queue);
 }
 
 }  // namespace ff

@@ -81,7 +81,6 @@ def translate(source: str) -> str:
                       r"[=] { \1(\7); });", text)
     text = re.sub(r"cudaLaunchKernelEx\((\S+), (\w+)",
                   r'emulator::launch_config("\2", \1, \2', text)
-    text = re.sub(r'#include "(\w+\.(?:h|cuh))"', rf'#include "{CSRC}/cuda/\1"', text)
     return text.replace('#include "../', f'#include "{CSRC}/')
 
 
@@ -90,6 +89,8 @@ def library(name: str) -> ctypes.CDLL:
     """One of SOURCES, built on first use."""
     folder = Path(tempfile.mkdtemp(prefix="ffengine-emulated-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for header in (*CSRC.glob("cuda/*.h"), *CSRC.glob("cuda/*.cuh")):
+        (folder / header.name).write_text(translate(header.read_text()))
     for source in SOURCES[name]:
         (folder / f"{source}.cpp").write_text(translate((CSRC / "cuda" / source).read_text()))
     subprocess.run(

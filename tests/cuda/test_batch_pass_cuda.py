@@ -5,15 +5,31 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ffengine.ops.config import BatchNorm
-from tests.batch_pass_cases import CL, NCHW, Case, cases, settings
+from ffengine.ops.config import BatchNorm, Peer
+from tests.batch_pass_cases import CL, NCHW, Case, cases, peer_settings, settings
 
 pytestmark = pytest.mark.gpu
 
+POOL = {"pool": "max2"}
+#: Where the CUDA kernels take another way: windows in vectors, rows of two pixels, channels that
+#: several blocks share.
+CASES = cases() | {case.id: case for case in (
+    *(Case(f"{order}-vectors-{name}", (2, 16, height, 16), settings(goodness="mean_sq", **POOL),
+           BatchNorm(order=order), torch.bfloat16, layout)  # type: ignore[arg-type]
+      for order, height in (("pool_norm", 4), ("norm_pool", 5))
+      for layout, name in ((NCHW, "nchw"), (CL, "nhwc"))),
+    Case("two-pixel-rows", (2, 100, 4, 4), settings(), dtype=torch.bfloat16, layout=CL),
+    Case("shared-channels", (2, 1100, 2, 3), settings(goodness="mean_sq"), layout=CL),
+    Case("wide-linear", (3, 5000), settings(groups=10)),
+    Case("wide-rows-of-two", (2, 2500, 1, 2), settings(), dtype=torch.float16, layout=CL),
+    Case("long-runs", (2, 4, 40, 40), settings(goodness="sum_sq"), dtype=torch.bfloat16),
+    Case("peer-vectors", (40, 200), peer_settings(), Peer(), torch.bfloat16),
+)}
 
-@pytest.mark.parametrize("case", cases())
+
+@pytest.mark.parametrize("case", CASES)
 def test_small(case: str) -> None:
-    cases()[case].check("cuda", "cuda")
+    CASES[case].check("cuda", "cuda")
 
 
 @pytest.mark.parametrize("layout", [NCHW, CL], ids=["nchw", "nhwc"])

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import emulate
 import pytest
+from test_batch_pass_cuda import CASES
 
-from tests.batch_pass_cases import cases
 
-
-@pytest.mark.parametrize("case", cases())
+@pytest.mark.parametrize("case", CASES)
 def test_small(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     extension = emulate.install(monkeypatch)
-    cases()[case].check("cuda", "cpu")
+    CASES[case].check("cuda", "cpu")
     assert "batch_pass" in extension.calls
