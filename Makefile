@@ -1,6 +1,7 @@
 # make train   train TinyCNN on the bundled digits, beside backpropagation and the unfused step
 # make test    the whole test suite
 # make lint    ruff and mypy
+# make triton-oldest    every Triton kernel compiled, launched and tested under the oldest Triton
 # make bench   the pytest-benchmark suites; fair tables: python -m bench.fair MODEL
 # make bench-gate       counters against the committed baseline, time against the commit before
 # make bench-baseline   that baseline anew, for a change that was meant to move a counter
@@ -10,6 +11,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
 # No path of the packages that pip builds on the way may bring in another torch.
 export PIP_CONSTRAINT := $(CURDIR)/.ci/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -18,13 +20,17 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 SOURCES := $(shell find csrc -type f) CMakeLists.txt
 
-.PHONY: train test bench bench-gate bench-baseline page lint setup clean
+.PHONY: train test triton-oldest bench bench-gate bench-baseline page lint setup clean
 
 train: setup
 	$(BIN)/ffengine train deeperforward/tinycnn --data digits --baselines
 
 test: setup
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+triton-oldest: setup $(OLDEST)/.packages
+	$(OLDEST)/bin/python -m bench.aot 90 > build/aot-oldest.json
+	$(OLDEST)/bin/python -m pytest tests/kernels
 
 bench: setup
 	$(BIN)/python -m pytest bench --benchmark-only
@@ -58,6 +64,15 @@ $(VENV)/.packages: pyproject.toml .ci/constraints.txt | $(BIN)/python
 
 $(VENV)/.built: $(VENV)/.packages setup.py $(SOURCES)
 	$(BIN)/python -m pip install -q --no-build-isolation -e ".[test]"
+	touch $@
+
+# the oldest Triton in front of everything that $(VENV) has
+$(OLDEST)/.packages: $(VENV)/.packages .ci/oldest_triton.txt
+	$(BIN)/python -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install -q --no-deps -r .ci/oldest_triton.txt
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' \
+		% sysconfig.get_path('purelib'))" \
+		> $$($(OLDEST)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/venv.pth
 	touch $@
 
 clean:

@@ -134,10 +134,11 @@ def batch_stats_kernel(p_a, p_gamma, p_pivot, p_moments, p_extrema, N, C, H, W, 
     o_out = i_n * C + i_c
     plane = N.to(tl.int64) * C
     pivot = tl.load(p_pivot + i_c, mask=m_c, other=0.0)[:, None]
+    zero = tl.full([v.block_c], 0.0, tl.float32)  # tl.zeros takes no field of v in triton 3.6
     rows = H // 2
     cols = W // 2
     if not v.pool or v.norm_first:
-        count, mean, m2 = 0.0, tl.zeros([v.block_c], tl.float32), tl.zeros([v.block_c], tl.float32)
+        count, mean, m2 = 0.0, zero, zero
         for q0 in range(0, H * W, v.block_q):
             i_q = q0 + tl.arange(0, v.block_q)[None, :]
             m = m_c[:, None] & (i_q < H * W)
@@ -152,7 +153,7 @@ def batch_stats_kernel(p_a, p_gamma, p_pivot, p_moments, p_extrema, N, C, H, W, 
         direction = tl.full([v.block_c], 1.0, tl.float32)
         if v.norm_first and p_gamma is not None:
             direction = sign(tl.load(p_gamma + i_c, mask=m_c, other=1.0))
-        count, mean, m2 = 0.0, tl.zeros([v.block_c], tl.float32), tl.zeros([v.block_c], tl.float32)
+        count, mean, m2 = 0.0, zero, zero
         for q0 in range(0, rows * cols, v.block_q):
             i_q = q0 + tl.arange(0, v.block_q)[None, :]
             m = m_c[:, None] & (i_q < rows * cols)
