@@ -60,13 +60,15 @@ def linear_finish_kernel(p_da, p_scale, p_sums, N, out, chunk: tl.constexpr,
     i_chunk = tl.program_id(1).to(tl.int64)
     sums = tl.zeros([rows, block], tl.float32)
     for n0 in range(0, chunk, rows):
-        i_n = i_chunk * chunk + n0 + tl.arange(0, rows)[:, None]
+        i_row = i_chunk * chunk + n0 + tl.arange(0, rows)
+        i_n = i_row[:, None]
         m = (i_n < N) & (i_o < out)
         da = tl.load(p_da + i_n * out + i_o, mask=m, other=0.0).to(tl.float32)
         sums += da
         if p_scale is not None:
-            scale = tl.load(p_scale + i_n, mask=i_n < N, other=0.0)
-            tl.store(p_da + i_n * out + i_o, da * scale, mask=m)
+            # by rows, not (rows, 1): triton 3.6 loads that once an element
+            scale = tl.load(p_scale + i_row, mask=i_row < N, other=0.0)
+            tl.store(p_da + i_n * out + i_o, da * scale[:, None], mask=m)
     if p_sums is not None:
         total = tl.sum(sums, axis=0)[None, :]
         tl.store(p_sums + i_chunk * out + i_o, total, mask=i_o < out)
