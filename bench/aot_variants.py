@@ -6,7 +6,9 @@ name to a function that makes the call on CPU tensors, whose values do not matte
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from ffengine.kernels import batch_pass, linear_step, weight_update
@@ -88,7 +90,26 @@ def peer() -> None:
 
 DROP = c.Dropout(0.2, 1, 2, 3)
 CONV, LINEAR = (2, 128, 16, 16), (2, 2048)
+#: ResNet-17's maps (channels, side), and as many groups as channels.
+PIXELS = {"100": (100, 32, 10), "200": (200, 16, 10), "400": (400, 8, 10), "800": (800, 4, 10),
+          "100-of-100": (100, 32, 100)}
+
+
+def pixels(name: str, dtype: torch.dtype, **settings: Any) -> Callable[[], None]:
+    """A sweep of one of those maps in channels_last."""
+    channels, side, groups = PIXELS[name]
+    shape = (2, channels, side, side)
+    return lambda: sweep(shape, c.LocalPassConfig(groups=groups, **settings), dtype, True)
+
+
 VARIANTS = {
+    **{f"pixels-{name}-{short}": pixels(name, dtype) for name in PIXELS
+       for short, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))},
+    "pixels-100-dropout-bf16": pixels("100", torch.bfloat16, dropout=DROP),
+    "pixels-800-dropout-fp32": pixels("800", torch.float32, dropout=DROP, goodness="mean_sq"),
+    "pixels-200-pool-bf16": pixels("200", torch.bfloat16, pool="max2", goodness="mean_sq"),
+    "pixels-100-squares-bf16": pixels("100", torch.bfloat16, goodness="mean_sq",
+                                      norm=c.Norm("layer")),
     "group-fp32": lambda: sweep(CONV, c.LocalPassConfig(groups=8)),
     "group-bf16": lambda: sweep(CONV, c.LocalPassConfig(groups=8), torch.bfloat16),
     "dropout-fp32": lambda: sweep(CONV, c.LocalPassConfig(groups=8, dropout=DROP)),

@@ -1,25 +1,27 @@
 """`local_pass` in Triton: two sweeps over a, the second of which finds its tail in L2.
 
-stats   one program per (n, k, split): moments and goodness sums of h       reads a
-finish  one program per few rows: merges splits; goodness, loss, coef, (mean, rstd) per (n, k)
-apply   one program per (n, k, split): z and da                              reads a, writes z, da
+stats   moments of h per (sample, group) and part of it                   reads a
+finish  one program per few rows: merges parts; goodness, loss, coef, (mean, rstd) per (n, k)
+apply   z and da                                                          reads a, writes z, da
 
-No atomics: splits are merged in order, and their number never depends on the batch, so a row's
-result is the same in any tile of samples.
+The sweeps go by runs of memory in NCHW (kernels/runs.py), by rows of pixels in NHWC
+(kernels/rows.py). No atomics: parts are merged in order, and their number never depends on the
+batch, so a row's result is the same in any tile of samples.
 
 reference: ffengine/reference/local_pass.py   op: ffengine/ops/local_pass.py
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
-from ffengine.kernels import losses, philox
-from ffengine.kernels.launch import Launch, Variant, plan_launch
-from ffengine.kernels.tile import aligned, bases, blended, group_of, positions, span_of, tile_h
+from ffengine.kernels import losses, philox, rows, runs
+from ffengine.kernels.launch import FinishVariant, Launch, Variant, grid, plan_launch
+from ffengine.kernels.tile import group_of
 
 if TYPE_CHECKING:
     from ffengine.ops.local_pass import LocalPassCall, LocalPassTensors
@@ -32,85 +34,52 @@ NORM_LAYER = tl.constexpr(2)
 NORM_LENGTH = tl.constexpr(3)
 PHASE_STATS, PHASE_APPLY = 1, 2
 
-#: Arguments that change from call to call and so must stay out of the compile key.
-BATCH_ARGS = ("N", "seed_lo", "seed_hi", "layer", "step", "threshold", "start", "half",
-              "half_start")
 
-
-@triton.jit(do_not_specialize=BATCH_ARGS)
-def stats_kernel(p_a, p_h_prev, p_offsets, p_moments, p_sums, C, H, W, K, width, span, blend,
-                 keep_scale, seed_lo, seed_hi, layer, step, threshold, start, half, half_start,
-                 v: tl.constexpr):
-    """Moments of h per (n, k, split), merged over tiles by Chan's formula.
-
-    sums (N, K, splits): sum of h (mean) or h^2 over the split's elements.
-    moments (N, K, splits, 2): (mean, sum (h - mean)^2), or (0, sum h^2) for length norms.
-    """
-    i_k = tl.program_id(0) % K
-    i_n = (tl.program_id(0) // K).to(tl.int64)
-    i_s = tl.program_id(1)
-    drop = (seed_lo, seed_hi, layer, step, threshold)
-    first, channels = group_of(p_offsets, i_k, width)
-    rows = H // 2 if v.pool else H
-    cols = W // 2 if v.pool else W
-    base_a, base_z, i_group = bases(i_n, first, C, H, W, start, half, half_start, v)
-    if p_h_prev is not None:
-        p_h_prev += base_z
-    o_start, o_end, i_start, i_end = span_of(i_s, channels, rows * cols, span, v)
-    count, mean, m2, sums = 0.0, 0.0, 0.0, 0.0
-    for o0 in range(o_start, o_end, v.block_outer):
-        for i0 in range(i_start, i_end, v.block_inner):
-            o_a, o_z, logical, y, x, m = positions(o0, o_end, i0, i_end, C, H, W, rows, cols, v)
-            h, _slope, _winner, _whole = tile_h(p_a + base_a, o_a, logical, y, x, m, i_group, o0,
-                                                i0, C, H, W, drop, keep_scale, v)
-            h = tl.where(m, blended(h, p_h_prev, o_z, m, blend), 0.0)
-            h_sum = tl.sum(h)
-            squares = h * h
-            sums += h_sum if v.goodness == MEAN else tl.sum(squares)
-            if v.norm == NORM_LENGTH:
-                m2 += tl.sum(squares)
-            elif v.norm != NORM_NONE:
-                outer = tl.minimum(o_end - o0, v.block_outer)
-                n = (outer * tl.minimum(i_end - i0, v.block_inner)).to(tl.float32)
-                centred = tl.where(m, h - h_sum / n, 0.0)
-                delta = h_sum / n - mean
-                mean += delta * (n / (count + n))
-                m2 += tl.sum(centred * centred) + delta * delta * (count * n / (count + n))
-                count += n
-    at = (i_n * K + i_k) * tl.num_programs(1) + i_s
-    tl.store(p_sums + at, sums)
-    tl.store(p_moments + 2 * at, mean)
-    tl.store(p_moments + 2 * at + 1, m2)
+@triton.jit
+def part_sizes(first, channels, part, pixels, span, chunks, block_inner, v: tl.constexpr):
+    """Elements that parts of groups hold; span in pixels (NHWC) or elements of the run."""
+    if v.channels_last:
+        begin = part % chunks * block_inner
+        inside = tl.minimum(first + channels, begin + block_inner) - tl.maximum(first, begin)
+        inside = tl.where(chunks == 1, channels, tl.maximum(inside, 0))
+        n = tl.maximum(tl.minimum(pixels - part // chunks * span, span), 0) * inside
+    else:
+        n = tl.maximum(tl.minimum(channels * pixels - part * span, span), 0)
+    return n.to(tl.float32)
 
 
 @triton.jit
-def merge_splits(p_moments, p_sums, at, m, size, channels, pixels, span, splits,
-                 v: tl.constexpr):
-    """(mean, M2, sum) of whole groups from their splits, in order; all (R, B_K)."""
-    count = size * 0.0
+def merge_parts(p_moments, p_sums, at, m, first, channels, pixels, span, parts, chunks, block_inner,
+                v: tl.constexpr):
+    """(mean, M2, sum of squares or 0) of groups (R, B_K) from their parts, block_s at a time."""
+    count = tl.zeros(m.shape, tl.float32)
     mean, m2, sums = count, count, count
-    for i_s in range(splits):
-        if v.channels_last:
-            n = tl.maximum(tl.minimum(pixels - i_s * span, span), 0) * channels
-        else:
-            n = tl.maximum(tl.minimum(channels * pixels - i_s * span, span), 0)
-        n = n.to(tl.float32) + count * 0.0
-        some = m & (n > 0.0)
-        o_split = at * splits + i_s
-        sums += tl.load(p_sums + o_split, mask=some, other=0.0)
-        delta = tl.load(p_moments + 2 * o_split, mask=some, other=0.0) - mean
-        m2_split = tl.load(p_moments + 2 * o_split + 1, mask=some, other=0.0)
-        if v.norm != NORM_LENGTH:
-            share = tl.where(some, n / tl.maximum(count + n, 1.0), 0.0)
-            mean += tl.where(some, delta * share, 0.0)
-            m2_split += tl.where(some, delta * delta * count * share, 0.0)
-        m2 += m2_split
-        count += n
+    for s0 in range(0, parts, v.block_s):
+        part = s0 + tl.arange(0, v.block_s)[None, None, :]
+        n = part_sizes(first[:, :, None], channels[:, :, None], part, pixels, span, chunks,
+                       block_inner, v)
+        some = m[:, :, None] & (part < parts) & (n > 0.0)
+        n = tl.where(some, n, 0.0)
+        o_part = at[:, :, None] * parts + part
+        mean_part = tl.load(p_moments + 2 * o_part, mask=some, other=0.0)
+        m2_part = tl.load(p_moments + 2 * o_part + 1, mask=some, other=0.0)
+        if p_sums is not None:
+            sums += tl.sum(tl.load(p_sums + o_part, mask=some, other=0.0), 2)
+        total = tl.sum(n, 2)
+        share = n / tl.maximum(total, 1.0)[:, :, None]
+        centre = tl.sum(mean_part * share, 2)
+        gap = tl.where(some, mean_part - centre[:, :, None], 0.0)
+        squares = tl.sum(m2_part + n * gap * gap, 2)
+        delta = tl.where(total > 0.0, centre - mean, 0.0)
+        share = total / tl.maximum(count + total, 1.0)
+        m2 += squares + delta * delta * (count * share)
+        mean += delta * share
+        count += total
     return mean, m2, sums
 
 
 @triton.jit
-def normaliser(mean, m2, size, m, eps, v: tl.constexpr):
+def normaliser(mean, m2, squares, size, m, eps, v: tl.constexpr):
     """(mean, rstd) with z = (h - mean) rstd, per (n, k), whatever the norm's kind and scope."""
     if v.norm == NORM_NONE:
         mean = size * 0.0
@@ -126,31 +95,36 @@ def normaliser(mean, m2, size, m, eps, v: tl.constexpr):
     else:
         n = size
         if not v.norm_per_group:
-            m2 = losses.total(m2, m) + size * 0.0
+            squares = losses.total(squares, m) + size * 0.0
             n = losses.total(size, m)
         if v.norm_rms:
-            m2 = m2 / n
-        rstd = 1.0 / (tl.sqrt(m2) + eps)
+            squares = squares / n
+        rstd = 1.0 / (tl.sqrt(squares) + eps)
         mean = size * 0.0
     return mean, rstd
 
 
 @triton.jit
 def finish_rows(i_n, N, p_moments, p_sums, p_offsets, p_g0, p_g, p_stats, K, width, pixels, span,
-                splits, eps, v: tl.constexpr):
+                parts, chunks, block_inner, eps, v: tl.constexpr):
     """g and stats of rows i_n (R, 1), stored and returned with their index, mask and m."""
     i_k = tl.arange(0, v.block_k)[None, :]
     m = (i_k < K) & (i_n < N)
     at = i_n * K + i_k
-    _first, channels = group_of(p_offsets, tl.minimum(i_k, K - 1), width)
+    first, channels = group_of(p_offsets, tl.minimum(i_k, K - 1), width)
+    channels += tl.zeros(i_k.shape, tl.int32)
     size = (channels * pixels).to(tl.float32) + tl.zeros(m.shape, tl.float32)
-    mean, m2, sums = merge_splits(p_moments, p_sums, at, m, size, channels, pixels, span, splits,
-                                  v)
-    g = sums if v.goodness == SUM_SQ else sums / size
+    mean, m2, squares = merge_parts(p_moments, p_sums, at, m, first, channels, pixels, span, parts,
+                                    chunks, block_inner, v)
+    if v.goodness == MEAN:
+        g = mean
+        squares = m2 + size * mean * mean
+    else:
+        g = squares if v.goodness == SUM_SQ else squares / size
     if p_g0 is not None:
         g += tl.load(p_g0 + at, mask=m, other=0.0).to(tl.float32)
-    mean, rstd = normaliser(mean, m2, size, m, eps, v)
-    # one split: g and stats are stored over the sums and moments that other threads just read
+    mean, rstd = normaliser(mean, m2, squares, size, m, eps, v)
+    # one part: g and stats are stored over sums and moments that other threads just read
     tl.debug_barrier()
     tl.store(p_g + at, g, mask=m)
     tl.store(p_stats + 2 * at, mean, mask=m)
@@ -161,22 +135,23 @@ def finish_rows(i_n, N, p_moments, p_sums, p_offsets, p_g0, p_g, p_stats, K, wid
 
 @triton.jit(do_not_specialize=["N"])
 def finish_kernel(p_moments, p_sums, p_offsets, p_y, p_g0, p_g, p_stats, p_loss, p_coef, N, K,
-                  width, pixels, span, splits, eps, p0, p1, p2, scale, v: tl.constexpr):
+                  width, pixels, span, parts, chunks, block_inner, eps, p0, p1, p2, scale,
+                  v: tl.constexpr):
     """Goodness, loss and gradient of R rows (pairs n, n + N / 2 for symba) a program.
 
-    g (N, K) = sums / size + g0; coef (N, K) = scale dloss/dg / m, m the group's size or 1 for sums
-    of squares; loss (N,) or (N / 2,); stats (N, K, 2).
+    g (N, K) = goodness of the merged moments + g0; coef (N, K) = scale dloss/dg / m, m the group's
+    size or 1 for sums of squares; loss (N,) or (N / 2,); stats (N, K, 2).
     """
     i_r = tl.program_id(0).to(tl.int64) * v.rows + tl.arange(0, v.rows)[:, None]
     if v.loss == losses.SYMBA:
         pairs = N // 2
         g_pos, at_pos, m_pos, size = finish_rows(
             i_r, pairs, p_moments, p_sums, p_offsets, p_g0, p_g, p_stats, K, width, pixels, span,
-            splits, eps, v)
+            parts, chunks, block_inner, eps, v)
         i_neg = tl.where(i_r < pairs, i_r + pairs, N)
         g_neg, at_neg, m_neg, _size = finish_rows(
             i_neg, N, p_moments, p_sums, p_offsets, p_g0, p_g, p_stats, K, width, pixels, span,
-            splits, eps, v)
+            parts, chunks, block_inner, eps, v)
         value, dg = losses.symba(g_pos, g_neg, p0)
         tl.store(p_loss + i_r, value, mask=i_r < pairs)
         tl.store(p_coef + at_pos, dg * scale / size, mask=m_pos)
@@ -184,59 +159,12 @@ def finish_kernel(p_moments, p_sums, p_offsets, p_y, p_g0, p_g, p_stats, p_loss,
     else:
         g, at, m, size = finish_rows(
             i_r, N, p_moments, p_sums, p_offsets, p_g0, p_g, p_stats, K, width, pixels, span,
-            splits, eps, v)
+            parts, chunks, block_inner, eps, v)
         if p_y is not None:
             y = tl.load(p_y + i_r, mask=i_r < N, other=0).to(tl.int32)
             value, dg = losses.row_loss(g, y, m, K, p0, p1, p2, v.loss)
             tl.store(p_loss + i_r, value, mask=i_r < N)
             tl.store(p_coef + at, dg * scale / size, mask=m)
-
-
-@triton.jit(do_not_specialize=BATCH_ARGS)
-def apply_kernel(p_a, p_h_prev, p_offsets, p_coef, p_stats, p_z, p_da, N, C, H, W, K, width, span,
-                 blend, keep_scale, da_scale, seed_lo, seed_hi, layer, step, threshold, start,
-                 half, half_start, v: tl.constexpr):
-    """z = (h' - mean) rstd and da = coef [2 h'] blend dh/da da_scale, z and da optional.
-
-    Rows from last to first: what the first sweep read last is still in L2.
-    """
-    i_k = tl.program_id(0) % K
-    i_n = (N - 1 - tl.program_id(0) // K).to(tl.int64)
-    i_s = tl.program_id(1)
-    drop = (seed_lo, seed_hi, layer, step, threshold)
-    first, channels = group_of(p_offsets, i_k, width)
-    # ceiling windows: a trailing row or column that no window holds still gets its da = 0
-    rows = (H + 1) // 2 if v.pool else H
-    cols = (W + 1) // 2 if v.pool else W
-    base_a, base_z, i_group = bases(i_n, first, C, H, W, start, half, half_start, v)
-    if p_h_prev is not None:
-        p_h_prev += base_z
-    at = i_n * K + i_k
-    mean = tl.load(p_stats + 2 * at)
-    rstd = tl.load(p_stats + 2 * at + 1)
-    if p_da is not None:
-        coef = tl.load(p_coef + at) * (da_scale * blend)
-    pixel = aligned(C, v) if v.channels_last else 1
-    o_start, o_end, i_start, i_end = span_of(i_s, channels, rows * cols, span, v)
-    for o0 in range(o_start, o_end, v.block_outer):
-        for i0 in range(i_start, i_end, v.block_inner):
-            o_a, o_z, logical, y, x, m = positions(o0, o_end, i0, i_end, C, H, W, rows, cols, v)
-            h, slope, winner, whole = tile_h(p_a + base_a, o_a, logical, y, x, m, i_group, o0, i0,
-                                             C, H, W, drop, keep_scale, v)
-            h = blended(h, p_h_prev, o_z, whole, blend)
-            if p_da is not None:
-                dh = coef if v.goodness == MEAN else coef * (2.0 * h)
-                da = dh * slope
-                if v.pool:
-                    da = tl.where(whole, da, 0.0)
-                    for q in tl.static_range(4):
-                        inside = m & (y + q // 2 < H) & (x + q % 2 < W)
-                        o_q = o_a + ((q // 2) * W + q % 2) * pixel
-                        tl.store(p_da + base_a + o_q, tl.where(winner == q, da, 0.0), mask=inside)
-                else:
-                    tl.store(p_da + base_a + o_a, da, mask=m)
-            if p_z is not None:
-                tl.store(p_z + base_z + o_z, (h - mean) * rstd, mask=whole)
 
 
 def local_pass(tensors: LocalPassTensors, call: LocalPassCall) -> None:
@@ -246,55 +174,93 @@ def local_pass(tensors: LocalPassTensors, call: LocalPassCall) -> None:
 
 
 def _sweeps(tensors: LocalPassTensors, call: LocalPassCall) -> None:
-    a = tensors.a
-    n, channels, height, width = _nchw(a)
+    n, channels, height, width = _nchw(tensors.a)
     launch = plan_launch(
         channels, height, width, call.groups, equal=call.equal_groups,
-        channels_last=call.channels_last, pool=call.pool, itemsize=a.element_size(),
+        channels_last=call.channels_last, pool=call.pool, itemsize=tensors.a.element_size(),
         dropout=call.dropout_threshold != 0)
-    v = Variant(
-        goodness=call.goodness, norm=call.norm, norm_rms=call.norm_rms,
-        norm_per_group=call.norm_per_group, straight_through=call.straight_through,
-        pool=call.pool, channels_last=call.channels_last, loss=call.loss,
-        dropout=call.dropout_threshold != 0, quads=launch.quads, align=launch.align,
-        block_outer=launch.block_outer, block_inner=launch.block_inner, block_k=launch.block_k,
-        rows=launch.rows)
-    geometry = (channels, height, width, call.groups, channels // call.groups, launch.span)
+    v = variant(tensors, call, launch)
+    geometry = (channels, height, width, call.groups, channels // call.groups)
     offsets = None if call.equal_groups else tensors.offsets
     if call.phase != PHASE_APPLY:
         _stats(tensors, call, v, launch, geometry, offsets)
     if call.phase != PHASE_STATS and (tensors.z is not None or tensors.da is not None):
-        apply_kernel[(n * call.groups, launch.apply_splits)](
-            a, tensors.h_prev, offsets, tensors.coef, tensors.stats, tensors.z, tensors.da, n,
-            *geometry, float(call.blend), call.keep_scale, call.da_scale, *_batch_words(call),
-            v=v._replace(norm=0, norm_rms=False, norm_per_group=False, loss=-1),
-            num_warps=launch.warps, num_stages=1, enable_fp_fusion=True)
+        kernel = rows.rows_apply_kernel if call.channels_last else runs.apply_kernel
+        split = _split(launch, call, launch.apply_splits)
+        kernel[grid("local_pass", n, *_programs(launch, call, launch.apply_splits))](
+            tensors.a, tensors.h_prev, tensors.shortcut, offsets, tensors.coef, tensors.stats,
+            tensors.z, tensors.da, tensors.clock, n, *geometry, *split, call.z_channels,
+            float(call.blend), call.keep_scale, call.da_scale, *_batch_words(call),
+            v=v._replace(block_g=1, block_b=1), num_warps=launch.warps, num_stages=1,
+            enable_fp_fusion=True)
+
+
+def _split(launch: Launch, call: LocalPassCall, splits: int) -> tuple[int, ...]:
+    """How a sweep's kernel is told its programs."""
+    if call.channels_last:
+        return launch.row_pixels, launch.span, splits, launch.chunks
+    return launch.span, splits
+
+
+def _programs(launch: Launch, call: LocalPassCall, splits: int) -> tuple[int, int]:
+    """Programs a sample."""
+    return splits, launch.chunks if call.channels_last else call.groups
+
+
+def variant(tensors: LocalPassTensors, call: LocalPassCall, launch: Launch) -> Variant:
+    """The compile-time choices of the second sweep."""
+    a, z = tensors.a, tensors.z
+    slice_z = z is not None and call.z_channels != a.shape[1]
+    align_z = math.gcd(call.z_channels * (1 if call.channels_last else launch.pixels), 16)
+    bytes_z = math.gcd(math.gcd(launch.align, align_z if slice_z else 16) * a.element_size(),
+                       0 if z is None else z.data_ptr(), 16)
+    return Variant(
+        mean_goodness=call.goodness == MEAN.value, straight_through=call.straight_through,
+        pool=call.pool, dropout=call.dropout_threshold != 0, quads=launch.quads, align=launch.align,
+        slice_z=slice_z and call.channels_last, align_z=align_z if slice_z else 1,
+        bytes_z=bytes_z, block_outer=launch.block_outer,
+        block_inner=launch.block_inner, many=launch.row_pixels > 1, block_g=launch.block_g,
+        block_b=launch.block_b,
+        search=0 if call.equal_groups or not call.channels_last
+        else (call.groups - 1).bit_length())
 
 
 def _stats(tensors: LocalPassTensors, call: LocalPassCall, v: Variant, launch: Launch,
            geometry: tuple[int, ...], offsets: torch.Tensor | None) -> None:
-    """The stats and finish kernels; one split uses g and stats themselves as its scratch."""
-    n, k, splits = tensors.a.shape[0], call.groups, launch.splits
-    moments, sums = tensors.stats, tensors.g
-    if splits > 1:
-        moments = torch.empty(n, k, splits, 2, dtype=torch.float32, device=tensors.a.device)
-        sums = torch.empty(n, k, splits, dtype=torch.float32, device=tensors.a.device)
-    stats_kernel[(n * k, splits)](
-        tensors.a, tensors.h_prev, offsets, moments, sums, *geometry, float(call.blend),
-        call.keep_scale, *_batch_words(call),
-        v=v._replace(straight_through=False, loss=-1, norm_rms=False, norm_per_group=False),
+    """The stats and finish kernels; a single part's moments lie in stats and g themselves."""
+    n, k, parts = tensors.a.shape[0], call.groups, launch.parts
+    squares = call.goodness != MEAN.value
+    moments, sums = tensors.stats, tensors.g if squares else None
+    if parts > 1:
+        moments = torch.empty(n, k, parts, 2, dtype=torch.float32, device=tensors.a.device)
+        sums = moments.new_empty(n, k, parts) if squares else None
+    kernel = rows.rows_stats_kernel if call.channels_last else runs.stats_kernel
+    kernel[grid("local_pass", n, *_programs(launch, call, launch.splits))](
+        tensors.a, tensors.h_prev, offsets, moments, sums, tensors.clock, *geometry,
+        *_split(launch, call, launch.splits), float(call.blend), call.keep_scale,
+        *_batch_words(call),
+        v=v._replace(mean_goodness=False, straight_through=False, slice_z=False, align_z=1,
+                     bytes_z=1, search=0),
         num_warps=launch.warps, num_stages=1, enable_fp_fusion=True)
     with_loss = call.loss >= 0
     # a user's theta may be an int, which Triton would compile as another type
     numbers = map(float, (call.norm_eps, call.p0, call.p1, call.p2, call.scale))
     programs = n // 2 if call.loss == losses.SYMBA.value else n
-    finish_kernel[(triton.cdiv(programs, launch.rows),)](
+    finish_kernel[grid("local_pass", triton.cdiv(programs, launch.rows))](
         moments, sums, offsets, tensors.y if with_loss else None, tensors.g0, tensors.g,
         tensors.stats, tensors.loss if with_loss else None,
-        tensors.coef if with_loss else None, n, k, geometry[4], launch.pixels, launch.span,
-        splits, *numbers,
-        v=v._replace(straight_through=False, dropout=False, quads=False, align=1),
+        tensors.coef if with_loss else None, n, k, geometry[4], launch.pixels,
+        launch.span * launch.row_pixels, parts, launch.chunks,
+        launch.block_inner, *numbers, v=finish_variant(call, launch),
         num_warps=launch.finish_warps, num_stages=1, enable_fp_fusion=True)
+
+
+def finish_variant(call: LocalPassCall, launch: Launch) -> FinishVariant:
+    """The compile-time choices of the kernel between the sweeps."""
+    return FinishVariant(
+        goodness=call.goodness, norm=call.norm, norm_rms=call.norm_rms,
+        norm_per_group=call.norm_per_group, loss=call.loss, channels_last=call.channels_last,
+        block_k=launch.block_k, block_s=launch.block_s, rows=launch.rows)
 
 
 def _batch_words(call: LocalPassCall) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
-"""Tiles of one group of one sample: where they lie, and h = pool(dropout(relu(a))) on them.
+"""What the sweeps of `local_pass` share: groups, rows of the batch, and h = pool(dropout(relu(a)))
+on a tile, whatever its geometry (kernels/runs.py, kernels/rows.py).
 
-A tile is (1, B) of the flat group in NCHW and (pixels, channels) in NHWC; with a pool its positions
-are 2x2 windows. `v` is the kernel's Variant (kernels/launch.py).
+A position of a tile is an element, or with a pool a 2x2 window. `v` is the kernel's Variant
+(kernels/launch.py).
 """
 
 import triton
@@ -28,60 +29,17 @@ def group_of(p_offsets, i_k, width):
 
 
 @triton.jit
-def span_of(i_s, channels, windows, span, v: tl.constexpr):
-    """The (outer, inner) ranges of split i_s: (pixel, channel) in NHWC, else (0, flat index)."""
-    if v.channels_last:
-        o_start = i_s * span
-        o_end = tl.minimum(windows, o_start + span)
-        i_start = 0
-        i_end = aligned(channels, v)
-    else:
-        o_start = 0
-        o_end = 1
-        i_start = i_s * span
-        i_end = tl.minimum(aligned(channels * windows, v), i_start + span)
-    return o_start, o_end, i_start, i_end
+def batch_row(i_n, start, half, half_start):
+    """Which row of the whole batch row i_n (int64) of this call is."""
+    return tl.where(i_n < half, i_n + start, i_n - half + half_start)
 
 
 @triton.jit
-def positions(o0, o_end, i0, i_end, C, H, W, rows, cols, v: tl.constexpr):
-    """A tile's window positions, relative to the group's first element.
-
-    Returns the offset in a (of the window's first element), the offset in z, the logical NCHW
-    index, the window's y and x in a, and the mask; all (B_O, B_I).
-    """
-    i_o = o0 + tl.arange(0, v.block_outer)[:, None]
-    i_i = i0 + tl.arange(0, v.block_inner)[None, :]
-    m = (i_o < o_end) & (i_i < i_end)
-    if v.pool:
-        if v.channels_last:
-            window = i_o
-            channel = i_i
-        else:
-            window = i_i % (rows * cols)
-            channel = i_i // (rows * cols)
-        row = window // cols
-        col = window % cols
-        y = 2 * row
-        x = 2 * col
-        logical = channel * (H * W) + y * W + x
-        if v.channels_last:
-            o_a = (y * W + x) * aligned(C, v) + channel
-            o_z = (row * (W // 2) + col) * aligned(C, v) + channel
-        else:
-            o_a = logical
-            o_z = channel * ((H // 2) * (W // 2)) + row * (W // 2) + col
-    else:
-        y = i_o
-        x = i_i
-        if v.channels_last:
-            o_a = i_o * aligned(C, v) + i_i
-            logical = i_i * (H * W) + i_o
-        else:
-            o_a = i_i
-            logical = i_i
-        o_z = o_a
-    return o_a, o_z, logical, y, x, m
+def dropout_key(p_clock, seed_lo, seed_hi, layer, step, threshold):
+    """What philox reads; the step is the clock's where there is one."""
+    if p_clock is not None:
+        step = tl.load(p_clock)
+    return seed_lo, seed_hi, layer, step, threshold
 
 
 @triton.jit
@@ -101,53 +59,28 @@ def activation(p_a, o_a, m, keep, keep_scale, v: tl.constexpr):
 
 
 @triton.jit
-def keep_tile(i_group, o0, i0, logical, H, W, drop, v: tl.constexpr):
-    """The dropout mask of an unpooled tile; i_group is the batch-wide index of its group."""
-    if v.quads:
-        if v.channels_last:
-            quad = (tl.arange(0, v.block_inner)[None, :] + i0) * ((H * W) // 4)
-            quad += tl.arange(0, v.block_outer // 4)[:, None]
-            keep = philox.keeps_quads((i_group + o0 >> 2) + quad, drop, False)
-        else:
-            quad = tl.arange(0, v.block_inner // 4)[None, :]
-            keep = philox.keeps_quads((i_group + i0 >> 2) + quad, drop, True)
-    else:
-        keep = philox.keeps(i_group + logical, drop)
-    return keep
+def window(p_a, o_a, whole, index, W, pixel, drop, keep_scale, v: tl.constexpr):
+    """h of whole 2x2 windows: (h of the winner, dh/da there, the winner's number).
 
-
-@triton.jit
-def tile_h(p_a, o_a, logical, y, x, m, i_group, o0, i0, C, H, W, drop, keep_scale,
-           v: tl.constexpr):
-    """h of a tile: (h after the pool, dh/da at the winner, the winner, whole windows).
-
-    The winner is the first maximum of a 2x2 window in row-major order, or its last NaN, as in
-    torch's max_pool2d; without a pool it is the element itself.
+    o_a: offset of a window's first element, its neighbours a `pixel` and W of them further; index:
+    the first element's logical index in the batch. The winner is the first maximum in row-major
+    order, or the last NaN, as in torch's max_pool2d.
     """
-    keep = m
-    whole = m
-    if v.pool:
-        whole = m & (y + 1 < H) & (x + 1 < W)
-        pixel = aligned(C, v) if v.channels_last else 1
+    keep = whole
+    if v.dropout:
+        keep = philox.keeps(index, drop)
+    h, slope = activation(p_a, o_a, whole, keep, keep_scale, v)
+    winner = tl.zeros_like(o_a)
+    for q in tl.static_range(1, 4):
+        shift = (q // 2) * W + q % 2
         if v.dropout:
-            keep = philox.keeps(i_group + logical, drop)
-        h, slope = activation(p_a, o_a, whole, keep, keep_scale, v)
-        winner = tl.zeros_like(o_a)
-        for q in tl.static_range(1, 4):
-            shift = (q // 2) * W + q % 2
-            if v.dropout:
-                keep = philox.keeps(i_group + logical + shift, drop)
-            h_q, slope_q = activation(p_a, o_a + shift * pixel, whole, keep, keep_scale, v)
-            wins = (h_q > h) | (h_q != h_q)
-            h = tl.where(wins, h_q, h)
-            slope = tl.where(wins, slope_q, slope)
-            winner = tl.where(wins, q, winner)
-    else:
-        if v.dropout:
-            keep = keep_tile(i_group, o0, i0, logical, H, W, drop, v)
-        h, slope = activation(p_a, o_a, m, keep, keep_scale, v)
-        winner = 0
-    return h, slope, winner, whole
+            keep = philox.keeps(index + shift, drop)
+        h_q, slope_q = activation(p_a, o_a + shift * pixel, whole, keep, keep_scale, v)
+        wins = (h_q > h) | (h_q != h_q)
+        h = tl.where(wins, h_q, h)
+        slope = tl.where(wins, slope_q, slope)
+        winner = tl.where(wins, q, winner)
+    return h, slope, winner
 
 
 @triton.jit
@@ -160,18 +93,42 @@ def blended(h, p_h_prev, o_z, m, blend):
 
 
 @triton.jit
-def bases(i_n, first, C, H, W, start, half, half_start, v: tl.constexpr):
-    """int64 offsets of (n, group): in a, in z, and its logical index in the whole batch."""
-    row = tl.where(i_n < half, i_n + start, i_n - half + half_start)
-    per_row = C * H * W
-    pixels_z = (H // 2) * (W // 2) if v.pool else H * W
-    i_group = row * per_row + first * (H * W)
-    if v.channels_last:
-        base_a = aligned(i_n * per_row + first, v)
-        base_z = aligned(i_n * C * pixels_z + first, v)
-    else:
-        base_a = aligned(i_n * per_row + first * (H * W), v)
-        base_z = aligned(i_n * C * pixels_z + first * pixels_z, v)
-    if v.quads:
-        i_group = i_group // 4 * 4
-    return base_a, base_z, i_group
+def merged(count, mean, m2, h, m, n, axis: tl.constexpr):
+    """Moments along `axis` of a tile with n valid elements each, merged into those of `count` by
+    Chan's formula; where n is 0 they stay."""
+    tile_mean = tl.sum(tl.where(m, h, 0.0), axis, keep_dims=True) / tl.maximum(n, 1.0)
+    centred = tl.where(m, h - tile_mean, 0.0)
+    delta = tl.where(n > 0.0, tile_mean - mean, 0.0)
+    share = n / tl.maximum(count + n, 1.0)
+    m2 += tl.sum(centred * centred, axis, keep_dims=True) + delta * delta * (count * share)
+    return mean + delta * share, m2
+
+
+@triton.jit
+def store_results(p_z, p_da, p_shortcut, o_a, o_z, o_dense, h, slope, winner, m, whole, inside_x,
+                  inside_y, W, pixel, mean, rstd, coef, v: tl.constexpr):
+    """z = (h - mean) rstd, shortcut added, and da = coef [2 h] dh/da of a tile.
+
+    With a pool da goes to the winner of each window (whole: complete ones) and is 0 elsewhere;
+    inside_x, inside_y: whether the window's second column and row exist.
+    """
+    if p_da is not None:
+        dh = coef if v.mean_goodness else coef * (2.0 * h)
+        da = dh * slope
+        if v.pool:
+            da = tl.where(whole, da, 0.0)
+            for q in tl.static_range(4):
+                inside = m
+                if q % 2 == 1:
+                    inside = inside & inside_x
+                if q // 2 == 1:
+                    inside = inside & inside_y
+                tl.store(p_da + o_a + ((q // 2) * W + q % 2) * pixel,
+                         tl.where(winner == q, da, 0.0), mask=inside)
+        else:
+            tl.store(p_da + o_a, da, mask=m)
+    if p_z is not None:
+        z = (h - mean) * rstd
+        if p_shortcut is not None:
+            z += tl.load(p_shortcut + o_dense, mask=whole, other=0.0).to(tl.float32)
+        tl.store(p_z + o_z, z, mask=whole)

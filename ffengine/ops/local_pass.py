@@ -105,7 +105,7 @@ def _triton_partials(a: torch.Tensor, config: LocalPassConfig, groups: int) -> i
         c, h, w, groups, equal=isinstance(config.groups, int),
         channels_last=memory_layout(a) is torch.channels_last, pool=config.pool == "max2",
         itemsize=a.element_size(), dropout=config.dropout.p > 0)
-    held: int = scratch_bytes(n, groups, launch)
+    held: int = scratch_bytes(n, groups, launch, config.goodness != "mean")
     return held
 
 
@@ -198,7 +198,7 @@ def _run_reference(r: _Request) -> LocalPassOutput:
 
 
 #: Back-ends whose kernels add the shortcut and write a slice of a map themselves.
-JOINS = frozenset({"cpu"})
+JOINS = frozenset({"cpu", "triton"})
 
 
 def _run_kernel(r: _Request, backend: str) -> LocalPassOutput:

@@ -55,6 +55,9 @@ class Case:
     nan: bool = False
     strided: bool = False
     public: bool = False
+    shortcut: bool = False
+    around: tuple[int, int] = (0, 0)  # channels beside z in the map it is a slice of
+    clock: bool = False  # dropout's step comes from memory
 
 
 FACTORS: dict[str, tuple[str, ...]] = {
@@ -192,7 +195,73 @@ def special() -> list[Case]:
         Case("nan-symba-length", (2, 6), LocalPassConfig(groups=1, loss=symba(),
                                                          norm=Norm("length")), nan=True),
         Case("empty", (0, 4, 3, 3), group, public=True),
+        *rows_of_pixels(), *joins(),
     ]
+
+
+def rows_of_pixels() -> list[Case]:
+    """NHWC: rows of several pixels, their ragged ends, pixels wider than a tile."""
+    ten, hundred = LocalPassConfig(groups=10), LocalPassConfig(groups=100)
+    drop = Dropout(0.3, SEED, 3, 7)
+    nhwc = {"channels_last": True}
+    return [
+        Case("pixels-100", (2, 100, 4, 6), ten, **nhwc),
+        Case("pixels-100-bf16", (2, 100, 4, 6), ten, torch.bfloat16, **nhwc),
+        Case("pixels-100-ragged", (2, 100, 3, 7), ten, shift=100.0, **nhwc),
+        Case("pixels-100-of-100", (1, 100, 3, 5),
+             LocalPassConfig(groups=100, goodness="mean_sq", norm=Norm("layer")), **nhwc),
+        Case("pixels-100-splits", (1, 100, 10, 13), hundred, torch.bfloat16, **nhwc),
+        Case("pixels-unequal", (2, 20, 7, 5),
+             LocalPassConfig(groups=(0, 1, 17, 20), goodness="sum_sq", loss=pvn()), **nhwc),
+        Case("pixels-unequal-squares", (2, 100, 3, 3),
+             LocalPassConfig(groups=(0, 33, 34, 90, 100), goodness="mean_sq"), torch.float16,
+             **nhwc),
+        Case("pixels-one-channel", (2, 1, 9, 9), LocalPassConfig(groups=1, loss=threshold()),
+             **nhwc),
+        Case("pixels-wide", (1, 1300, 1, 2), ten, shift=100.0, **nhwc),
+        Case("pixels-wide-one-group", (1, 1100, 2, 1),
+             LocalPassConfig(groups=1, loss=threshold(), goodness="mean_sq"), **nhwc),
+        Case("pixels-wide-unequal", (1, 1100, 1, 2),
+             LocalPassConfig(groups=(0, 500, 501, 1090, 1100)), **nhwc),
+        Case("pixels-wide-many-groups", (1, 1200, 1, 1),
+             LocalPassConfig(groups=300, loss=cwc()), **nhwc),
+        Case("pixels-wide-dropout", (1, 600, 2, 2), LocalPassConfig(groups=10, dropout=drop),
+             **nhwc),
+        Case("pixels-dropout-no-quads", (2, 20, 3, 5), LocalPassConfig(groups=10, dropout=drop),
+             tile=Tile(5, 64), **nhwc),
+        Case("pixels-pool", (2, 100, 3, 5),
+             LocalPassConfig(groups=10, goodness="mean_sq", pool="max2"), **nhwc),
+        Case("pixels-blend", (2, 20, 3, 5), LocalPassConfig(groups=10, blend=0.7), **nhwc),
+        Case("pixels-nan", (2, 20, 3, 5), LocalPassConfig(groups=10, goodness="mean_sq"), nan=True,
+             **nhwc),
+        Case("pixels-length", (2, 20, 3, 5), LocalPassConfig(groups=10, norm=Norm("length")),
+             **nhwc),
+        Case("pixels-z-over-a", (2, 20, 3, 5), ten, outputs="z-over-a", public=True, **nhwc),
+    ]
+
+
+def joins() -> list[Case]:
+    """A shortcut added to z, z a slice of a wider map, dropout's step from memory."""
+    ten = LocalPassConfig(groups=10)
+    pool = LocalPassConfig(groups=10, pool="max2")
+    blend = LocalPassConfig(groups=2, blend=0.7)
+    drop = LocalPassConfig(groups=2, dropout=Dropout(0.4, SEED, 1, 2**31 + 9))
+    found = []
+    for layout, name in ((False, "nchw"), (True, "nhwc")):
+        found += [
+            Case(f"shortcut-{name}", (2, 20, 3, 5), ten, channels_last=layout, shortcut=True),
+            Case(f"slice-{name}", (2, 20, 3, 5), ten, channels_last=layout, around=(8, 4)),
+            Case(f"slice-odd-{name}", (2, 20, 3, 5), ten, torch.bfloat16, layout, around=(3, 0)),
+            Case(f"slice-pool-{name}", (2, 20, 5, 7), pool, channels_last=layout, around=(0, 12),
+                 shortcut=True),
+            Case(f"slice-blend-{name}", (2, 8, 4, 4), blend, channels_last=layout,
+                 around=(8, 8), shortcut=True),
+            Case(f"clock-{name}", (2, 8, 4, 4), drop, channels_last=layout, clock=True),
+        ]
+    return [*found, Case("shortcut-linear", (3, 20), ten, shortcut=True),
+            Case("slice-linear", (3, 20), ten, around=(4, 16)),
+            Case("slice-wide", (1, 1300, 1, 2), ten, channels_last=True, around=(4, 4),
+                 shortcut=True)]
 
 
 @functools.cache

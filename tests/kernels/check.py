@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -61,6 +62,8 @@ def draw(case: Case, device: str) -> dict[str, torch.Tensor | None]:
         "y": y.to(device) if case.targets else None,
         "g0": torch.randn(n, k, generator=rng).to(device) if case.g0 else None,
         "h_prev": h_prev.contiguous(memory_format=layout) if case.config.blend != 1.0 else None,
+        "shortcut": torch.randn(shape_z, generator=rng).to(case.dtype).to(device).contiguous(
+            memory_format=layout) if case.shortcut else None,
     }
 
 
@@ -102,7 +105,8 @@ def truth(case: Case, data: dict[str, torch.Tensor | None], want: dict[str, bool
     if cast["g0"] is not None and dtype is not torch.float64:
         cast["g0"] = data["g0"]
     return reference.local_pass(cast["a"], cast["y"], config=case.config, g0=cast["g0"],
-                                h_prev=cast["h_prev"], tile=case.tile, da_scale=scale, **want)
+                                h_prev=cast["h_prev"], shortcut=cast["shortcut"], tile=case.tile,
+                                da_scale=scale, **want)
 
 
 def through_op(case: Case, data: dict[str, torch.Tensor | None], want: dict[str, bool],
@@ -127,15 +131,26 @@ def between_bands(case: Case, data: dict[str, torch.Tensor | None], want: dict[s
                   scale: float) -> tuple[torch.Tensor | None, ...]:
     """The back-end itself, every buffer between guard bands and every output NaN at first."""
     config, a = case.config, data["a"]
-    offsets = torch.tensor(config.offsets(a.shape[1]), device=a.device)
-    inputs = {name: Banded(t, True) for name, t in {**data, "offsets": offsets}.items()
-              if t is not None}
+    beside = {"offsets": torch.tensor(config.offsets(a.shape[1]), device=a.device)}
+    if case.clock:
+        words = torch.tensor([config.dropout.step], device=a.device)
+        beside["clock"] = words.to(torch.int32)  # keeps the low 32 bits
+        config = replace(config, dropout=replace(config.dropout, step=0))
+    inputs = {name: Banded(t, True) for name, t in {**data, **beside}.items() if t is not None}
     outputs = {name: Banded(t, False)
-               for name, t in destinations(a, offsets, config, case, want).items()}
+               for name, t in destinations(a, beside["offsets"], config, case, want).items()}
     empty = dict.fromkeys(op.LocalPassTensors._fields)
     views = {name: b.view for name, b in {**inputs, **outputs}.items()}
-    call = op.make_call(a, config, case.tile, scale, 0, case.targets)
+    wide = a.shape[1] + sum(case.around)
+    whole_z = views.get("z")
+    if whole_z is not None:
+        views["z"] = whole_z[:, case.around[0]:case.around[0] + a.shape[1]]
+    call = op.make_call(a, config, case.tile, scale, 0, case.targets, wide)
     op.run("triton", op.LocalPassTensors(**{**empty, **views}), call)
+    if whole_z is not None and wide > a.shape[1]:
+        rest = torch.cat([whole_z[:, :case.around[0]],
+                          whole_z[:, case.around[0] + a.shape[1]:]], 1)
+        assert rest.isnan().all(), "z: written beside its slice"
     for name, banded in inputs.items():
         banded.check(name, written=False)
     for name, banded in outputs.items():
@@ -151,7 +166,8 @@ def destinations(a: torch.Tensor, offsets: torch.Tensor, config: LocalPassConfig
     f32 = {"dtype": torch.float32, "device": a.device}
     found = {"g": torch.empty(n, k, **f32), "stats": torch.empty(n, k, 2, **f32)}
     if want["want_z"]:
-        shape_z = pooled_shape(tuple(a.shape), config)
+        n, channels, *size = pooled_shape(tuple(a.shape), config)
+        shape_z = (n, channels + sum(case.around), *size)
         found["z"] = torch.empty(shape_z, dtype=a.dtype, device=a.device, memory_format=layout)
     if case.targets:
         paired = config.loss.paired

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 if str(ROOT) not in sys.path:  # `pytest` alone, unlike `python -m pytest`, leaves it out
     sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(scope="session")
+def triton_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where workers keep compiled kernels: one folder for every process of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    return str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "triton-cache")
 
 
 @pytest.fixture(scope="session")

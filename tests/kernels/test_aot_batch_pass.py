@@ -14,10 +14,9 @@ ARCHITECTURES = (80, 90, 100)
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+def compiled(triton_cache: str) -> Compiled:
     workers = {
-        arch: Worker("bench.aot", str(arch), *ALL,
-                     TRITON_CACHE_DIR=str(tmp_path_factory.mktemp(f"triton-{arch}")))
+        arch: Worker("bench.aot", str(arch), *ALL, TRITON_CACHE_DIR=triton_cache)
         for arch in ARCHITECTURES
     }
     return {arch: worker.result() for arch, worker in workers.items()}

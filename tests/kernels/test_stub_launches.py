@@ -20,7 +20,8 @@ KERNELS = {
     "linear-step": ["linear_prepare_kernel", "linear_finish_kernel"],
     "optimizer": ["optimizer_kernel"],
     "peer": ["peer_stats_kernel", "peer_apply_kernel"],
-    "sweep": ["stats_kernel", "finish_kernel", "apply_kernel"],
+    "rows": ["rows_stats_kernel", "finish_kernel", "rows_apply_kernel"],
+    "runs": ["stats_kernel", "finish_kernel", "apply_kernel"],
 }
 
 
@@ -31,13 +32,13 @@ def kernels_of(variant: str) -> list[str]:
         return KERNELS["linear-step"]
     if variant.startswith("states") or variant in ("adamw", "sgd"):
         return KERNELS["optimizer"]
-    return KERNELS["sweep"]
+    return KERNELS["rows" if variant.startswith("pixels") or "nhwc" in variant else "runs"]
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def launched(triton_cache: str) -> dict[str, Any]:
     return Worker("tests.stub_driver", "tests.kernels.stub_worker",
-                  TRITON_CACHE_DIR=str(tmp_path_factory.mktemp("stub"))).result()
+                  TRITON_CACHE_DIR=triton_cache).result()
 
 
 def test_every_variant_launches(launched: dict[str, Any]) -> None:
