@@ -32,21 +32,29 @@ def sweep(shape: tuple[int, ...], config: c.LocalPassConfig, dtype: torch.dtype 
         True, True, tile, pooled_shape(shape, config), 1.0), "triton")
 
 
-def step(kind: str, count: int = 2) -> None:
+def from_memory(half: torch.dtype) -> dict[str, torch.Tensor]:
+    """A row of numbers and a 16-bit copy, of weights of 4096 elements."""
+    return {"row": torch.zeros(8), "half": torch.zeros(4096, dtype=half)}
+
+
+def step(kind: str, count: int = 2, grad: torch.dtype = torch.float32,
+         **beside: torch.Tensor) -> None:
     """One optimizer step."""
     optim = SimpleNamespace(kind=kind, lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01,
                             momentum=0.9, nesterov=True)
-    weight_update.optimizer_step(*torch.zeros(4, 4096), optim=optim, step=count, inv_scale=1.0)
+    weight, m, v = torch.zeros(3, 4096)
+    weight_update.optimizer_step(weight, torch.zeros(4096, dtype=grad), m, v, optim=optim,
+                                 step=count, inv_scale=1.0, **beside)
 
 
 def compressed(form: StatePrecision, dtype: torch.dtype = torch.float32, count: int = 2,
-               seed: int = 2) -> None:
+               seed: int = 2, **beside: torch.Tensor) -> None:
     """One optimizer step on states of this format and a weight of this dtype."""
     weight, grad = torch.zeros(4096, dtype=dtype), torch.zeros(4096)
     optim = OptimConfig("adamw", weight_decay=0.01, state_precision=form)
     state = OptimState.create(weight, optim, seed=seed, name=str(seed))
     state.step = count
-    weight_update.compressed_step(weight, grad, state, optim=optim, inv_scale=1.0)
+    weight_update.compressed_step(weight, grad, state, optim=optim, inv_scale=1.0, **beside)
 
 
 def surround(dtype: torch.dtype, n: int = 64, scaled: bool = True) -> None:
@@ -135,7 +143,9 @@ VARIANTS = {
     "linear-step-bf16": lambda: surround(torch.bfloat16, scaled=False),
     "adamw": lambda: step("adamw"),
     "sgd": lambda: step("sgd"),
+    "adamw-from-memory": lambda: step("adamw", grad=torch.bfloat16, **from_memory(torch.bfloat16)),
     "states-8bit": lambda: compressed("8bit"),
+    "states-8bit-from-memory": lambda: compressed("8bit", **from_memory(torch.float16)),
     "states-8bit-bf16-weight": lambda: compressed("8bit", torch.bfloat16),
     "states-bf16": lambda: compressed("bf16"),
     "states-bf16-bf16-weight": lambda: compressed("bf16", torch.bfloat16),

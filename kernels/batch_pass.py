@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import triton
 import triton.language as tl
-from ffengine.kernels.launch import power_of_two
+from ffengine.kernels.forms import Form, on_device_of
+from ffengine.kernels.launch import grid, power_of_two
 from ffengine.kernels.tile import aligned
 
 if TYPE_CHECKING:
@@ -174,12 +175,14 @@ def entry(p_table, i, i_c, m_c, C):
 
 
 @triton.jit
-def batch_apply_kernel(p_a, p_table, p_weight, p_z, p_da, C, H, W, span, v: tl.constexpr):
+def batch_apply_kernel(p_a, p_table, p_weight, p_z, p_da, C, H, W, span, splits, v: tl.constexpr):
     """z = (p - mean) scale + shift and da from
     dL/dp = weight (1 | z) - constant - slope (p - mean), p = h, pooled or not."""
     blocks = tl.cdiv(C, v.block_c)
-    i_n = (tl.program_id(0) // blocks).to(tl.int64)
-    i_c = tl.program_id(0) % blocks * v.block_c + tl.arange(0, v.block_c)
+    i_s = tl.program_id(0) % splits
+    i_block = tl.program_id(0) // splits
+    i_n = (i_block // blocks).to(tl.int64)
+    i_c = i_block % blocks * v.block_c + tl.arange(0, v.block_c)
     m_c = i_c < C
     base = aligned(i_n * C * (H * W), v)
     mean = entry(p_table, 0, i_c, m_c, C)
@@ -192,7 +195,7 @@ def batch_apply_kernel(p_a, p_table, p_weight, p_z, p_da, C, H, W, span, v: tl.c
         weight = tl.load(p_weight + i_n * C + i_c, mask=m_c, other=0.0)[:, None]
     cols = tl.cdiv(W, 2) if v.pool else W
     positions = tl.cdiv(H, 2) * cols if v.pool else H * W
-    start = tl.program_id(1) * span
+    start = i_s * span
     for q0 in range(start, tl.minimum(start + span, positions), v.block_q):
         i_q = q0 + tl.arange(0, v.block_q)[None, :]
         m = m_c[:, None] & (i_q < positions)
@@ -254,8 +257,9 @@ def peer_stats_kernel(p_a, p_y, p_mean, N, C, align: tl.constexpr, block_n: tl.c
 def peer_apply_kernel(p_a, p_y, p_answer, p_da, N, C, straight_through: tl.constexpr,
                       align: tl.constexpr, block_n: tl.constexpr, block_c: tl.constexpr):
     """da += answer (C,) dh/da on the rows with y = 1."""
-    i_n = tl.program_id(0) * block_n + tl.arange(0, block_n)[:, None].to(tl.int64)
-    i_c = tl.program_id(1) * block_c + tl.arange(0, block_c)[None, :]
+    blocks = tl.cdiv(C, block_c)
+    i_n = tl.program_id(0) // blocks * block_n + tl.arange(0, block_n)[:, None].to(tl.int64)
+    i_c = tl.program_id(0) % blocks * block_c + tl.arange(0, block_c)[None, :]
     positive = tl.load(p_y + i_n, mask=i_n < N, other=0) == 1
     m = positive & (i_c < C)
     answer = tl.load(p_answer + i_c, mask=i_c < C, other=0.0)
@@ -300,9 +304,20 @@ def plan_launch(channels: int, height: int, width: int, *, channels_last: bool, 
                   max(1, min(8, block_c * block_q * (4 if pool else 1) // 512)))
 
 
+class Plan(NamedTuple):
+    """What calls on maps of one form share."""
+
+    stats: Form
+    apply: Form
+    programs: int  # a sample: of the first sweep ...
+    apply_programs: int  # ... and the second
+    geometry: tuple[int, ...]
+    apply_geometry: tuple[int, ...]
+
+
 def batch_pass(tensors: BatchPassTensors, call: BatchPassCall) -> None:
     """Run one phase; arguments as ffengine/ops/batch_call.py lays them out."""
-    with torch.cuda.device_of(tensors.a):
+    with on_device_of(tensors.a):
         if call.phase in (PHASE_STATS, PHASE_APPLY):
             _sweep(tensors, call)
         else:
@@ -310,35 +325,56 @@ def batch_pass(tensors: BatchPassTensors, call: BatchPassCall) -> None:
 
 
 def _sweep(t: BatchPassTensors, call: BatchPassCall) -> None:
-    n, channels, *spatial = t.a.shape
-    height, width = spatial if len(spatial) == 2 else (1, math.prod(spatial))
-    inner = call.channels_last or height * width == 1
-    launch = plan_launch(channels, height, width, channels_last=inner, pool=call.pool,
-                         itemsize=t.a.element_size())
-    v = Variant(inner, call.pool, call.norm_first and call.pool, call.squares,
-                call.straight_through, launch.align, launch.block_c, launch.block_q)
-    programs = n * triton.cdiv(channels, launch.block_c)
-    options = {"num_warps": launch.warps, "num_stages": 1, "enable_fp_fusion": True}
+    n = t.a.shape[0]
+    plan = make_plan(t.a.shape[1:], t.a.dtype, call.channels_last, call.pool, call.norm_first,
+                     call.squares, call.straight_through, tuple([x is None for x in t]))
     if call.phase == PHASE_STATS:
-        v = v._replace(squares=False, straight_through=False)
-        batch_stats_kernel[(programs,)](
-            t.a, t.gamma if v.norm_first else None, t.table, t.moments, t.extrema, n, channels,
-            height, width, v=v, flat=v._replace(pool=False), **options)
+        gamma = t.gamma if call.norm_first and call.pool else None
+        plan.stats.launch(grid("batch_pass", n, plan.programs),
+                          (t.a, gamma, t.table, t.moments, t.extrema), (n, *plan.geometry))
     else:
-        batch_apply_kernel[(programs, launch.splits)](
-            t.a, t.table, t.weight, t.z, t.da, channels, height, width, launch.span, v=v, **options)
+        plan.apply.launch(grid("batch_pass", n, plan.apply_programs),
+                          (t.a, t.table, t.weight, t.z, t.da), plan.apply_geometry)
+
+
+@functools.lru_cache(maxsize=4096)
+def make_plan(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, pool: bool,
+              norm_first: bool, squares: bool, straight_through: bool,
+              absent: tuple[bool, ...]) -> Plan:
+    """The plan of maps (N, *shape); `absent`: which of BatchPassTensors a call has not."""
+    channels, *spatial = shape
+    height, width = spatial if len(spatial) == 2 else (1, math.prod(spatial))
+    inner = channels_last or height * width == 1
+    launch = plan_launch(channels, height, width, channels_last=inner, pool=pool,
+                         itemsize=dtype.itemsize)
+    v = Variant(inner, pool, norm_first and pool, squares, straight_through, launch.align,
+                launch.block_c, launch.block_q)
+    first = v._replace(squares=False, straight_through=False)
+    blocks = -(-channels // launch.block_c)
+    return Plan(
+        Form(batch_stats_kernel, v=first, flat=first._replace(pool=False), warps=launch.warps),
+        Form(batch_apply_kernel, v=v, warps=launch.warps), blocks, blocks * launch.splits,
+        (channels, height, width), (channels, height, width, launch.span, launch.splits))
 
 
 def _peer(t: BatchPassTensors, call: BatchPassCall) -> None:
     n, channels = t.a.shape
-    block_c = min(power_of_two(channels), 64)
-    block_n = TILE[t.a.element_size()] // block_c
-    blocks = triton.cdiv(channels, block_c)
-    options = {"align": math.gcd(channels, 16), "block_n": block_n, "block_c": block_c,
-               "num_warps": TILE[t.a.element_size()] // 512, "num_stages": 1,
-               "enable_fp_fusion": True}
+    stats, apply, block_n, blocks = _peer_forms(channels, t.a.dtype, call.straight_through)
     if call.phase == PHASE_PEER_STATS:
-        peer_stats_kernel[(blocks,)](t.a, t.y, t.moments, n, channels, **options)
+        stats.launch((blocks,), (t.a, t.y, t.moments), (n, channels))
     else:
-        peer_apply_kernel[(triton.cdiv(n, block_n), blocks)](
-            t.a, t.y, t.table, t.da, n, channels, straight_through=call.straight_through, **options)
+        apply.launch(grid("batch_pass", -(-n // block_n), blocks), (t.a, t.y, t.table, t.da),
+                     (n, channels))
+
+
+@functools.lru_cache(maxsize=4096)
+def _peer_forms(channels: int, dtype: torch.dtype,
+                straight_through: bool) -> tuple[Form, Form, int, int]:
+    """Both kernels, rows and blocks of channels of a program of the second."""
+    tile = TILE[dtype.itemsize]
+    block_c = min(power_of_two(channels), 64)
+    shared = {"align": math.gcd(channels, 16), "block_n": tile // block_c, "block_c": block_c,
+              "warps": tile // 512}
+    return (Form(peer_stats_kernel, **shared),
+            Form(peer_apply_kernel, straight_through=straight_through, **shared),
+            tile // block_c, -(-channels // block_c))

@@ -10,11 +10,14 @@ reference: ffengine/reference/linear_step.py   op: ffengine/ops/linear_step.py
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
+from ffengine.kernels.forms import Form, on_device_of
+from ffengine.kernels.launch import grid, power_of_two
 
 if TYPE_CHECKING:
     from ffengine.ops.config import Norm
@@ -56,8 +59,9 @@ def linear_prepare_kernel(p_x, p_from, p_a, p_bias, p_scale, N, features, out, e
 def linear_finish_kernel(p_da, p_scale, p_sums, N, out, chunk: tl.constexpr,
                          rows: tl.constexpr, block: tl.constexpr):
     """sums (chunks, out) of da (N, out) over runs of `chunk` rows, then da = scale da."""
-    i_o = tl.program_id(0) * block + tl.arange(0, block)[None, :]
-    i_chunk = tl.program_id(1).to(tl.int64)
+    blocks = tl.cdiv(out, block)
+    i_o = tl.program_id(0) % blocks * block + tl.arange(0, block)[None, :]
+    i_chunk = (tl.program_id(0) // blocks).to(tl.int64)
     sums = tl.zeros([rows, block], tl.float32)
     for n0 in range(0, chunk, rows):
         i_row = i_chunk * chunk + n0 + tl.arange(0, rows)
@@ -81,21 +85,36 @@ def prepare(x: torch.Tensor, source: torch.Tensor, a: torch.Tensor, bias: torch.
     source may be a or x; see LinearStepParams in csrc/params.h.
     """
     n, features = x.shape
-    block = min(triton.next_power_of_2(max(features, a.shape[1])), TILE)
+    out = a.shape[1]
+    form, rows = _prepare_form(features, out, x.dtype, source.dtype, a.dtype, norm.length == "rms",
+                               bias is None, scale is None)
+    with on_device_of(a):
+        form.launch(grid("linear_step", -(-n // rows)), (x, source, a, bias, scale),
+                    (n, features, out, norm.eps + 0.0))
+
+
+@functools.lru_cache(maxsize=4096)
+def _prepare_form(features: int, out: int, x: torch.dtype, source: torch.dtype, a: torch.dtype,
+                  rms: bool, no_bias: bool, no_scale: bool) -> tuple[Form, int]:
+    """The kernel, and the rows of a program."""
+    block = min(power_of_two(max(features, out)), TILE)
     rows = TILE // block
-    with torch.cuda.device_of(a):
-        linear_prepare_kernel[(triton.cdiv(n, rows),)](
-            x, source, a, bias, scale, n, features, a.shape[1], float(norm.eps),
-            rms=norm.length == "rms", rows=rows, block=block, num_warps=4, enable_fp_fusion=True)
+    return Form(linear_prepare_kernel, rms=rms, rows=rows, block=block, warps=4), rows
 
 
 def finish(da: torch.Tensor, scale: torch.Tensor | None, sums: torch.Tensor | None,
            chunk: int) -> None:
     """sums (chunks, out) fp32 of da (n, out) over `chunk` rows each, then da *= scale (n,)."""
     n, out = da.shape
-    block = min(triton.next_power_of_2(out), COLUMNS)
-    rows = min(TILE // block, chunk)
-    with torch.cuda.device_of(da):
-        linear_finish_kernel[(triton.cdiv(out, block), triton.cdiv(n, chunk))](
-            da, scale, sums, n, out, chunk=chunk, rows=rows, block=block, num_warps=4,
-            enable_fp_fusion=True)
+    form, blocks = _finish_form(out, da.dtype, chunk, scale is None, sums is None)
+    with on_device_of(da):
+        form.launch(grid("linear_step", -(-n // chunk), blocks), (da, scale, sums), (n, out))
+
+
+@functools.lru_cache(maxsize=4096)
+def _finish_form(out: int, dtype: torch.dtype, chunk: int, no_scale: bool,
+                 no_sums: bool) -> tuple[Form, int]:
+    """The kernel, and its programs beside one another."""
+    block = min(power_of_two(out), COLUMNS)
+    return Form(linear_finish_kernel, chunk=chunk, rows=min(TILE // block, chunk), block=block,
+                warps=4), -(-out // block)

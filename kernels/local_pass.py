@@ -13,13 +13,15 @@ reference: ffengine/reference/local_pass.py   op: ffengine/ops/local_pass.py
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from ffengine.kernels import losses, philox, rows, runs
+from ffengine.kernels.forms import Form, on_device_of
 from ffengine.kernels.launch import FinishVariant, Launch, Variant, grid, plan_launch
 from ffengine.kernels.tile import group_of
 
@@ -167,115 +169,125 @@ def finish_kernel(p_moments, p_sums, p_offsets, p_y, p_g0, p_g, p_stats, p_loss,
             tl.store(p_coef + at, dg * scale / size, mask=m)
 
 
+class Plan(NamedTuple):
+    """What calls of one layer share: launch, kernels, and the numbers that never change."""
+
+    launch: Launch
+    stats: Form
+    finish: Form
+    apply: Form
+    programs: int  # a sample: of the first sweep ...
+    apply_programs: int  # ... and the second
+    geometry: tuple[int, ...]
+    apply_geometry: tuple[int, ...]
+    finish_geometry: tuple[int, ...]
+
+
 def local_pass(tensors: LocalPassTensors, call: LocalPassCall) -> None:
     """Run one call's phases; arguments as ffengine/ops/local_pass.py lays them out."""
-    with torch.cuda.device_of(tensors.a):
-        _sweeps(tensors, call)
-
-
-def _sweeps(tensors: LocalPassTensors, call: LocalPassCall) -> None:
-    n, channels, height, width = _nchw(tensors.a)
-    launch = plan_launch(
-        channels, height, width, call.groups, equal=call.equal_groups,
-        channels_last=call.channels_last, pool=call.pool, itemsize=tensors.a.element_size(),
-        dropout=call.dropout_threshold != 0)
-    v = variant(tensors, call, launch)
-    geometry = (channels, height, width, call.groups, channels // call.groups)
-    offsets = None if call.equal_groups else tensors.offsets
-    if call.phase != PHASE_APPLY:
-        _stats(tensors, call, v, launch, geometry, offsets)
-    if call.phase != PHASE_STATS and (tensors.z is not None or tensors.da is not None):
-        kernel = rows.rows_apply_kernel if call.channels_last else runs.apply_kernel
-        split = _split(launch, call, launch.apply_splits)
-        kernel[grid("local_pass", n, *_programs(launch, call, launch.apply_splits))](
-            tensors.a, tensors.h_prev, tensors.shortcut, offsets, tensors.coef, tensors.stats,
-            tensors.z, tensors.da, tensors.clock, n, *geometry, *split, call.z_channels,
-            float(call.blend), call.keep_scale, call.da_scale, *_batch_words(call),
-            v=v._replace(block_g=1, block_b=1), num_warps=launch.warps, num_stages=1,
-            enable_fp_fusion=True)
-
-
-def _split(launch: Launch, call: LocalPassCall, splits: int) -> tuple[int, ...]:
-    """How a sweep's kernel is told its programs."""
-    if call.channels_last:
-        return launch.row_pixels, launch.span, splits, launch.chunks
-    return launch.span, splits
-
-
-def _programs(launch: Launch, call: LocalPassCall, splits: int) -> tuple[int, int]:
-    """Programs a sample."""
-    return splits, launch.chunks if call.channels_last else call.groups
-
-
-def variant(tensors: LocalPassTensors, call: LocalPassCall, launch: Launch) -> Variant:
-    """The compile-time choices of the second sweep."""
     a, z = tensors.a, tensors.z
-    slice_z = z is not None and call.z_channels != a.shape[1]
-    align_z = math.gcd(call.z_channels * (1 if call.channels_last else launch.pixels), 16)
-    bytes_z = math.gcd(math.gcd(launch.align, align_z if slice_z else 16) * a.element_size(),
-                       0 if z is None else z.data_ptr(), 16)
-    return Variant(
-        mean_goodness=call.goodness == MEAN.value, straight_through=call.straight_through,
-        pool=call.pool, dropout=call.dropout_threshold != 0, quads=launch.quads, align=launch.align,
-        slice_z=slice_z and call.channels_last, align_z=align_z if slice_z else 1,
-        bytes_z=bytes_z, block_outer=launch.block_outer,
-        block_inner=launch.block_inner, many=launch.row_pixels > 1, block_g=launch.block_g,
-        block_b=launch.block_b,
-        search=0 if call.equal_groups or not call.channels_last
-        else (call.groups - 1).bit_length())
+    dropout = call.dropout_threshold != 0
+    plan = make_plan(
+        a.shape[1:], a.dtype, call.channels_last, call.groups, call.equal_groups, call.pool,
+        dropout, call.straight_through, call.goodness, call.norm, call.norm_rms,
+        call.norm_per_group, call.loss, call.z_channels, 0 if z is None else z.data_ptr() & 15,
+        tuple([t is None for t in tensors]))
+    # what names this batch's rows and random words
+    words = _words(call) if dropout else (0, 0, 0, 0, 0)
+    batch = (call.blend + 0.0, call.keep_scale, *words, call.start, call.half, call.half_start)
+    usual = call.start + call.half + call.half_start < 2**31
+    with on_device_of(a):
+        if call.phase != PHASE_APPLY:
+            _stats(tensors, call, plan, batch, usual)
+        if call.phase != PHASE_STATS and (z is not None or tensors.da is not None):
+            n = a.shape[0]
+            plan.apply.launch(
+                grid("local_pass", n, plan.apply_programs),
+                (a, tensors.h_prev, tensors.shortcut,
+                 None if call.equal_groups else tensors.offsets, tensors.coef, tensors.stats, z,
+                 tensors.da, tensors.clock),
+                (n, *plan.apply_geometry, call.da_scale, *batch), usual)
 
 
-def _stats(tensors: LocalPassTensors, call: LocalPassCall, v: Variant, launch: Launch,
-           geometry: tuple[int, ...], offsets: torch.Tensor | None) -> None:
+def _stats(tensors: LocalPassTensors, call: LocalPassCall, plan: Plan, batch: tuple[Any, ...],
+           usual: bool) -> None:
     """The stats and finish kernels; a single part's moments lie in stats and g themselves."""
-    n, k, parts = tensors.a.shape[0], call.groups, launch.parts
+    n, k, parts = tensors.a.shape[0], call.groups, plan.launch.parts
+    offsets = None if call.equal_groups else tensors.offsets
     squares = call.goodness != MEAN.value
     moments, sums = tensors.stats, tensors.g if squares else None
     if parts > 1:
         moments = torch.empty(n, k, parts, 2, dtype=torch.float32, device=tensors.a.device)
         sums = moments.new_empty(n, k, parts) if squares else None
-    kernel = rows.rows_stats_kernel if call.channels_last else runs.stats_kernel
-    kernel[grid("local_pass", n, *_programs(launch, call, launch.splits))](
-        tensors.a, tensors.h_prev, offsets, moments, sums, tensors.clock, *geometry,
-        *_split(launch, call, launch.splits), float(call.blend), call.keep_scale,
-        *_batch_words(call),
-        v=v._replace(mean_goodness=False, straight_through=False, slice_z=False, align_z=1,
-                     bytes_z=1, search=0),
-        num_warps=launch.warps, num_stages=1, enable_fp_fusion=True)
+    plan.stats.launch(grid("local_pass", n, plan.programs),
+                      (tensors.a, tensors.h_prev, offsets, moments, sums, tensors.clock),
+                      (*plan.geometry, *batch), usual)
     with_loss = call.loss >= 0
-    # a user's theta may be an int, which Triton would compile as another type
-    numbers = map(float, (call.norm_eps, call.p0, call.p1, call.p2, call.scale))
-    programs = n // 2 if call.loss == losses.SYMBA.value else n
-    finish_kernel[grid("local_pass", triton.cdiv(programs, launch.rows))](
-        moments, sums, offsets, tensors.y if with_loss else None, tensors.g0, tensors.g,
-        tensors.stats, tensors.loss if with_loss else None,
-        tensors.coef if with_loss else None, n, k, geometry[4], launch.pixels,
-        launch.span * launch.row_pixels, parts, launch.chunks,
-        launch.block_inner, *numbers, v=finish_variant(call, launch),
-        num_warps=launch.finish_warps, num_stages=1, enable_fp_fusion=True)
+    rows = n // 2 if call.loss == losses.SYMBA.value else n
+    plan.finish.launch(
+        grid("local_pass", -(-rows // plan.launch.rows)),
+        (moments, sums, offsets, tensors.y if with_loss else None, tensors.g0, tensors.g,
+         tensors.stats, tensors.loss if with_loss else None, tensors.coef if with_loss else None),
+        # a user's theta may be an int, which Triton would compile as another type
+        (n, *plan.finish_geometry, call.norm_eps + 0.0, call.p0 + 0.0, call.p1 + 0.0,
+         call.p2 + 0.0, call.scale + 0.0))
 
 
-def finish_variant(call: LocalPassCall, launch: Launch) -> FinishVariant:
-    """The compile-time choices of the kernel between the sweeps."""
-    return FinishVariant(
-        goodness=call.goodness, norm=call.norm, norm_rms=call.norm_rms,
-        norm_per_group=call.norm_per_group, loss=call.loss, channels_last=call.channels_last,
-        block_k=launch.block_k, block_s=launch.block_s, rows=launch.rows)
+@functools.lru_cache(maxsize=4096)
+def make_plan(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, groups: int,
+              equal: bool, pool: bool, dropout: bool, straight_through: bool, goodness: int,
+              norm: int, norm_rms: bool, norm_per_group: bool, loss: int, z_channels: int,
+              address_z: int, absent: tuple[bool, ...]) -> Plan:
+    """The plan of maps (N, *shape); `absent`: which of LocalPassTensors a call has not, so that
+    a form's tensors are always the same ones; address_z: z's, modulo 16."""
+    channels, height, width = _chw(shape)
+    launch = plan_launch(channels, height, width, groups, equal=equal, channels_last=channels_last,
+                         pool=pool, itemsize=dtype.itemsize, dropout=dropout)
+    sliced = z_channels != channels
+    align_z = math.gcd(z_channels * (1 if channels_last else launch.pixels), 16)
+    v = Variant(
+        mean_goodness=goodness == MEAN.value, straight_through=straight_through, pool=pool,
+        dropout=dropout, quads=launch.quads, align=launch.align, slice_z=sliced and channels_last,
+        align_z=align_z if sliced else 1,
+        bytes_z=math.gcd(math.gcd(launch.align, align_z if sliced else 16) * dtype.itemsize,
+                         address_z, 16),
+        block_outer=launch.block_outer, block_inner=launch.block_inner, many=launch.row_pixels > 1,
+        block_g=1, block_b=1,
+        search=0 if equal or not channels_last else (groups - 1).bit_length())
+    first = v._replace(mean_goodness=False, straight_through=False, slice_z=False, align_z=1,
+                       bytes_z=1, search=0, block_g=launch.block_g, block_b=launch.block_b)
+    finish = FinishVariant(goodness, norm, norm_rms, norm_per_group, loss, channels_last,
+                           launch.block_k, launch.block_s, launch.rows)
+    side_by_side = launch.chunks if channels_last else groups
+    geometry = (channels, height, width, groups, channels // groups)
+
+    def split(splits: int) -> tuple[int, ...]:
+        if channels_last:
+            return launch.row_pixels, launch.span, splits, launch.chunks
+        return launch.span, splits
+
+    return Plan(
+        launch,
+        Form(rows.rows_stats_kernel if channels_last else runs.stats_kernel, v=first,
+             warps=launch.warps),
+        Form(finish_kernel, v=finish, warps=launch.finish_warps),
+        Form(rows.rows_apply_kernel if channels_last else runs.apply_kernel, v=v,
+             warps=launch.warps),
+        launch.splits * side_by_side, launch.apply_splits * side_by_side,
+        (*geometry, *split(launch.splits)),
+        (*geometry, *split(launch.apply_splits), z_channels),
+        (groups, channels // groups, launch.pixels, launch.span * launch.row_pixels, launch.parts,
+         launch.chunks, launch.block_inner))
 
 
-def _batch_words(call: LocalPassCall) -> tuple[int, ...]:
-    """What names this batch's rows and random words, 32-bit words as int32 patterns."""
+def _words(call: LocalPassCall) -> tuple[int, ...]:
     seed = call.dropout_seed
-    words = philox.int32_patterns(seed, seed >> 32, call.dropout_layer, call.dropout_step,
-                                  call.dropout_threshold)
-    return (*words, call.start, call.half, call.half_start)
+    return philox.int32_patterns(seed, seed >> 32, call.dropout_layer, call.dropout_step,
+                                 call.dropout_threshold)
 
 
-def _nchw(a: torch.Tensor) -> tuple[int, int, int, int]:
-    n, channels, *spatial = a.shape
+def _chw(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    channels, *spatial = shape
     if len(spatial) == 2:
-        return n, channels, spatial[0], spatial[1]
-    pixels = 1
-    for s in spatial:
-        pixels *= s
-    return n, channels, 1, pixels
+        return channels, spatial[0], spatial[1]
+    return channels, 1, math.prod(spatial)

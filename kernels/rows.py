@@ -192,8 +192,8 @@ def group_index(p_offsets, c, C, K, width, v: tl.constexpr):
 
 @triton.jit(do_not_specialize=BATCH_ARGS)
 def rows_apply_kernel(p_a, p_h_prev, p_shortcut, p_offsets, p_coef, p_stats, p_z, p_da, p_clock, N,
-                      C, H, W, K, width, row_pixels, span, splits, chunks, z_channels, blend,
-                      keep_scale, da_scale, seed_lo, seed_hi, layer, step, threshold, start, half,
+                      C, H, W, K, width, row_pixels, span, splits, chunks, z_channels, da_scale,
+                      blend, keep_scale, seed_lo, seed_hi, layer, step, threshold, start, half,
                       half_start, v: tl.constexpr):
     """z and da of `span` rows and a chunk of channels, both optional.
 

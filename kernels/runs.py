@@ -116,7 +116,7 @@ def stats_kernel(p_a, p_h_prev, p_offsets, p_moments, p_sums, p_clock, C, H, W, 
 
 @triton.jit(do_not_specialize=BATCH_ARGS)
 def apply_kernel(p_a, p_h_prev, p_shortcut, p_offsets, p_coef, p_stats, p_z, p_da, p_clock, N, C, H,
-                 W, K, width, span, splits, z_channels, blend, keep_scale, da_scale, seed_lo,
+                 W, K, width, span, splits, z_channels, da_scale, blend, keep_scale, seed_lo,
                  seed_hi, layer, step, threshold, start, half, half_start, v: tl.constexpr):
     """z and da of every split, both optional.
 

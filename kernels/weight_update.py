@@ -14,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 from ffengine.kernels import philox, states
+from ffengine.kernels.forms import Form, on_device_of
+from ffengine.kernels.launch import grid
 
 #: Elements a program owns: 128 threads with two 16-byte loads of an fp32 tensor each.
 BLOCK = 1024
@@ -44,6 +46,7 @@ class Variant(NamedTuple):
     nesterov: bool
     states: str  # of STATE_DTYPES
     bf16_weight: bool
+    bf16_half: bool
     block: int
 
 
@@ -69,9 +72,12 @@ def store_state(p, p_scale, i, b, x, random, numel, signed: tl.constexpr, v: tl.
 
 
 @triton.jit(do_not_specialize=["seed_lo", "seed_hi", "stream", "step"])
-def optimizer_kernel(p_weight, p_grad, p_m, p_v, p_m_scale, p_v_scale, numel, seed_lo, seed_hi,
-                     stream, step, s, v: tl.constexpr):
+def optimizer_kernel(p_weight, p_grad, p_m, p_v, p_m_scale, p_v_scale, p_row, p_half, numel,
+                     seed_lo, seed_hi, stream, step, s, v: tl.constexpr):
     """One optimizer step in place, g = grad / da_scale; all tensors (numel,), scales one a block.
+
+    p_row: decay, step size, root correction and, in column 7, the bits of `step`, read from memory;
+    p_half: a 16-bit copy of the new weight.
 
     sgd:   g += decay w;  m = momentum m + g;  w -= lr (g + momentum m if nesterov else m)
     adam:  g += decay w;  m += (1 - b1) (g - m);  v = b2 v + (1 - b2) g^2;
@@ -85,19 +91,27 @@ def optimizer_kernel(p_weight, p_grad, p_m, p_v, p_m_scale, p_v_scale, numel, se
     else:
         w = tl.load(p_weight + i, mask=b, other=0.0)
     g = tl.load(p_grad + i, mask=b, other=0.0).to(tl.float32) * s.inv_scale
+    decay = s.decay
+    step_size = s.step_size
+    root_correction = s.root_correction
+    if p_row is not None:
+        decay = tl.load(p_row)
+        step_size = tl.load(p_row + 1)
+        root_correction = tl.load(p_row + 2)
+        step = tl.load(p_row + 7).to(tl.int32, bitcast=True)
     word = 0
     if v.states != "fp32":
         word = states.random_words((seed_lo, seed_hi, stream, step), v.block)
     if v.kind == "adamw":
-        w -= s.decay * w
+        w -= decay * w
     else:
-        g += s.decay * w
+        g += decay * w
     if v.kind == "sgd":
         if v.momentum:
             m = s.beta1 * load_state(p_m, p_m_scale, i, b, numel, True, v) + g
             store_state(p_m, p_m_scale, i, b, m, word & 0xFFFF, numel, True, v)
             g = g + s.beta1 * m if v.nesterov else m
-        w -= s.step_size * g
+        w -= step_size * g
     else:
         m = load_state(p_m, p_m_scale, i, b, numel, True, v)
         square = load_state(p_v, p_v_scale, i, b, numel, False, v)
@@ -105,12 +119,17 @@ def optimizer_kernel(p_weight, p_grad, p_m, p_v, p_m_scale, p_v_scale, numel, se
         square = s.beta2 * square + s.one_minus_beta2 * g * g
         store_state(p_m, p_m_scale, i, b, m, word & 0xFFFF, numel, True, v)
         store_state(p_v, p_v_scale, i, b, square, word >> 16, numel, False, v)
-        w -= s.step_size * m / (tl.sqrt(square) / s.root_correction + s.eps)
+        w -= step_size * m / (tl.sqrt(square) / root_correction + s.eps)
     if v.bf16_weight:
         key = (seed_lo, seed_hi, stream ^ states.WEIGHT_STREAM, step)
         states.store_bf16(p_weight, i, b, w, states.random_words(key, v.block) & 0xFFFF)
     else:
         tl.store(p_weight + i, w, mask=b)
+    if p_half is not None:
+        if v.bf16_half:  # to nearest, ties to even, in the interpreter too
+            states.store_bf16(p_half, i, b, w, 0x7FFF + (w.to(tl.uint32, bitcast=True) >> 16 & 1))
+        else:
+            tl.store(p_half + i, w, mask=b)
 
 
 def scalars(optim: Any, step: int, inv_scale: float) -> Scalars:
@@ -126,47 +145,94 @@ def scalars(optim: Any, step: int, inv_scale: float) -> Scalars:
 
 
 def optimizer_step(weight: torch.Tensor, grad: torch.Tensor, m: torch.Tensor | None,
-                   v: torch.Tensor | None, *, optim: Any, step: int, inv_scale: float) -> None:
+                   v: torch.Tensor | None, *, optim: Any, step: int, inv_scale: float,
+                   row: torch.Tensor | None = None, half: torch.Tensor | None = None) -> None:
     """Step `weight` (fp32) and the states m, v (fp32) in place with grad * inv_scale.
 
     m: first moment or SGD's momentum buffer, zeros before step 1; v: second moment. grad: fp32,
     bf16 or fp16; copied first where its memory order is not weight's. Semantics of torch.optim,
-    step 1 the first.
+    step 1 the first. row: fp32 (8,) on the device, [decay, step size, root correction] as
+    `scalars` forms them, in place of what lr, weight_decay and step say, so that a captured launch
+    follows them. half: bf16 or fp16 like weight, gets a copy of the new weight.
     """
-    _launch(weight, grad, {"m": m, "v": v}, "fp32", optim, step, inv_scale, (0, 0))
+    _launch(weight, grad, (m, v, None, None), "fp32", optim, step, inv_scale, (0, 0), row, half)
 
 
 def compressed_step(weight: torch.Tensor, grad: torch.Tensor, state: Any, *, optim: Any,
-                    inv_scale: float) -> None:
+                    inv_scale: float, row: torch.Tensor | None = None,
+                    half: torch.Tensor | None = None) -> None:
     """The same for a weight in fp32 or bf16 and states in `state.format`, rounded stochastically.
 
     state: an ffengine.ops.optim.OptimState; its step is the updates taken before this one, and is
-    left as it is. Random words: Philox of state.seed, state.stream and this update's number.
+    left as it is. Random words: Philox of state.seed, state.stream and this update's number, which
+    a row holds as int32 bits in column 7.
     """
-    held = {"m": state.m, "v": state.v, "m_scale": state.m_scale, "v_scale": state.v_scale}
-    _launch(weight, grad, held, state.format, optim, state.step + 1, inv_scale,
-            (state.seed, state.stream))
+    _launch(weight, grad, (state.m, state.v, state.m_scale, state.v_scale), state.format, optim,
+            state.step + 1, inv_scale, (state.seed, state.stream), row, half)
 
 
-def _launch(weight: torch.Tensor, grad: torch.Tensor, held: dict[str, torch.Tensor | None],
-            form: str, optim: Any, step: int, inv_scale: float, key: tuple[int, int]) -> None:
-    variant = Variant(optim.kind, optim.kind == "sgd" and optim.momentum != 0.0,
-                      optim.kind == "sgd" and bool(optim.nesterov), form,
-                      weight.dtype is torch.bfloat16, BLOCK)
-    _check(weight, grad, held, variant, step)
-    numel = weight.numel()
-    if numel == 0:
+#: m, v and their scales.
+Held = tuple[torch.Tensor | None, ...]
+
+
+class Bound(NamedTuple):
+    """What calls on tensors of one form share."""
+
+    form: Form
+    grid: tuple[int]
+    numel: int
+    copies: bool  # the gradient's memory order is not the weight's
+
+
+#: By everything that a call's checks and its machine code depend on.
+_BOUND: dict[Any, Bound] = {}
+
+
+def _launch(weight: torch.Tensor, grad: torch.Tensor, held: Held, form: str, optim: Any, step: int,
+            inv_scale: float, random: tuple[int, int], row: torch.Tensor | None,
+            half: torch.Tensor | None) -> None:
+    tensors = (weight, grad, *held, row, half)
+    key = (optim.kind, optim.kind == "sgd" and optim.momentum != 0.0, bool(optim.nesterov), form,
+           *[None if t is None else (t.dtype, t.shape, t.stride()) for t in tensors])
+    bound = _BOUND.get(key)
+    if bound is None:
+        bound = _BOUND[key] = _bind(weight, grad, held, row, half, key)
+    if step < 1:
+        raise ValueError(f"[weight_update] step counts from 1, got {step}")
+    if bound.numel == 0:
         return
-    if not _same_order(grad, weight):
+    if bound.copies:
         grad = torch.empty_like(weight, dtype=grad.dtype).copy_(grad)
-    seed, stream = key
-    patterns = [t.view(torch.int16) if t is not None and t.dtype is torch.bfloat16 else t
-                for t in (weight, held["m"], held["v"])]
-    with torch.cuda.device_of(weight):
-        optimizer_kernel[(triton.cdiv(numel, BLOCK),)](
-            *patterns[:1], grad, *patterns[1:], held.get("m_scale"), held.get("v_scale"), numel,
-            *philox.int32_patterns(seed, seed >> 32, stream, step),
-            scalars(optim, step, inv_scale), v=variant, num_warps=4, enable_fp_fusion=True)
+    numbers = scalars(optim, step, inv_scale)
+    if row is not None:  # no argument changes from step to step
+        numbers, step = numbers._replace(decay=0.0, step_size=0.0, root_correction=1.0), 0
+    seed, stream = random
+    words = (0, 0, 0, 0) if form == "fp32" and weight.dtype is torch.float32 else (
+        philox.int32_patterns(seed, seed >> 32, stream, step))
+    m, v, m_scale, v_scale = held
+    with on_device_of(weight):
+        bound.form.launch(
+            bound.grid, (_pattern(weight), grad, _pattern(m), _pattern(v), m_scale, v_scale, row,
+                         _pattern(half)), (bound.numel, *words, numbers))
+
+
+def _pattern(t: torch.Tensor | None) -> torch.Tensor | None:
+    """bf16 travels as int16 patterns."""
+    return t.view(torch.int16) if t is not None and t.dtype is torch.bfloat16 else t
+
+
+def _bind(weight: torch.Tensor, grad: torch.Tensor, held: Held, row: torch.Tensor | None,
+          half: torch.Tensor | None, key: tuple[Any, ...]) -> Bound:
+    """Check a call's tensors, once for all of their form."""
+    kind, momentum, nesterov, form = key[:4]
+    variant = Variant(kind, momentum, kind == "sgd" and nesterov, form,
+                      weight.dtype is torch.bfloat16,
+                      half is not None and half.dtype is torch.bfloat16, BLOCK)
+    _check(weight, grad, held, variant)
+    _check_row_and_half(weight, row, half)
+    numel = weight.numel()
+    return Bound(Form(optimizer_kernel, v=variant, warps=4),
+                 grid("weight_update", -(-numel // BLOCK)), numel, not _same_order(grad, weight))
 
 
 def _same_order(t: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -176,19 +242,16 @@ def _same_order(t: torch.Tensor, weight: torch.Tensor) -> bool:
                if f is torch.contiguous_format or weight.dim() == 4)
 
 
-def _check(weight: torch.Tensor, grad: torch.Tensor, held: dict[str, torch.Tensor | None],
-           variant: Variant, step: int) -> None:
+def _check(weight: torch.Tensor, grad: torch.Tensor, held: Held, variant: Variant) -> None:
     if variant.kind not in KINDS:
         raise ValueError(f"[weight_update] optimizer must be one of {', '.join(KINDS)}, "
                          f"got {variant.kind!r}")
-    if step < 1:
-        raise ValueError(f"[weight_update] step counts from 1, got {step}")
     _expect("grad", grad, weight, grad.dtype)
     if not variant.bf16_weight:
         _expect("weight", weight, weight, torch.float32)
     adam = variant.kind != "sgd"
-    for name in ("m", "v")[:2 if adam else int(variant.momentum)]:
-        state, scale = held[name], held.get(f"{name}_scale")
+    for i, name in enumerate(("m", "v")[:2 if adam else int(variant.momentum)]):
+        state, scale = held[i], held[i + 2]
         if state is None:
             raise ValueError(f"[weight_update] {variant.kind} needs the state {name}, got None")
         _expect(name, state, weight, STATE_DTYPES[variant.states])
@@ -200,6 +263,23 @@ def _check(weight: torch.Tensor, grad: torch.Tensor, held: dict[str, torch.Tenso
                                          or scale.dtype is not torch.float32):
             raise ValueError(f"[weight_update] {name}_scale must be float32 ({count},), got "
                              f"{None if scale is None else (scale.dtype, tuple(scale.shape))}")
+
+
+def _check_row_and_half(weight: torch.Tensor, row: torch.Tensor | None,
+                        half: torch.Tensor | None) -> None:
+    if row is not None and (row.dtype is not torch.float32 or tuple(row.shape) != (8,)
+                            or not row.is_contiguous()):
+        raise ValueError(f"[weight_update] row must be contiguous float32 (8,), got "
+                         f"{row.dtype} {tuple(row.shape)} with strides {row.stride()}")
+    if half is None:
+        return
+    if weight.dtype is not torch.float32 or half.dtype not in (torch.bfloat16, torch.float16):
+        raise TypeError("[weight_update] half must be bfloat16 or float16 beside a float32 weight, "
+                        f"got {half.dtype} beside {weight.dtype}")
+    _expect("half", half, weight, half.dtype)
+    if not _same_order(half, weight):
+        raise ValueError("[weight_update] half must lie in memory as the weight does, got strides "
+                         f"{half.stride()} beside {weight.stride()}")
 
 
 def _expect(name: str, t: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> None:

@@ -44,6 +44,8 @@ def main() -> None:
         jobs[case.id] = lambda case=case: check.check(case, "cpu")
     for name in optimizer_cases.CASES:
         jobs[name] = lambda name=name: optimizer_cases.check(name, "cpu")
+    for name in optimizer_cases.FROM_MEMORY:
+        jobs[name] = lambda name=name: optimizer_cases.check_row(name, "cpu")
     for name, state_case in optimizer_cases.COMPRESSED.items():
         jobs[name] = lambda name=name, case=state_case: compressed_step_cases.check(
             name, case, optimizer_cases.compressed_step)

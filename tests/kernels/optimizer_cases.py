@@ -26,6 +26,14 @@ CASES = {
     "optimizer-sgd-fp16": {"kind": "sgd", "momentum": 0.9, "grad": torch.float16},
 }
 COMPRESSED = {**compressed_step_cases.CASES, **compressed_step_cases.GRADIENTS_16}
+#: (settings, state format, dtype of the 16-bit copy) of steps whose numbers come from memory.
+FROM_MEMORY = {
+    "optimizer-row-sgd": ({"kind": "sgd", "weight_decay": 0.1}, "fp32", torch.float16),
+    "optimizer-row-adam": ({"kind": "adam", "weight_decay": 0.1}, "fp32", torch.bfloat16),
+    "optimizer-row-adamw": ({"kind": "adamw", "weight_decay": 0.1}, "fp32", None),
+    "optimizer-row-8bit": ({"kind": "adamw", "weight_decay": 0.1}, "8bit", torch.bfloat16),
+    "optimizer-row-bf16": ({"kind": "sgd", "momentum": 0.9}, "bf16", torch.float16),
+}
 #: one above a block, and a multiple of 16
 SHAPES = ((41, 25), (16, 4, 3, 3))
 
@@ -67,6 +75,64 @@ def check(name: str, device: str) -> None:
         for what, banded in (("weight", weight), ("m", m), ("v", v)):
             banded.check(what, written=True)
         assert_close(weight.view, exact, same, reduction=STEPS, what=f"weight {shape}")
+
+
+def row_of(optim: SimpleNamespace, step: int) -> torch.Tensor:
+    """The numbers of a step as the kernels read them from memory."""
+    from ffengine.kernels.weight_update import scalars
+
+    numbers = scalars(optim, step, 1.0)
+    row = torch.zeros(8)
+    row[:3] = torch.tensor([numbers.decay, numbers.step_size, numbers.root_correction])
+    row.view(torch.int32)[7] = step
+    return row
+
+
+def check_row(name: str, device: str) -> None:
+    """A row and a 16-bit copy change no bit of the step; other numbers in the row do."""
+    from ffengine.kernels import weight_update as kernels
+
+    settings, form, half_dtype = FROM_MEMORY[name]
+    optim = SimpleNamespace(**{**BASE, **settings})
+    rng = torch.Generator().manual_seed(0)
+    shape = (24, 19, 3, 3)
+    start = torch.randn(shape, generator=rng).to(device).contiguous(
+        memory_format=torch.channels_last)
+    config = OptimConfig(**{**settings, "state_precision": form})
+    state = OptimState.create(start, config, seed=7, name=name)
+    assert state.format == form or settings["kind"] == "sgd"
+
+    def run(steps: list[int], from_memory: bool, half: torch.Tensor | None) -> list[torch.Tensor]:
+        weight = Banded(start, True)
+        held = {k: Banded(t, True) for k, t in state.tensors().items()}
+        views = {"m": None, "v": None, **{k: b.view for k, b in held.items()}}
+        gradients = torch.Generator().manual_seed(1)
+        for step in steps:
+            grad = torch.randn(shape, generator=gradients).to(device, torch.bfloat16)
+            grad = grad.contiguous(memory_format=torch.channels_last)
+            row = row_of(optim, step).to(device) if from_memory else None
+            other = SimpleNamespace(**{**vars(optim), "lr": 9.0}) if from_memory else optim
+            shared = {"optim": other, "inv_scale": 0.25, "row": row, "half": half}
+            if form == "fp32":
+                kernels.optimizer_step(weight.view, grad, views["m"], views["v"],
+                                       step=1 if from_memory else step, **shared)
+            else:
+                now = OptimState(**views, step=0 if from_memory else step - 1, seed=state.seed,
+                                 stream=state.stream)
+                kernels.compressed_step(weight.view, grad, now, **shared)
+        for what, banded in {"weight": weight, **held}.items():
+            banded.check(what, written=True)
+        return [weight.view, *(b.view for b in held.values())]
+
+    copy = None if half_dtype is None else Banded(start.to(half_dtype), False)
+    plain = run([1, 2, 5], False, None)
+    ours = run([1, 2, 5], True, None if copy is None else copy.view)
+    for a, b in zip(plain, ours, strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(plain[0], run([1, 2, 6], True, None)[0]) or settings["kind"] == "sgd"
+    if copy is not None:
+        copy.check("half", written=True)
+        assert torch.equal(copy.view, ours[0].to(half_dtype))
 
 
 def compressed_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,

@@ -18,8 +18,8 @@ PIXELS = ("pixels-100-bf16", "pixels-200-bf16", "pixels-400-bf16", "pixels-800-b
 PIXELS_32 = ("pixels-100-fp32", "pixels-200-fp32", "pixels-400-fp32", "pixels-800-fp32",
              "pixels-100-of-100-fp32", "pixels-800-dropout-fp32")
 CORE = (*PIXELS, "group-bf16", "dropout-fp32", "dropout-nhwc-bf16", "pool-sum-fp32", "adamw",
-        "linear-step-fp32", "linear-step-bf16", "states-8bit", "states-8bit-bf16-weight",
-        "states-bf16-bf16-weight")
+        "adamw-from-memory", "states-8bit-from-memory", "linear-step-fp32", "linear-step-bf16",
+        "states-8bit", "states-8bit-bf16-weight", "states-bf16-bf16-weight")
 ALL = (*CORE, *PIXELS_32, "group-fp32", "group-nhwc-fp32", "dropout-pool-nhwc-fp32",
        "length-linear-fp16", "blend-linear-fp32", "unequal-k1000-fp32", "sgd", "states-bf16",
        "states-fp32-bf16-weight")
@@ -32,10 +32,12 @@ NARROW = ("pool-sum-fp32", "pixels-100-dropout-bf16")
 #: Scalars of a (sample, group): its statistics, coefficient and offsets, in NHWC those of each of a
 #: thread's eight columns; g, sums and moments. Of a row of linear_step: its scale. Of 8-bit states:
 #: two scales, and the codes of m and v, one access each: eight at once, as many as a thread has.
+#: From memory: a step's numbers.
 SMALL_LOADS = {"stats_kernel": 2, "apply_kernel": 5, "rows_apply_kernel": 24,
-               "linear_finish_kernel": 4, "states-8bit": 4, "states-8bit-bf16-weight": 4}
+               "linear_finish_kernel": 4, "adamw-from-memory": 3, "states-8bit": 4,
+               "states-8bit-bf16-weight": 4, "states-8bit-from-memory": 8}
 SMALL_STORES = {"stats_kernel": 3, "rows_stats_kernel": 3, "linear_prepare_kernel": 1,
-                "states-8bit": 4, "states-8bit-bf16-weight": 4}
+                "states-8bit": 4, "states-8bit-bf16-weight": 4, "states-8bit-from-memory": 4}
 
 Rows = list[dict[str, Any]]
 Compiled = dict[int, Rows]

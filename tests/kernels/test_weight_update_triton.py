@@ -9,10 +9,18 @@ import torch
 
 from ffengine.ops.optim import OptimConfig, OptimState
 from tests import compressed_step_cases
-from tests.kernels.optimizer_cases import BASE, CASES, COMPRESSED, check, compressed_step
+from tests.kernels.optimizer_cases import (
+    BASE,
+    CASES,
+    COMPRESSED,
+    FROM_MEMORY,
+    check,
+    check_row,
+    compressed_step,
+)
 
 
-@pytest.mark.parametrize("case", [*CASES, *COMPRESSED])
+@pytest.mark.parametrize("case", [*CASES, *COMPRESSED, *FROM_MEMORY])
 def test_interpreted(case: str, interpreted: dict[str, str]) -> None:
     assert not interpreted[case], interpreted[case]
 
@@ -21,6 +29,12 @@ def test_interpreted(case: str, interpreted: dict[str, str]) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_compiled(case: str) -> None:
     check(case, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", FROM_MEMORY)
+def test_from_memory_compiled(case: str) -> None:
+    check_row(case, "cuda")
 
 
 @pytest.mark.gpu
@@ -47,6 +61,10 @@ def test_bias_corrections_are_formed_in_double() -> None:
     ({"kind": "adam", "v": torch.zeros(3)}, r"v must have the weight's shape \(4,\)"),
     ({"kind": "adam", "v": torch.zeros(8)[::2]}, r"weight and states must all be contiguous"),
     ({"kind": "adam", "v": torch.zeros(4).double()}, r"v must be float32, got torch.float64"),
+    ({"kind": "sgd", "row": torch.zeros(3)}, r"row must be contiguous float32 \(8,\), got "),
+    ({"kind": "sgd", "half": torch.zeros(4)}, r"half must be bfloat16 or float16 beside a float32"),
+    ({"kind": "sgd", "half": torch.zeros(5).half()}, r"half must have the weight's shape \(4,\)"),
+    ({"kind": "sgd", "half": torch.zeros(8).half()[::2]}, r"half must lie in memory as the weight"),
 ])
 def test_rejects(change: dict[str, object], message: str) -> None:
     from ffengine.kernels.weight_update import optimizer_step
@@ -54,6 +72,7 @@ def test_rejects(change: dict[str, object], message: str) -> None:
     tensors = {name: torch.zeros(4) for name in ("weight", "grad", "m", "v")}
     step = change.get("step", 1)
     tensors |= {k: v for k, v in change.items() if k in tensors}
+    tensors |= {k: v for k, v in change.items() if k in ("row", "half")}
     settings = {**BASE, **{k: v for k, v in change.items() if k in (*BASE, "kind")}}
     with pytest.raises((ValueError, TypeError), match=r"\[weight_update\] .*" + message):
         optimizer_step(**tensors, optim=SimpleNamespace(**settings), step=step, inv_scale=1.0)
