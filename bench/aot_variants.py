@@ -86,6 +86,24 @@ def sweeps(shape: tuple[int, ...], pool: bool = False, norm_first: bool = False,
             BatchPassCall(phase, channels_last, pool, norm_first, True, False))
 
 
+def middle(n: int, channels: int, groups: tuple[int, ...] | int, goodness: int, loss: c.Loss,
+           affine: bool = True) -> None:
+    """Between BatchNorm's sweeps, of every result."""
+    equal = isinstance(groups, int)
+    k = groups if equal else len(groups) - 1
+    zeros = torch.zeros
+    vectors = {name: zeros(channels) for name in ("pivot", "running_mean", "running_var")}
+    if affine:
+        vectors |= {name: zeros(channels) for name in ("gamma", "beta", "dgamma", "dbeta")}
+    batch_pass.batch_pass(
+        BatchPassTensors(
+            zeros(n, channels), y=zeros(n, dtype=torch.int64), table=zeros(5, channels),
+            weight=zeros(n, channels), moments=zeros(2, n, channels), offsets=zeros(k + 1).long(),
+            g=zeros(n, k), loss=zeros(n), coef=zeros(n, k), **vectors),
+        BatchPassCall(4, False, False, False, goodness > 0, False, groups=k, equal_groups=equal,
+                      goodness=goodness, loss=loss.code, pixels=256, pixels_z=64))
+
+
 def peer() -> None:
     """The two kernels of peer normalisation."""
     a = torch.zeros(8, 1000)
@@ -158,4 +176,8 @@ VARIANTS = {
     "batch-first-nhwc-bf16": lambda: sweeps((2, 480, 16, 16), True, True, torch.bfloat16, True),
     "batch-first-nchw-fp32": lambda: sweeps((2, 80, 33, 31), True, True),
     "batch-peer": peer,
+    "middle": lambda: middle(32, 240, 10, 2, c.cwc()),
+    "middle-alone": lambda: middle(16, 64, 1, 1, c.symba(), affine=False),
+    "middle-unequal": lambda: middle(32, 256, (0, 30, 256), 0, c.ce()),
+    "middle-many": lambda: middle(8, 1024, 512, 0, c.sparsemax()),
 }

@@ -14,7 +14,7 @@ import pytest
 
 from tests.kernels.worker import ROOT, Worker
 
-#: Kernels of a call, by the variant's first word; "batch-peer" has its own.
+#: Kernels of a call.
 KERNELS = {
     "batch": ["batch_stats_kernel", "batch_apply_kernel"],
     "linear-step": ["linear_prepare_kernel", "linear_finish_kernel"],
@@ -26,11 +26,13 @@ KERNELS = {
 
 
 def kernels_of(variant: str) -> list[str]:
+    if variant.startswith("middle"):
+        return ["batch_middle_kernel"] * (1 if variant == "middle-alone" else 3)
     if variant.startswith("batch"):
         return KERNELS["peer" if variant == "batch-peer" else "batch"]
     if variant.startswith("linear-step"):
         return KERNELS["linear-step"]
-    if variant.startswith("states") or variant in ("adamw", "sgd"):
+    if variant.startswith(("states", "adamw", "sgd")):
         return KERNELS["optimizer"]
     return KERNELS["rows" if variant.startswith("pixels") or "nhwc" in variant else "runs"]
 
