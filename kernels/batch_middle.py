@@ -341,8 +341,8 @@ def make_plan(channels: int, groups: int, equal: bool, goodness: int, loss: int,
     v = Variant(goodness, loss, training, use_running, 0 if equal else (groups - 1).bit_length(),
                 block_k, block_j, rows, BLOCK_N, BLOCK_C)
     forms = [Form(batch_middle_kernel, stage=stage, v=v, warps=WARPS) for stage in range(3)]
-    # all stages in one kernel: half the rows at once (two registers spilled under triton 3.6)
+    # all stages in one kernel: with more threads some compilers spill around fp64 division
     alone = Form(batch_middle_kernel, stage=EVERY_STAGE.value, v=v._replace(block_n=BLOCK_N // 2),
-                 warps=WARPS)
+                 warps=WARPS // 2)
     return Plan((*forms, alone), rows, -(-channels // BLOCK_C),
                 (channels, groups, channels // groups, pixels, pixels_z))

@@ -15,10 +15,9 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from ffengine.ops import backends, batch_stats
+from ffengine.ops import backends, batch_middle, batch_stats
 from ffengine.ops.batch_call import (
     PHASE_APPLY,
-    PHASE_MIDDLE,
     PHASE_PEER_APPLY,
     PHASE_PEER_STATS,
     PHASE_STATS,
@@ -27,16 +26,7 @@ from ffengine.ops.batch_call import (
     cpu_scratch,
     run,
 )
-from ffengine.ops.call import offsets_tensor
-from ffengine.ops.config import (
-    GOODNESS_CODES,
-    BatchNorm,
-    LocalPassConfig,
-    Loss,
-    Peer,
-    Tile,
-    da_scale,
-)
+from ffengine.ops.config import BatchNorm, LocalPassConfig, Loss, Peer, Tile, da_scale
 from ffengine.ops.layout import destination, memory_layout, numel, pooled_shape
 from ffengine.ops.local_pass import (
     check_targets,
@@ -244,53 +234,18 @@ def _first_sweep(r: _Request, couple: BatchNorm, backend: str, a: torch.Tensor,
     run(backend, BatchPassTensors(a, gamma=gamma, table=pivot, moments=moments, extrema=extrema),
         call)
     pixels_z = numel(r.shape_z[2:])
-    if backend in MIDDLES and (r.y is None or isinstance(r.config.loss, Loss)):
-        return _middle(r, couple, backend, BatchPassTensors(
-            a, gamma=gamma, moments=moments, extrema=extrema, pivot=pivot), call)
-    return batch_stats.between(moments, extrema, pivot, r.y, batch_stats.Sweep(
+    sweep = batch_stats.Sweep(
         config=r.config, couple=couple,
         affine=None if r.gamma is None or r.beta is None else (r.gamma, r.beta),
         running=None if r.running_mean is None or r.running_var is None
         else (r.running_mean, r.running_var),
         training=r.training, pixels=numel(tuple(a.shape[2:])) if call.norm_first else pixels_z,
-        pixels_z=pixels_z, da_scale=r.scale))
-
-
-#: Back-ends with a kernel for what lies between the sweeps.
-MIDDLES = frozenset({"triton"})
-
-
-def _middle(r: _Request, couple: BatchNorm, backend: str, tensors: BatchPassTensors,
-            call: BatchPassCall) -> batch_stats.Middle:
-    """`batch_stats.between` as the back-end's own kernel, for every built-in loss."""
-    n, channels = r.a.shape[:2]
-    offsets = r.config.offsets(channels)
-
-    def empty(*size: int) -> torch.Tensor:
-        return torch.empty(size, dtype=torch.float32, device=r.a.device)
-
-    loss = cast(Loss, r.config.loss) if r.y is not None else None
-    learns = loss is not None and r.gamma is not None
-    made = batch_stats.Middle(
-        table=empty(5, channels), g=empty(n, len(offsets) - 1),
-        weight=None if loss is None else empty(n, channels),
-        loss=None if loss is None else empty(n // 2 if loss.paired else n),
-        coef=None if loss is None else empty(n, len(offsets) - 1),
-        dgamma=empty(channels) if learns else None, dbeta=empty(channels) if learns else None)
-    p = (0.0, 0.0, 0.0) if loss is None else loss.kernel_p()
-    run(backend, tensors._replace(
-        y=None if loss is None else r.y.contiguous(),
-        beta=None if r.beta is None else r.beta.contiguous(), running_mean=r.running_mean,
-        running_var=r.running_var, offsets=offsets_tensor(offsets, str(r.a.device)),
-        **made._asdict()), replace(
-            call, phase=PHASE_MIDDLE, groups=len(offsets) - 1,
-            equal_groups=isinstance(r.config.groups, int),
-            goodness=GOODNESS_CODES[r.config.goodness], loss=-1 if loss is None else loss.code,
-            training=r.training, use_running=couple.use_running,
-            pixels=numel(tuple(r.a.shape[2:])) if call.norm_first else numel(r.shape_z[2:]),
-            pixels_z=numel(r.shape_z[2:]), momentum=couple.momentum, eps=couple.eps, p0=p[0],
-            p1=p[1], p2=p[2], scale=0.0 if loss is None else loss.scale(n), da_scale=r.scale))
-    return made
+        pixels_z=pixels_z, da_scale=r.scale)
+    if batch_middle.usable(backend, r.y, r.config):
+        return batch_middle.between(
+            backend, BatchPassTensors(a, moments=moments, extrema=extrema, pivot=pivot), call, r.y,
+            sweep)
+    return batch_stats.between(moments, extrema, pivot, r.y, sweep)
 
 
 def _run_peer(r: _Request, couple: Peer, backend: str) -> BatchPassOutput:
