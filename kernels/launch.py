@@ -47,6 +47,7 @@ class Variant(NamedTuple):
     quads: bool  # dropout words are drawn four elements at a time
     align: int  # elements: every run or row of a, da and dense z starts and ends at a multiple
     slice_z: bool  # NHWC: z's pixels are further apart than a's
+    align_c: int  # NHWC, many: of a pixel
     align_z: int  # NHWC: of z_channels
     bytes_z: int  # every run or row of z starts at a multiple
     block_outer: int

@@ -62,6 +62,81 @@ def script(text: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
         capture_output=True, text=True, timeout=300, check=False)
 
 
+def test_grids_above_65535_lie_along_x(tmp_path: Path) -> None:
+    """More splits, chunks and blocks than a grid's y takes; more programs than its x does."""
+    done = script("""
+import json, torch
+from ffengine.kernels import batch_pass, linear_step, local_pass
+from ffengine.ops import config as c
+from ffengine.ops.batch_call import BatchPassCall, BatchPassTensors
+from ffengine.ops.call import LocalPassTensors, make_call
+from tests import stub_driver
+
+zero = torch.zeros(1)
+large = zero.expand(2, 1, 16384, 32768)  # 536,870,912 numbers a sample, one in memory
+wide = zero.expand(1, 70_000 * 64)
+labels = torch.zeros(1, dtype=torch.int64)
+with stub_driver.DRIVER.recorded() as launches:
+    batch_pass.batch_pass(
+        BatchPassTensors(large, table=torch.zeros(5, 1), weight=torch.zeros(2, 1), z=large),
+        BatchPassCall(1, False, False, False, False, False))
+    batch_pass.batch_pass(BatchPassTensors(wide, y=labels, table=wide[0], da=wide),
+                          BatchPassCall(3, False, False, False, False, False))
+    linear_step.finish(zero.expand(70_000 * 64, 1), None, zero.expand(70_000, 1), 64)
+rows = zero.expand(2**31, 1)
+held = dict.fromkeys(LocalPassTensors._fields)
+held |= {"a": rows, "offsets": labels, "z": rows, "g": rows, "stats": rows[:, :, None]}
+try:
+    local_pass.local_pass(LocalPassTensors(**held), make_call(
+        rows, c.LocalPassConfig(groups=1), c.Tile(), 1.0, 0, False))
+    error = ""
+except ValueError as refused:
+    error = str(refused)
+print(json.dumps([[launch.grid for launch in launches], error]))
+""", tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    grids, error = json.loads(done.stdout.splitlines()[-1])
+    assert grids == [[131072, 1, 1], [70000, 1, 1], [70000, 1, 1]]
+    assert error.startswith("[local_pass] expected at most 2^31 - 1 programs, got 2147483648")
+
+
+def test_a_captured_step_follows_memory(tmp_path: Path) -> None:
+    """With a clock and rows of numbers, two steps differ in no argument that a graph would keep."""
+    done = script("""
+import json, torch
+from ffengine.kernels import weight_update
+from ffengine.ops import config as c
+from ffengine.ops.local_pass import local_pass
+from ffengine.ops.optim import OptimConfig, OptimState
+from tests import stub_driver
+
+a, y = torch.zeros(4, 20, 4, 4), torch.zeros(4, dtype=torch.int64)
+weight, clock, row = torch.zeros(64, 64), torch.zeros(1, dtype=torch.int32), torch.zeros(8)
+
+def step(i, memory):
+    beside = {"row": row} if memory else {}
+    with stub_driver.DRIVER.recorded() as launches:
+        local_pass(a, y, config=c.LocalPassConfig(dropout=c.Dropout(0.2, 1, 2, i)), want_da=True,
+                   clock=clock if memory else None, backend="triton")
+        for precision in ("fp32", "bf16", "8bit"):
+            optim = OptimConfig("adamw", lr=0.1 / i, state_precision=precision)
+            state = OptimState.create(weight, optim)
+            state.step = i
+            if precision == "fp32":
+                weight_update.optimizer_step(weight, weight, state.m, state.v, optim=optim, step=i,
+                                             inv_scale=1.0, **beside)
+            else:
+                weight_update.compressed_step(weight, weight, state, optim=optim, inv_scale=1.0,
+                                              **beside)
+    return [(launch.kernel, launch.grid, launch.numbers) for launch in launches]
+
+print(json.dumps([len(step(1, True)), step(1, True) == step(2, True),
+                  step(1, False) == step(2, False)]))
+""", tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == [6, True, False]
+
+
 def test_the_driver_refuses_what_a_device_refuses(tmp_path: Path) -> None:
     """A grid's y above 65,535, and a call that misses an argument."""
     done = script("""
