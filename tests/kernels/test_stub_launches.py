@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,37 @@ def script(text: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "tests.stub_driver", "script_under_stub"], cwd=ROOT,
         env={**kept, "PYTHONPATH": where, "TRITON_CACHE_DIR": str(tmp_path / "cache")},
         capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_every_variant_is_compiled_and_the_oldest_triton_is_the_metadata_s() -> None:
+    from bench.aot_variants import VARIANTS
+    from tests.kernels import test_aot_batch_pass, test_aot_triton
+
+    assert set(VARIANTS) == {*test_aot_triton.ALL, *test_aot_batch_pass.ALL}
+    allowed = re.search(r'"triton>=(\d+\.\d+)', (ROOT / "pyproject.toml").read_text())
+    pinned = re.search(r"triton==(\d+\.\d+)\.0", (ROOT / ".ci/oldest_triton.txt").read_text())
+    assert allowed and pinned and allowed[1] == pinned[1]
+
+
+def test_alignments_of_a_form_are_kernels_of_their_own(tmp_path: Path) -> None:
+    """A tensor that begins 4 bytes later must not meet the machine code of 16-byte loads."""
+    done = script("""
+import json, torch
+from ffengine.kernels import linear_step
+from tests import stub_driver
+
+a, sums = torch.zeros(8 * 512 + 1), torch.zeros(1, 512)
+for _ in range(2):
+    for at in (0, 1):
+        linear_step.finish(a[at:at + 8 * 512].view(8, 512), None, sums, 8)
+form = linear_step._finish_form(512, torch.float32, 8, True, False)[0]
+wide = [kernel.asm["ptx"].count("ld.global.v4") for kernel in form.compiled.values()]
+print(json.dumps([stub_driver.DRIVER.count(), wide]))
+""", tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    count, wide = json.loads(done.stdout.splitlines()[-1])
+    assert count == 4 and len(wide) == 2
+    assert wide[0] > 0 and wide[1] == 0
 
 
 def test_grids_above_65535_lie_along_x(tmp_path: Path) -> None:
