@@ -16,6 +16,8 @@ from ffengine.ops.call import offsets_tensor
 from ffengine.ops.config import GOODNESS_CODES, LocalPassConfig, Loss
 
 BACKENDS = frozenset({"triton"})
+#: Held beside the tensors, a channel: the kernel's three fp64 numbers.
+CHANNEL_BYTES = 24
 
 
 def usable(backend: str, y: Any, config: LocalPassConfig) -> bool:

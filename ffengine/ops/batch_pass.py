@@ -100,7 +100,10 @@ def extra_bytes(shape: tuple[int, ...], dtype: torch.dtype, config: LocalPassCon
                     for p in (PHASE_STATS, PHASE_APPLY))
     moments = 4 * 2 * n * c * (2 if pools and norm_first else 1)
     groups = len(config.offsets(c)) - 1
-    middle = 8 * int(MIDDLE_TENSORS * n * c + MIDDLE_CHANNEL * c + MIDDLE_GOODNESS * n * groups)
+    if backend in batch_middle.BACKENDS and isinstance(config.loss, Loss):  # weight, table, its own
+        middle = 4 * (n * c + 5 * c) + batch_middle.CHANNEL_BYTES * c
+    else:
+        middle = 8 * int(MIDDLE_TENSORS * n * c + MIDDLE_CHANNEL * c + MIDDLE_GOODNESS * n * groups)
     later = dtype.itemsize * (numel(pooled_shape(shape, config)) * want_z
                               + numel(shape) * want_da)
     return max(moments + max(stats, middle) - later, 4 * (n * c * want_da + 5 * c) + apply)

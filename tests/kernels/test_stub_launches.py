@@ -45,10 +45,19 @@ def launched(triton_cache: str) -> dict[str, Any]:
 
 
 def test_every_variant_launches(launched: dict[str, Any]) -> None:
-    assert len(launched) > 20
-    for variant, row in launched.items():
-        assert [kernel for kernel, _grid in row["launches"]] == kernels_of(variant), variant
-        assert row["microseconds"] > 0, variant
+    assert len(launched["launches"]) > 20
+    for variant, launches in launched["launches"].items():
+        assert [kernel for kernel, _grid in launches] == kernels_of(variant), variant
+        assert all(grid[1:] == [1, 1] for _kernel, grid in launches), variant
+
+
+def test_a_launch_costs_the_host_less_than_triton_s_own_call(launched: dict[str, Any]) -> None:
+    """With its wrapper 5 to 7 µs of process time against 9 to 15, seen on a Zen 5."""
+    host = launched["host"]
+    assert {name: row["launches"] for name, row in host.items()} == {
+        "local_pass": 3, "optimizer_step": 1, "batch_pass": 2}
+    for name, row in host.items():
+        assert row["microseconds"] < 0.8 * row["by_triton"], (name, row)
 
 
 def script(text: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
