@@ -21,15 +21,23 @@ from ffengine.ops.optim import OptimConfig, OptimState, StatePrecision
 
 
 def sweep(shape: tuple[int, ...], config: c.LocalPassConfig, dtype: torch.dtype = torch.float32,
-          channels_last: bool = False, tile: c.Tile = op.WHOLE) -> None:
-    """One local_pass of every result, through the op's own argument layout."""
+          channels_last: bool = False, tile: c.Tile = op.WHOLE, joined: bool = False) -> None:
+    """One local_pass of every result, through the op's own argument layout.
+
+    joined: a shortcut is added, z is the second half of a map's channels, a clock counts.
+    """
     layout = torch.channels_last if channels_last else torch.contiguous_format
     a = torch.zeros(shape, dtype=dtype).contiguous(memory_format=layout)
     n, k = shape[0], len(config.offsets(shape[1])) - 1
     h_prev = torch.zeros_like(a) if config.blend != 1.0 else None
+    shortcut = clock = out = None
+    if joined:
+        shortcut, clock = torch.zeros_like(a), torch.zeros(1, dtype=torch.int32)
+        wide = torch.zeros(n, 2 * shape[1], *shape[2:], dtype=dtype)
+        out = wide.contiguous(memory_format=layout)[:, shape[1]:]
     op._run_kernel(op._Request(
-        a, torch.zeros(n, dtype=torch.int64), config, torch.zeros(n, k), h_prev, None, None, None,
-        True, True, tile, pooled_shape(shape, config), 1.0), "triton")
+        a, torch.zeros(n, dtype=torch.int64), config, torch.zeros(n, k), h_prev, shortcut, clock,
+        out, True, True, tile, pooled_shape(shape, config), 1.0), "triton")
 
 
 def from_memory(half: torch.dtype) -> dict[str, torch.Tensor]:
@@ -86,6 +94,24 @@ def sweeps(shape: tuple[int, ...], pool: bool = False, norm_first: bool = False,
             BatchPassCall(phase, channels_last, pool, norm_first, True, False))
 
 
+def middle(n: int, channels: int, groups: tuple[int, ...] | int, goodness: int, loss: c.Loss,
+           affine: bool = True) -> None:
+    """Between BatchNorm's sweeps, of every result."""
+    equal = isinstance(groups, int)
+    k = groups if equal else len(groups) - 1
+    zeros = torch.zeros
+    vectors = {name: zeros(channels) for name in ("pivot", "running_mean", "running_var")}
+    if affine:
+        vectors |= {name: zeros(channels) for name in ("gamma", "beta", "dgamma", "dbeta")}
+    batch_pass.batch_pass(
+        BatchPassTensors(
+            zeros(n, channels), y=zeros(n, dtype=torch.int64), table=zeros(5, channels),
+            weight=zeros(n, channels), moments=zeros(2, n, channels), offsets=zeros(k + 1).long(),
+            g=zeros(n, k), loss=zeros(n), coef=zeros(n, k), **vectors),
+        BatchPassCall(4, False, False, False, goodness > 0, False, groups=k, equal_groups=equal,
+                      goodness=goodness, loss=loss.code, pixels=256, pixels_z=64))
+
+
 def peer() -> None:
     """The two kernels of peer normalisation."""
     a = torch.zeros(8, 1000)
@@ -103,16 +129,22 @@ PIXELS = {"100": (100, 32, 10), "200": (200, 16, 10), "400": (400, 8, 10), "800"
           "100-of-100": (100, 32, 100)}
 
 
-def pixels(name: str, dtype: torch.dtype, **settings: Any) -> Callable[[], None]:
+def pixels(name: str, dtype: torch.dtype, joined: bool = False,
+           **settings: Any) -> Callable[[], None]:
     """A sweep of one of those maps in channels_last."""
     channels, side, groups = PIXELS[name]
     shape = (2, channels, side, side)
-    return lambda: sweep(shape, c.LocalPassConfig(groups=groups, **settings), dtype, True)
+    return lambda: sweep(shape, c.LocalPassConfig(groups=groups, **settings), dtype, True,
+                         joined=joined)
 
 
 VARIANTS = {
     **{f"pixels-{name}-{short}": pixels(name, dtype) for name in PIXELS
        for short, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))},
+    "pixels-100-joined-bf16": pixels("100", torch.bfloat16, joined=True),
+    "pixels-200-joined-bf16": pixels("200", torch.bfloat16, joined=True),
+    "runs-joined-bf16": lambda: sweep(CONV, c.LocalPassConfig(groups=8, dropout=DROP),
+                                      torch.bfloat16, joined=True),
     "pixels-100-dropout-bf16": pixels("100", torch.bfloat16, dropout=DROP),
     "pixels-800-dropout-fp32": pixels("800", torch.float32, dropout=DROP, goodness="mean_sq"),
     "pixels-200-pool-bf16": pixels("200", torch.bfloat16, pool="max2", goodness="mean_sq"),
@@ -158,4 +190,8 @@ VARIANTS = {
     "batch-first-nhwc-bf16": lambda: sweeps((2, 480, 16, 16), True, True, torch.bfloat16, True),
     "batch-first-nchw-fp32": lambda: sweeps((2, 80, 33, 31), True, True),
     "batch-peer": peer,
+    "middle": lambda: middle(32, 240, 10, 2, c.cwc()),
+    "middle-alone": lambda: middle(16, 64, 1, 1, c.symba(), affine=False),
+    "middle-unequal": lambda: middle(32, 256, (0, 30, 256), 0, c.ce()),
+    "middle-many": lambda: middle(8, 1024, 512, 0, c.sparsemax()),
 }

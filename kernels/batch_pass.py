@@ -5,7 +5,7 @@ apply        one program per (n, block of channels, split): z and da     reads a
 peer_stats   one program per block of channels: mean of h over the positive rows     reads a
 peer_apply   one program per block of positive rows and channels         reads a, updates da
 
-Between stats and apply stands ffengine/ops/batch_stats.py. Tiles are (channels, positions), a
+Between stats and apply stands kernels/batch_middle.py. Tiles are (channels, positions), a
 position being a pixel, or a 2x2 window. No atomics; a row's numbers depend on no other row.
 
 reference: ffengine/reference/batch_pass.py   op: ffengine/ops/batch_pass.py
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import triton
 import triton.language as tl
+from ffengine.kernels.batch_middle import batch_middle
 from ffengine.kernels.forms import Form, on_device_of
 from ffengine.kernels.launch import grid, power_of_two
 from ffengine.kernels.tile import aligned
@@ -27,7 +28,7 @@ from ffengine.kernels.tile import aligned
 if TYPE_CHECKING:
     from ffengine.ops.batch_call import BatchPassCall, BatchPassTensors
 
-PHASE_STATS, PHASE_APPLY, PHASE_PEER_STATS = 0, 1, 2
+PHASE_STATS, PHASE_APPLY, PHASE_PEER_STATS, PHASE_MIDDLE = 0, 1, 2, 4
 #: Elements of a tile by element size, a window counting as four, at sixteen a thread: under 128
 #: registers on sm_80 to sm_100 (tests/kernels/test_aot_batch_pass.py). Not timed on a GPU yet.
 TILE = {2: 4096, 4: 2048}
@@ -320,6 +321,8 @@ def batch_pass(tensors: BatchPassTensors, call: BatchPassCall) -> None:
     with on_device_of(tensors.a):
         if call.phase in (PHASE_STATS, PHASE_APPLY):
             _sweep(tensors, call)
+        elif call.phase == PHASE_MIDDLE:
+            batch_middle(tensors, call)
         else:
             _peer(tensors, call)
 

@@ -27,24 +27,25 @@ class Form:
     def __init__(self, kernel: Any, *, warps: int, **constants: Any) -> None:
         self.kernel, self.constants = kernel, constants
         self.options = {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
-        self.compiled: dict[int, Any] = {}
+        self.compiled: dict[tuple[int, int], Any] = {}  # by device and alignment
 
     def launch(self, grid: tuple[int], tensors: tuple[torch.Tensor | None, ...],
                numbers: tuple[Any, ...], usual: bool = True) -> None:
         """Run on a grid's x; `usual`: whole numbers that change from call to call fit 32 bits."""
-        addresses = 0
+        if not usual or not isinstance(self.kernel, JITFunction):  # interpreted
+            self.kernel[grid](*tensors, *numbers, **self.constants, **self.options)
+            return
+        vectors = 0  # a bit a tensor: does it begin at a multiple of 16 bytes
         for t in tensors:
-            if t is not None:
-                addresses |= t.data_ptr()
-        usual = usual and not addresses & 15 and isinstance(self.kernel, JITFunction)
-        device = driver.active.get_current_device() if usual else -1
-        known = self.compiled.get(device)
+            vectors = 2 * vectors + (t is not None and not t.data_ptr() & 15)
+        key = driver.active.get_current_device(), vectors
+        known = self.compiled.get(key)
         if known is not None:
             known[(grid[0], 1, 1)](*tensors, *numbers, *self.constants.values())
             return
         made = self.kernel[grid](*tensors, *numbers, **self.constants, **self.options)
-        if usual and made is not None:  # bench/aot.py launches nothing
-            self.compiled[device] = made
+        if made is not None:  # bench/aot.py launches nothing
+            self.compiled[key] = made
 
 
 @functools.cache

@@ -193,7 +193,7 @@ def local_pass(tensors: LocalPassTensors, call: LocalPassCall) -> None:
         call.norm_per_group, call.loss, call.z_channels, 0 if z is None else z.data_ptr() & 15,
         tuple([t is None for t in tensors]))
     # what names this batch's rows and random words
-    words = _words(call) if dropout else (0, 0, 0, 0, 0)
+    words = _words(call, tensors.clock) if dropout else (0, 0, 0, 0, 0)
     batch = (call.blend + 0.0, call.keep_scale, *words, call.start, call.half, call.half_start)
     usual = call.start + call.half + call.half_start < 2**31
     with on_device_of(a):
@@ -248,6 +248,7 @@ def make_plan(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, g
     v = Variant(
         mean_goodness=goodness == MEAN.value, straight_through=straight_through, pool=pool,
         dropout=dropout, quads=launch.quads, align=launch.align, slice_z=sliced and channels_last,
+        align_c=math.gcd(channels, 16) if launch.row_pixels > 1 else 1,
         align_z=align_z if sliced else 1,
         bytes_z=math.gcd(math.gcd(launch.align, align_z if sliced else 16) * dtype.itemsize,
                          address_z, 16),
@@ -280,9 +281,10 @@ def make_plan(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, g
          launch.chunks, launch.block_inner))
 
 
-def _words(call: LocalPassCall) -> tuple[int, ...]:
-    seed = call.dropout_seed
-    return philox.int32_patterns(seed, seed >> 32, call.dropout_layer, call.dropout_step,
+def _words(call: LocalPassCall, clock: torch.Tensor | None) -> tuple[int, ...]:
+    """What philox reads; with a clock nothing that changes from step to step."""
+    seed, step = call.dropout_seed, call.dropout_step if clock is None else 0
+    return philox.int32_patterns(seed, seed >> 32, call.dropout_layer, step,
                                  call.dropout_threshold)
 
 

@@ -37,8 +37,9 @@ def columns(i_chunk, C, v: tl.constexpr):
     """A program's columns (1, block_inner): element of the row, its pixel there, its channel."""
     e = i_chunk * v.block_inner + tl.arange(0, v.block_inner)[None, :]
     if v.many:
-        j = e // C
-        c = e % C
+        pixel = C // v.align_c * v.align_c
+        j = e // pixel
+        c = e % pixel
     else:
         j = e * 0
         c = e

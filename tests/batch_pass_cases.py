@@ -151,6 +151,12 @@ def cases() -> dict[str, Case]:
         Case("evaluation", (2, 8, 4, 4), settings(), training=False),
         Case("running", (2, 8, 4, 4), settings(goodness="sum_sq", loss=sparsemax()),
              BatchNorm(use_running=True)),
+        # more than one program does between the sweeps
+        Case("wide", (3, 1400), settings(groups=7, goodness="mean_sq", loss=cwc())),
+        Case("wide-unequal", (45, 100, 1, 2), settings(groups=(0, 1, 60, 100)), layout=CL),
+        Case("wide-symba", (6, 750), settings(groups=1, goodness="sum_sq", loss=symba()),
+             affine=False),
+        Case("wide-running", (3, 1400), settings(groups=1400), training=False),
         Case("peer", (5, 20), peer_settings(), Peer()),
         Case("peer-wide-bf16", (9, 70), peer_settings(), Peer(0.5, 0.3), brain),
         Case("peer-straight", (4, 20), peer_settings(norm=Norm("none"), **straight), Peer()),

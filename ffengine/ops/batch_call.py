@@ -11,7 +11,7 @@ from ffengine.ops import backends, library_batch_pass, scratch
 from ffengine.ops.call import _dtype_code
 from ffengine.ops.layout import nchw
 
-PHASE_STATS, PHASE_APPLY, PHASE_PEER_STATS, PHASE_PEER_APPLY = 0, 1, 2, 3
+PHASE_STATS, PHASE_APPLY, PHASE_PEER_STATS, PHASE_PEER_APPLY, PHASE_MIDDLE = range(5)
 
 
 class BatchPassTensors(NamedTuple):
@@ -26,6 +26,21 @@ class BatchPassTensors(NamedTuple):
     extrema: torch.Tensor | None = None  # (2, N, C) fp32
     z: torch.Tensor | None = None
     da: torch.Tensor | None = None
+    # the middle reads moments, extrema, y, gamma and these, and writes table, weight and the rest
+    pivot: torch.Tensor | None = None  # (C,) fp32: the table of the first sweep
+    beta: torch.Tensor | None = None
+    running_mean: torch.Tensor | None = None  # (C,) fp32, moved in training
+    running_var: torch.Tensor | None = None
+    offsets: torch.Tensor | None = None  # (K + 1,) int64
+    g: torch.Tensor | None = None  # (N, K) fp32
+    loss: torch.Tensor | None = None  # (N,) or (N/2,) fp32
+    coef: torch.Tensor | None = None  # (N, K) fp32
+    dgamma: torch.Tensor | None = None  # (C,) fp32
+    dbeta: torch.Tensor | None = None
+
+
+#: Of these the C++ back-ends take so many.
+SWEPT = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +53,22 @@ class BatchPassCall:
     norm_first: bool
     squares: bool
     straight_through: bool
+    # of the middle
+    groups: int = 1
+    equal_groups: bool = True
+    goodness: int = 0
+    loss: int = -1
+    training: bool = True
+    use_running: bool = False
+    pixels: int = 1  # of a channel of a sample: what the statistics are taken over
+    pixels_z: int = 1
+    momentum: float = 0.0
+    eps: float = 0.0
+    p0: float = 0.0
+    p1: float = 0.0
+    p2: float = 0.0
+    scale: float = 0.0  # weight of one loss value in the batch objective
+    da_scale: float = 1.0
 
 
 def run(backend: str, tensors: BatchPassTensors, call: BatchPassCall) -> None:
@@ -59,7 +90,7 @@ def run(backend: str, tensors: BatchPassTensors, call: BatchPassCall) -> None:
         return
     ext = backends.extension()
     assert ext is not None  # resolve() checked
-    pointers = [0 if t is None else t.data_ptr() for t in tensors]
+    pointers = [0 if t is None else t.data_ptr() for t in tensors[:SWEPT]]
     if backend == "cpu":
         ext.batch_pass_cpu(pointers, nchw(a), _dtype_code(a), call)
     else:

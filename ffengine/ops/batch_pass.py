@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from ffengine.ops import backends, batch_stats
+from ffengine.ops import backends, batch_middle, batch_stats
 from ffengine.ops.batch_call import (
     PHASE_APPLY,
     PHASE_PEER_APPLY,
@@ -100,7 +100,10 @@ def extra_bytes(shape: tuple[int, ...], dtype: torch.dtype, config: LocalPassCon
                     for p in (PHASE_STATS, PHASE_APPLY))
     moments = 4 * 2 * n * c * (2 if pools and norm_first else 1)
     groups = len(config.offsets(c)) - 1
-    middle = 8 * int(MIDDLE_TENSORS * n * c + MIDDLE_CHANNEL * c + MIDDLE_GOODNESS * n * groups)
+    if backend in batch_middle.BACKENDS and isinstance(config.loss, Loss):  # weight, table, its own
+        middle = 4 * (n * c + 5 * c) + batch_middle.CHANNEL_BYTES * c
+    else:
+        middle = 8 * int(MIDDLE_TENSORS * n * c + MIDDLE_CHANNEL * c + MIDDLE_GOODNESS * n * groups)
     later = dtype.itemsize * (numel(pooled_shape(shape, config)) * want_z
                               + numel(shape) * want_da)
     return max(moments + max(stats, middle) - later, 4 * (n * c * want_da + 5 * c) + apply)
@@ -234,13 +237,18 @@ def _first_sweep(r: _Request, couple: BatchNorm, backend: str, a: torch.Tensor,
     run(backend, BatchPassTensors(a, gamma=gamma, table=pivot, moments=moments, extrema=extrema),
         call)
     pixels_z = numel(r.shape_z[2:])
-    return batch_stats.between(moments, extrema, pivot, r.y, batch_stats.Sweep(
+    sweep = batch_stats.Sweep(
         config=r.config, couple=couple,
         affine=None if r.gamma is None or r.beta is None else (r.gamma, r.beta),
         running=None if r.running_mean is None or r.running_var is None
         else (r.running_mean, r.running_var),
         training=r.training, pixels=numel(tuple(a.shape[2:])) if call.norm_first else pixels_z,
-        pixels_z=pixels_z, da_scale=r.scale))
+        pixels_z=pixels_z, da_scale=r.scale)
+    if batch_middle.usable(backend, r.y, r.config):
+        return batch_middle.between(
+            backend, BatchPassTensors(a, moments=moments, extrema=extrema, pivot=pivot), call, r.y,
+            sweep)
+    return batch_stats.between(moments, extrema, pivot, r.y, sweep)
 
 
 def _run_peer(r: _Request, couple: Peer, backend: str) -> BatchPassOutput:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from ffengine.ops import local_pass as op
-from ffengine.ops.config import LocalPassConfig, Loss, da_scale
+from ffengine.ops.config import Dropout, LocalPassConfig, Loss, Tile, da_scale
 from ffengine.ops.layout import pooled_shape
 from ffengine.reference import local_pass as reference
 from tests.kernels.cases import Case
@@ -96,6 +96,21 @@ def check(case: Case, device: str) -> None:
         length = max(sample if name == "z" and whole else m, k)
         clean = [t.masked_fill(nan, 0.0) for t in (kernel, e, s)]
         assert_close(*clean, reduction=length, what=name)
+
+
+def check_rows_alone(channels_last: bool, device: str) -> None:
+    """Every row of a batch, alone, gets the bits it got among the others."""
+    rng = torch.Generator().manual_seed(0)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    a = torch.randn(3, 100, 9, 8, generator=rng).to(device).contiguous(memory_format=layout)
+    y = torch.tensor([3, 1, 9], device=device)
+    config = LocalPassConfig(groups=10, goodness="mean_sq", dropout=Dropout(0.3, 1, 2, 3))
+    whole = op.local_pass(a, y, config=config, want_da=True, backend="triton")
+    for n in range(3):
+        alone = op.local_pass(a[n:n + 1], y[n:n + 1], config=config, want_da=True,
+                              tile=Tile(n, 3), backend="triton")
+        for what, ours, theirs in zip(alone._fields[:5], alone, whole, strict=False):
+            assert torch.equal(ours, theirs[n:n + 1]), f"row {n}: other {what}"
 
 
 def truth(case: Case, data: dict[str, torch.Tensor | None], want: dict[str, bool], scale: float,

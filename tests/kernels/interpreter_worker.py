@@ -42,6 +42,9 @@ def main() -> None:
     jobs: dict[str, Callable[[], None]] = {}
     for case in cases.all_cases().values():
         jobs[case.id] = lambda case=case: check.check(case, "cpu")
+    for layout in ("nchw", "nhwc"):
+        jobs[f"rows-alone-{layout}"] = lambda layout=layout: check.check_rows_alone(
+            layout == "nhwc", "cpu")
     for name in optimizer_cases.CASES:
         jobs[name] = lambda name=name: optimizer_cases.check(name, "cpu")
     for name in optimizer_cases.FROM_MEMORY:

@@ -8,8 +8,9 @@ from tests.kernels.test_aot_triton import MOST_REGISTERS, Compiled
 from tests.kernels.worker import Worker
 
 WIDE = ("batch-nhwc-fp32", "batch-nhwc-bf16", "batch-nchw-bf16", "batch-linear-fp32")
+MIDDLES = ("middle", "middle-alone", "middle-unequal", "middle-many")
 ALL = (*WIDE, "batch-pool-nhwc-fp32", "batch-first-nhwc-bf16", "batch-first-nchw-fp32",
-       "batch-peer")
+       "batch-peer", *MIDDLES)
 ARCHITECTURES = (80, 90, 100)
 
 
@@ -26,7 +27,8 @@ def compiled(triton_cache: str) -> Compiled:
 def test_no_spills(arch: int, compiled: Compiled) -> None:
     rows = compiled[arch]
     assert {r["kernel"] for r in rows} == {"batch_stats_kernel", "batch_apply_kernel",
-                                           "peer_stats_kernel", "peer_apply_kernel"}
+                                           "peer_stats_kernel", "peer_apply_kernel",
+                                           "batch_middle_kernel"}
     table = "\n".join(f"{r['variant']} {r['kernel']} {r['registers']} {r['spills']}" for r in rows)
     assert not any(r["spills"] for r in rows), table
     assert max(r["registers"] for r in rows) <= MOST_REGISTERS, table

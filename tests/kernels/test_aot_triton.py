@@ -14,7 +14,8 @@ from tests.kernels.worker import Worker
 #: Tiles and layouts with the most registers; everything on the two most common architectures.
 PIXELS = ("pixels-100-bf16", "pixels-200-bf16", "pixels-400-bf16", "pixels-800-bf16",
           "pixels-100-of-100-bf16", "pixels-100-dropout-bf16", "pixels-200-pool-bf16",
-          "pixels-100-squares-bf16")
+          "pixels-100-squares-bf16", "pixels-100-joined-bf16", "pixels-200-joined-bf16",
+          "runs-joined-bf16")
 PIXELS_32 = ("pixels-100-fp32", "pixels-200-fp32", "pixels-400-fp32", "pixels-800-fp32",
              "pixels-100-of-100-fp32", "pixels-800-dropout-fp32")
 CORE = (*PIXELS, "group-bf16", "dropout-fp32", "dropout-nhwc-bf16", "pool-sum-fp32", "adamw",
@@ -32,12 +33,13 @@ NARROW = ("pool-sum-fp32", "pixels-100-dropout-bf16")
 #: Scalars of a (sample, group): its statistics, coefficient and offsets, in NHWC those of each of a
 #: thread's eight columns; g, sums and moments. Of a row of linear_step: its scale. Of 8-bit states:
 #: two scales, and the codes of m and v, one access each: eight at once, as many as a thread has.
-#: From memory: a step's numbers.
+#: From memory: a step's numbers. A slice behind 100 16-bit channels begins 200 bytes further.
 SMALL_LOADS = {"stats_kernel": 2, "apply_kernel": 5, "rows_apply_kernel": 24,
                "linear_finish_kernel": 4, "adamw-from-memory": 3, "states-8bit": 4,
                "states-8bit-bf16-weight": 4, "states-8bit-from-memory": 8}
 SMALL_STORES = {"stats_kernel": 3, "rows_stats_kernel": 3, "linear_prepare_kernel": 1,
-                "states-8bit": 4, "states-8bit-bf16-weight": 4, "states-8bit-from-memory": 4}
+                "states-8bit": 4, "states-8bit-bf16-weight": 4, "states-8bit-from-memory": 4,
+                "pixels-100-joined-bf16": 8}
 
 Rows = list[dict[str, Any]]
 Compiled = dict[int, Rows]

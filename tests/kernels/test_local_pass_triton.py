@@ -7,12 +7,15 @@ import itertools
 import pytest
 
 from tests.kernels.cases import FACTORS, all_cases, feasible, pairwise
-from tests.kernels.check import check
+from tests.kernels.check import check, check_rows_alone
 
 IDS = list(all_cases())
 
 
-@pytest.mark.parametrize("case", IDS)
+ALONE = ["rows-alone-nchw", "rows-alone-nhwc"]
+
+
+@pytest.mark.parametrize("case", [*IDS, *ALONE])
 def test_interpreted(case: str, interpreted: dict[str, str]) -> None:
     assert not interpreted[case], interpreted[case]
 
@@ -21,6 +24,12 @@ def test_interpreted(case: str, interpreted: dict[str, str]) -> None:
 @pytest.mark.parametrize("case", IDS)
 def test_compiled(case: str) -> None:
     check(all_cases()[case], "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_rows_alone_compiled(channels_last: bool) -> None:
+    check_rows_alone(channels_last, "cuda")
 
 
 def test_cases_cover_every_pair_of_settings() -> None:

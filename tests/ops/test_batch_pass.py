@@ -356,7 +356,7 @@ def test_opcheck(n: int, size: int, phase: int, layout: torch.memory_format) -> 
     tensors = BatchPassTensors(a, table=zeros(8), moments=zeros(2, n, 8)) if phase == 0 else (
         BatchPassTensors(a, table=zeros(5, 8), weight=zeros(n, 8), z=torch.zeros_like(a),
                          da=torch.zeros_like(a)))
-    torch.library.opcheck(torch.ops.ffengine.batch_pass.default, (*tensors, pack(call), "cpu"))
+    torch.library.opcheck(torch.ops.ffengine.batch_pass.default, (*tensors, *pack(call), "cpu"))
 
 
 def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch) -> None:
