@@ -9,8 +9,8 @@ import torch
 
 from bench.problem import EPS, Problem, turns
 from ffengine.engine.batch import Batch
+from ffengine.engine.context import StepContext
 from ffengine.engine.inputs import rows_of
-from ffengine.engine.step import StepContext
 from ffengine.engine.trainer import Trainer
 
 #: Samples of the check.

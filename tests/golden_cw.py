@@ -25,9 +25,10 @@ from golden_steps import (
 )
 
 from ffengine.engine.batch import Batch
+from ffengine.engine.context import Maps, Turn
 from ffengine.engine.inputs import entrance
 from ffengine.engine.schedule import Interleaved, Together
-from ffengine.engine.step import Maps, Turn, train_layer
+from ffengine.engine.step import train_layer
 from ffengine.nn import LinearHead, LocalConv2d, LocalLinear, LocalNet
 from ffengine.ops.config import (
     BatchNorm,

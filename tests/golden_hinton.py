@@ -26,11 +26,11 @@ from golden_paired import (
 )
 
 from ffengine.engine.batch import Batch
+from ffengine.engine.context import StepContext
 from ffengine.engine.inputs import halves
 from ffengine.engine.plan import Planner
 from ffengine.engine.recipe import Recipe
 from ffengine.engine.shapes import measure
-from ffengine.engine.step import StepContext
 from ffengine.models import hinton
 from ffengine.nn import LocalNet
 

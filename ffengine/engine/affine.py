@@ -25,7 +25,7 @@ from ffengine.ops.optimizer_step import step_dtype
 from ffengine.ops.weight_update import bias_gradient, gradient_update, weight_update
 
 if TYPE_CHECKING:
-    from ffengine.engine.step import StepContext
+    from ffengine.engine.context import StepContext
 
 
 @dataclass

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from ffengine.engine import affine
 from ffengine.engine.batch import Batch
+from ffengine.engine.context import BatchReport, StepContext
 from ffengine.engine.plan import Plan
 from ffengine.engine.schedule import Schedule
-from ffengine.engine.step import BatchReport, StepContext
 
 
 class Backprop(Schedule):

@@ -20,11 +20,11 @@ from torch.utils.checkpoint import checkpoint as recompute
 from ffengine.engine import heads
 from ffengine.engine.batch import Batch
 from ffengine.engine.cascade import Cascade
+from ffengine.engine.context import StepContext, Turn
 from ffengine.engine.inputs import completed, entrance, rows_of
 from ffengine.engine.layerwise import Collaborative
 from ffengine.engine.optim import own_settings
 from ffengine.engine.schedule import Overlapping, of
-from ffengine.engine.step import StepContext, Turn
 from ffengine.nn import differentiable
 from ffengine.nn.encoding import LabelChannel
 from ffengine.nn.network import LocalNet

@@ -14,7 +14,7 @@ import torch
 
 from ffengine.engine.backprop import Backprop
 from ffengine.engine.batch import Batch, checked, label_count, paired
-from ffengine.engine.step import BatchReport
+from ffengine.engine.context import BatchReport
 from ffengine.nn.recurrent import RecurrentNet
 from ffengine.ops import backends
 from ffengine.ops.config import Loss

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from ffengine.data.batches import Loader
 from ffengine.engine import heads
 from ffengine.engine.batch import Batch, as_batch, batches_from
+from ffengine.engine.context import BatchReport, StepContext, Turn
 from ffengine.engine.layerwise import Features, Layerwise
 from ffengine.engine.plan import Plan
-from ffengine.engine.step import BatchReport, StepContext, Turn
 from ffengine.ops.config import BatchNorm
 
 if TYPE_CHECKING:

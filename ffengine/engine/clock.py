@@ -61,3 +61,8 @@ class StepClock:
         rows = self.table[1:].unbind()
         for i, state in enumerate(states):
             state.rows = rows[i * self.updates:(i + 1) * self.updates]
+
+
+def clock_of(optimizer: LocalOptimizer, device: torch.device, updates: int) -> StepClock | None:
+    """A GPU's; a CPU's kernels are given their numbers."""
+    return StepClock(optimizer, device, updates) if device.type == "cuda" else None

@@ -25,10 +25,11 @@ import torch
 from torch import nn
 
 from ffengine.engine.batch import binary
+from ffengine.engine.context import Maps, StepContext, Turn
 from ffengine.engine.curves import Curve, at, curves, over_tiles
 from ffengine.engine.optim import LocalOptimizer, own_settings
 from ffengine.engine.shapes import is_whole
-from ffengine.engine.step import Maps, StepContext, Turn, layer_step, zeros_like_parameters
+from ffengine.engine.step import layer_step, zeros_like_parameters
 from ffengine.nn.layers import as_laid_out
 from ffengine.nn.network import LocalNet
 from ffengine.nn.recurrent import RecurrentNet

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ffengine.engine.batch import as_batch
+from ffengine.engine.context import BatchReport
 from ffengine.engine.shapes import NetSizes
-from ffengine.engine.step import BatchReport
 from ffengine.nn.network import LocalNet
 
 

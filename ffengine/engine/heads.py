@@ -14,7 +14,7 @@ from ffengine.reference.local_pass import sparsemax, sparsemax_loss
 
 if TYPE_CHECKING:
     from ffengine.engine.batch import Batch
-    from ffengine.engine.step import StepContext
+    from ffengine.engine.context import StepContext
     from ffengine.nn.network import LocalNet
 
 Results = dict[int, tuple[torch.Tensor, torch.Tensor]]

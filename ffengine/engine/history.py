@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ffengine.engine.checkpoint import write_atomically
-from ffengine.engine.step import BatchReport
+from ffengine.engine.context import BatchReport
 
 Numbers = dict[str, float | int | None]
 

@@ -13,7 +13,7 @@ from ffengine.engine.batch import Batch, paired
 from ffengine.nn.layers import LocalLinear, as_laid_out
 
 if TYPE_CHECKING:
-    from ffengine.engine.step import StepContext
+    from ffengine.engine.context import StepContext
     from ffengine.nn.network import LocalNet
 
 

@@ -18,10 +18,10 @@ from ffengine.data.batches import Loader
 from ffengine.engine import affine
 from ffengine.engine.batch import Batch, paired, whole
 from ffengine.engine.budget import megabytes
+from ffengine.engine.context import BatchReport, StepContext, Turn
 from ffengine.engine.inputs import completed, entrance
 from ffengine.engine.plan import Plan
 from ffengine.engine.schedule import Schedule
-from ffengine.engine.step import BatchReport, StepContext, Turn
 from ffengine.engine.store import FeatureStore, choose_store, free_disk
 from ffengine.nn.collaborative import CollaborativeNet
 from ffengine.nn.layers import as_laid_out

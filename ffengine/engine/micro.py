@@ -18,8 +18,8 @@ from ffengine.ops import scratch
 from ffengine.ops.optimizer_step import step_dtype
 
 if TYPE_CHECKING:
+    from ffengine.engine.context import BatchReport, StepContext
     from ffengine.engine.schedule import Schedule
-    from ffengine.engine.step import BatchReport, StepContext
     from ffengine.nn.network import LocalNet
 
 

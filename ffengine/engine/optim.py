@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,6 +13,9 @@ from ffengine.nn.layers import LocalLayer
 from ffengine.ops import scratch
 from ffengine.ops.optim import SMALLEST_COMPRESSED, Half, state_bytes
 from ffengine.ops.weight_update import OptimConfig, OptimState
+
+if TYPE_CHECKING:
+    from ffengine.engine.schedule import Schedule
 
 
 class LocalOptimizer(torch.optim.Optimizer):
@@ -205,6 +208,14 @@ def rounds_weights(net: nn.Module) -> set[str]:
     """Names of the parameters that are bf16 where a run keeps its weights in bf16."""
     return {f"{prefix}.weight" if prefix else "weight" for prefix, module in net.named_modules()
             if isinstance(module, LocalLayer) and module.weight.numel() >= SMALLEST_COMPRESSED}
+
+
+def optimizer_of(net: nn.Module, schedule: Schedule, optim: OptimConfig,
+                 seed: int) -> LocalOptimizer:
+    """States for what trains first; layers and heads with settings of their own get them."""
+    trained = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
+    return LocalOptimizer(trained, optim, own=own_settings(net, optim), second=schedule.owners(),
+                          active=schedule.active(0), seed=seed)
 
 
 def halved_weights(net: nn.Module, dtype: torch.dtype) -> list[nn.Parameter]:

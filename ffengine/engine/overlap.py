@@ -16,8 +16,9 @@ import torch
 
 from ffengine.engine import affine, heads
 from ffengine.engine.batch import Batch, joined, paired
+from ffengine.engine.context import BatchReport, StepContext
 from ffengine.engine.inputs import completed, entrance
-from ffengine.engine.step import BatchReport, StepContext, sweep
+from ffengine.engine.step import sweep
 from ffengine.nn.encoding import LabelChannel
 from ffengine.nn.layers import LocalLayer, as_laid_out
 from ffengine.nn.norms import Normalised

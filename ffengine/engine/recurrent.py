@@ -17,10 +17,10 @@ from ffengine.data.seeding import generator
 from ffengine.engine import affine
 from ffengine.engine.affine import Swept
 from ffengine.engine.batch import Batch
+from ffengine.engine.context import BatchReport, StepContext
 from ffengine.engine.inputs import drawn
 from ffengine.engine.plan import Plan
 from ffengine.engine.schedule import Schedule
-from ffengine.engine.step import BatchReport, StepContext
 from ffengine.nn.recurrent import RecurrentNet, label_rows, length_normalised
 from ffengine.ops.host import send
 from ffengine.ops.local_pass import local_pass

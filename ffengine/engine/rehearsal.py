@@ -19,11 +19,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ffengine.engine import heads
 from ffengine.engine.batch import Batch, paired
+from ffengine.engine.context import Maps, StepContext
 from ffengine.engine.meter import MemoryMeter
 from ffengine.engine.micro import Sums
 from ffengine.engine.optim import LocalOptimizer, halved_weights, own_settings
 from ffengine.engine.plan import Arriving, Entrance, Plan, TurnBytes
-from ffengine.engine.step import Maps, StepContext, begin, layer_step, zeros_like_parameters
+from ffengine.engine.step import begin, layer_step, zeros_like_parameters
 from ffengine.nn.layers import LocalConv2d, LocalLinear, as_laid_out
 from ffengine.nn.recurrent import RecurrentNet
 from ffengine.ops import scratch

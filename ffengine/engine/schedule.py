@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ffengine.engine.batch import Batch
+from ffengine.engine.context import BatchReport, StepContext, Turn
 from ffengine.engine.plan import Plan
-from ffengine.engine.step import BatchReport, StepContext, Turn, train_batch
+from ffengine.engine.step import train_batch
 from ffengine.nn.encoding import LabelChannel
 from ffengine.nn.recurrent import RecurrentNet
 

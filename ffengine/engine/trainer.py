@@ -19,7 +19,8 @@ from ffengine.engine import checkpoint, micro, saving
 from ffengine.engine.batch import Batch, as_batch, batches_from, check_range, checked, label_count
 from ffengine.engine.budget import parse_bytes
 from ffengine.engine.capture import CapturedStep
-from ffengine.engine.clock import StepClock
+from ffengine.engine.clock import clock_of
+from ffengine.engine.context import BatchReport, StepContext
 from ffengine.engine.denormals import flushed
 from ffengine.engine.evaluation import (
     Samples,
@@ -33,13 +34,7 @@ from ffengine.engine.history import EpochSums, History, Row, mean
 from ffengine.engine.inputs import rows_of
 from ffengine.engine.limit import AllocatorLimit, enforced, limit_for
 from ffengine.engine.meter import MemoryMeter
-from ffengine.engine.optim import (
-    LocalOptimizer,
-    floor_bytes,
-    halved_weights,
-    own_settings,
-    round_weights,
-)
+from ffengine.engine.optim import floor_bytes, halved_weights, optimizer_of, round_weights
 from ffengine.engine.plan import Plan
 from ffengine.engine.planning import Planning
 from ffengine.engine.plans import Job
@@ -48,7 +43,6 @@ from ffengine.engine.recipe import Recipe
 from ffengine.engine.schedule import Schedule, of
 from ffengine.engine.settings import LearningRate, SchedulerFactory, Settings
 from ffengine.engine.shapes import measure
-from ffengine.engine.step import BatchReport, StepContext
 from ffengine.nn.network import LocalNet
 from ffengine.ops import backends
 
@@ -127,10 +121,10 @@ class Trainer:
             self.settings = self.planning.begin(batch_size, fixed=bool(states or weights))
             if self.settings.weights == "bf16":  # the budget took it
                 round_weights(self.net)
-        self.optimizer = self._make_optimizer()
+        self.optimizer = optimizer_of(self.net, self.schedule, self.settings.optim(),
+                                      self.settings.seed)
         #: Numbers that kernels on a GPU read from its memory.
-        self.clock = StepClock(self.optimizer, self.device, self.schedule.updates) if (
-            self.device.type == "cuda") else None
+        self.clock = clock_of(self.optimizer, self.device, self.schedule.updates)
         self.rate = LearningRate(self.optimizer, self.settings, scheduler)
         self.progress, self.sip, self.notes = progress, sip and net.selects_range, notes or {}
         #: Features that a layer-wise schedule keeps between its stages.
@@ -143,17 +137,8 @@ class Trainer:
         self.write_into(out)
         self._meter_next = False
         self._limit: AllocatorLimit | None = None
-        self._shuffle = torch.get_rng_state()
-        self.sums = EpochSums()
+        self._shuffle, self.sums = torch.get_rng_state(), EpochSums()
         self.watch = Watch(self.device, depth=len(self.net.layers))
-
-    def _make_optimizer(self) -> LocalOptimizer:
-        """States for what trains first; layers and heads with settings of their own get them."""
-        trained = [(n, p) for n, p in self.net.named_parameters() if p.requires_grad]
-        optim = self.settings.optim()
-        return LocalOptimizer(trained, optim, own=own_settings(self.net, optim),
-                              second=self.schedule.owners(), active=self.schedule.active(0),
-                              seed=self.settings.seed)
 
     def write_into(self, out: str | os.PathLike[str] | None) -> None:
         """Keep history and checkpoints in this run folder; None writes nothing."""
@@ -173,12 +158,11 @@ class Trainer:
     @property
     def floor_bytes(self) -> int:
         """Parameters and optimizer states, in the phase that has most of them."""
-        return floor_bytes(self.net, self.settings.optim(), self.schedule.phases(),
-                           self.schedule.owners())
+        phases, owners = self.schedule.phases(), self.schedule.owners()
+        return floor_bytes(self.net, self.settings.optim(), phases, owners)
 
     def plan_for(self, batch: int) -> Plan:
-        """The plan of a batch size, in the phase that needs most; smaller batches keep the cuts of
-        the largest one met."""
+        """Of a batch size; smaller batches keep the cuts of the largest one met."""
         return self.planning.plans(batch).largest
 
     def step(self, batch: Any, y: torch.Tensor | None = None, *, epoch: int | None = None,
@@ -225,17 +209,13 @@ class Trainer:
                            clock=self.clock.dropout if self.clock else None)
 
     def capture(self, x: torch.Tensor, y: torch.Tensor) -> CapturedStep:
-        """The step on batches of this size as a CUDA graph; takes two ordinary steps on (x, y).
-
-        `replay = trainer.capture(x, y)`; then `replay(x, y)` is a step on another batch. Where a
-        step cannot be captured `replay.reason` says why, and every call is an ordinary one.
-        """
+        """The step on batches of this size as a CUDA graph, after two ordinary ones on (x, y)."""
         return CapturedStep(self, x, y)
 
     def begin_update(self, plan: Plan) -> None:
         """What an update finds on the device beside weights and states."""
-        self.optimizer.keep_halves(halved_weights(self.net, self.dtype) if plan.roomy else (),
-                                   self.dtype)
+        kept = halved_weights(self.net, self.dtype) if plan.roomy else ()
+        self.optimizer.keep_halves(kept, self.dtype)
         if self.clock is not None:
             self.clock.begin(self.steps)
 
@@ -245,9 +225,9 @@ class Trainer:
             return self.schedule.train(ctx, part, plan, self.dtype)
 
         if self._limit is None:
-            held = [*self.net.parameters(), *self.optimizer.state_tensors(),
-                    *self.optimizer.half_tensors(), item.x, item.y]
-            self._limit = limit_for(self.budget, held, self.device)
+            self._limit = limit_for(self.budget, [
+                *self.net.parameters(), *self.optimizer.state_tensors(),
+                *self.optimizer.half_tensors(), item.x, item.y], self.device)
         with enforced(self._limit, self.device), flushed(self.device), backends.exact(
                 self.device.type):
             if self.micro_batch is None:
@@ -264,9 +244,9 @@ class Trainer:
             return self.update(item, plan)
         # The real step, executed once; the meter only slows it down.
         self._meter_next = False
-        held = [] if self.stored is None else self.stored.tensors()
+        held = [*self.optimizer.half_tensors(), *(self.stored.tensors() if self.stored else ())]
         with MemoryMeter(parameter=self.net.parameters(), state=self.optimizer.state_tensors(),
-                         feature=[item.x, item.y, *held, *self.optimizer.half_tensors()]) as meter:
+                         feature=[item.x, item.y, *held]) as meter:
             report = self.update(item, plan)
         self.peak_bytes = max(self.peak_bytes, meter.report.peak_bytes)
         return report
@@ -295,13 +275,10 @@ class Trainer:
                         self._epoch(train_loader, valid_loader, stop, bar)
         finally:
             self.history.close()
-            self._drop_stored()
+            if self.stored is not None:
+                self.stored.close()
+                self.stored = None
         return self.history
-
-    def _drop_stored(self) -> None:
-        if self.stored is not None:
-            self.stored.close()
-            self.stored = None
 
     def _stage(self, loader: Iterable[Any]) -> Iterable[Any]:
         """What this epoch reads; a layer-wise schedule changes it with its stage."""
@@ -336,8 +313,8 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             self.peak_bytes = torch.cuda.max_memory_allocated(self.device)
-        speed = seen / max(time.perf_counter() - clock, 1e-9) if seen else (
-            self.sums.samples / (time.perf_counter() - began))
+        ended = time.perf_counter()
+        speed = seen / max(ended - clock, 1e-9) if seen else self.sums.samples / (ended - began)
         valid = None if valid_loader is None else self._validate(valid_loader)
         self._finish_epoch(lr, valid, time.perf_counter() - began, speed, bar)
         if stop.asked:
@@ -385,12 +362,11 @@ class Trainer:
 
     def _samples(self, loader: Iterable[Any]) -> Samples:
         """The loader in pieces that need no more memory than a training step."""
-        plan = self.plan or self.plan_for(self.settings.batch_size)
-        sizes = measure(self.net, 1, self.dtype, states=0, device=self.device.type,
-                        backend=self.backend)
-        rows = rows_within(sizes, plan.working_bytes)
-        if self.net.batch_statistics:  # pieces would change the scores
-            rows = sys.maxsize
+        rows = sys.maxsize  # of a piece: with batch statistics pieces would change the scores
+        if not self.net.batch_statistics:
+            plan = self.plan or self.plan_for(self.settings.batch_size)
+            rows = rows_within(measure(self.net, 1, self.dtype, states=0, device=self.device.type,
+                                       backend=self.backend), plan.working_bytes)
         return Samples(loader, self.device, self.dtype, rows)
 
     def evaluate(self, loader: Iterable[Any]) -> float:

@@ -154,8 +154,7 @@ class LocalNet(nn.Module):
         self.set_range(*(int(v) for v in state))
 
     def layer(self, i: int) -> LocalLayer:
-        """Layer i, typed."""
-        # a step asks ten times a layer, and a ModuleList is slow to answer
+        """Layer i, typed; without a ModuleList's own look-up, which takes seven times as long."""
         held: Any = self._modules["layers"]
         layer = held._modules[str(i if i >= 0 else len(held) + i)]
         assert isinstance(layer, LocalLayer)
@@ -192,12 +191,8 @@ class LocalNet(nn.Module):
         """Per-sample shape layer i sees, from the arriving map's."""
         if self.wires[i].pool_before:
             shape = halved(shape)
-        if isinstance(self.layer(i), LocalLinear) and len(shape) > 1:
-            total = 1
-            for s in shape:
-                total *= s
-            return (total,)
-        return shape
+        linear = isinstance(self.layer(i), LocalLinear) and len(shape) > 1
+        return (math.prod(shape),) if linear else shape
 
     def prepare(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """The first layer's input: x (N, *in_shape), with labels encoded where given; normed.
@@ -217,16 +212,6 @@ class LocalNet(nn.Module):
     def normalise_input(self, x: torch.Tensor, ours: bool = False) -> torch.Tensor:
         """`input_norm` of every sample; written over x if that is `ours` to overwrite."""
         return normalise_input(x, self.input_norm, ours)
-
-    def input_scale(self, mean: torch.Tensor, square: torch.Tensor,
-                    width: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`input_norm` as x -> alpha x + beta, from a sample's mean and mean square."""
-        norm = self.input_norm if isinstance(self.input_norm, Norm) else Norm("layer")
-        if norm.kind == "length":
-            length = (square if norm.length == "rms" else square * width).sqrt()
-            return 1 / (length + norm.eps), None
-        rstd = (square - mean * mean + norm.eps).rsqrt()
-        return rstd, -rstd * mean
 
     def transform(self, i: int, x: torch.Tensor) -> torch.Tensor:
         """What stands before layer i."""
@@ -302,9 +287,7 @@ class LocalNet(nn.Module):
         shortcut, out = None, []
         for i in range(start, end + 1):
             layer, want_z = self.layer(i), i < end or features is not None
-            addend = None
-            if want_z:
-                addend, shortcut = self.addend(i, shortcut)
+            addend, shortcut = self.addend(i, shortcut) if want_z else (None, shortcut)
             if i or a is None:
                 assert x is not None
                 z, g = layer.infer(self.transform(i, x), want_z=want_z, training=training,

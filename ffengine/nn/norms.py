@@ -153,6 +153,17 @@ def _channel_sums(parts: list[tuple[torch.Tensor, torch.Tensor]],
     return along, total
 
 
+def input_scale(norm: Literal["layer", "none"] | Norm, mean: torch.Tensor, square: torch.Tensor,
+                width: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`normalise_input` as x -> alpha x + beta, from a sample's mean and mean square."""
+    norm = norm if isinstance(norm, Norm) else Norm("layer")
+    if norm.kind == "length":
+        length = (square if norm.length == "rms" else square * width).sqrt()
+        return 1 / (length + norm.eps), None
+    rstd = (square - mean * mean + norm.eps).rsqrt()
+    return rstd, -rstd * mean
+
+
 def normalise_input(x: torch.Tensor, norm: Literal["layer", "none"] | Norm,
                     ours: bool = False) -> torch.Tensor:
     """x with every sample normalised over all its elements; written over x if that is `ours`.

@@ -12,12 +12,14 @@ evaluation, 1 / (length + eps) and 0 for length normalisation, rstd and -rstd me
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
 import torch
 
 from ffengine.nn.layers import as_laid_out
+from ffengine.nn.norms import input_scale
 
 if TYPE_CHECKING:
     from ffengine.nn.network import LocalNet
@@ -102,7 +104,8 @@ def _normalisation(net: LocalNet, base: torch.Tensor, marks: torch.Tensor) -> Sc
     if norm is None:
         if net.input_norm == "none":
             return None, None, None, None
-        return (*_moments(base, marks, net.input_scale), None, None)
+        scaled = functools.partial(input_scale, net.input_norm)
+        return (*_moments(base, marks, scaled), None, None)
     if norm.folded:
         assert norm.running_mean is not None and norm.running_var is not None
         w = norm.weight.detach() * (norm.running_var + norm.eps).rsqrt()

@@ -249,8 +249,7 @@ def _update_weight(p: Parameter, x: torch.Tensor, da: torch.Tensor, optim: Optim
     # The library's gradient on a GPU, in the compute dtype. In fp16 it would add up N·P products of
     # a da that is already scaled to order one, past the dtype's range at large batches.
     upcast = backend in ("reference", "cpu") or x.dtype is torch.float16
-    half = None if p.state is None else p.state.half
-    dtype = step_dtype(x.dtype) if upcast else x.dtype
+    dtype, half = step_dtype(x.dtype) if upcast else x.dtype, p.state and p.state.half
     weight = half.copy if half and half.copy.dtype is dtype else shaped_like(p.value, dtype)
     with backends.exact(x.device.type):
         grad = _library_gradient(x, da, weight, geometry, backend)

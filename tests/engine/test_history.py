@@ -7,8 +7,8 @@ import csv
 import torch
 from engine.training import loaders, trainer
 
+from ffengine.engine.context import BatchReport
 from ffengine.engine.history import EpochSums, History, Row, read_rows
-from ffengine.engine.step import BatchReport
 
 
 def row(epoch, valid=0.5):

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from ffengine import models
+from ffengine.engine.context import StepContext
 from ffengine.engine.meter import MemoryMeter, MemoryReport
 from ffengine.engine.optim import LocalOptimizer
 from ffengine.engine.plan import Plan, Planner
 from ffengine.engine.shapes import measure
-from ffengine.engine.step import StepContext, train_batch
+from ffengine.engine.step import train_batch
 from ffengine.nn import LocalNet
 from ffengine.ops.weight_update import OptimConfig
 

@@ -11,6 +11,7 @@ import torch
 from ffengine import models
 from ffengine.engine import micro
 from ffengine.engine.batch import Batch
+from ffengine.engine.context import StepContext
 from ffengine.engine.inputs import rows_of
 from ffengine.engine.meter import MemoryMeter
 from ffengine.engine.optim import LocalOptimizer, own_settings
@@ -19,7 +20,7 @@ from ffengine.engine.plans import Job, phase_starts, planner_for, plans_for
 from ffengine.engine.schedule import of
 from ffengine.engine.settings import Settings
 from ffengine.engine.shapes import measure
-from ffengine.engine.step import StepContext, train_batch
+from ffengine.engine.step import train_batch
 from ffengine.engine.trainer import Trainer
 from ffengine.nn import LocalNet
 from ffengine.nn.layers import as_laid_out

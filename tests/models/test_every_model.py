@@ -14,9 +14,9 @@ from models.every import NAMES, batch, moved, network, state, trainer
 
 import ffengine as ff
 from ffengine.engine.backprop import Backprop
+from ffengine.engine.context import Turn
 from ffengine.engine.layerwise import Collaborative
 from ffengine.engine.schedule import Overlapping
-from ffengine.engine.step import Turn
 from ffengine.nn import LabelChannel, LocalNet
 
 every = pytest.mark.parametrize("name", NAMES)

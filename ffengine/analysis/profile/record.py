@@ -20,9 +20,9 @@ from ffengine.analysis.profile.timeline import assemble
 from ffengine.analysis.profile.watch import watching
 from ffengine.engine import meter
 from ffengine.engine.batch import Batch, label_count
+from ffengine.engine.context import StepContext, Turn
 from ffengine.engine.inputs import rows_of
 from ffengine.engine.plan import Plan
-from ffengine.engine.step import StepContext, Turn
 from ffengine.engine.trainer import Trainer
 from ffengine.ops import backends
 

@@ -1,0 +1,182 @@
+"""What a step carries from layer to layer, whose turn it is, and what it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ffengine.engine import heads
+from ffengine.engine.batch import whole
+from ffengine.engine.micro import Adding, Sums
+from ffengine.engine.optim import LocalOptimizer
+from ffengine.nn.network import LocalNet
+from ffengine.ops.config import LocalPassConfig, Tile
+
+
+@dataclass
+class Maps:
+    """What travels between layers: the feature map and the live shortcut, (N, C, H, W)."""
+
+    x: torch.Tensor | None
+    shortcut: torch.Tensor | None = None
+    #: What the layer whose turn it is adds to its z.
+    addend: torch.Tensor | None = None
+
+    def taken(self) -> torch.Tensor | None:
+        """The addend, for the sweep that adds it: nobody else keeps it alive."""
+        addend, self.addend = self.addend, None
+        return addend
+
+    def rows(self, start: int, stop: int) -> Maps:
+        assert self.x is not None
+        cut = None if self.shortcut is None else self.shortcut[start:stop]
+        return Maps(self.x[start:stop], cut)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Whose turn it is on a batch.
+
+    layers: take their loss and train. depth: layers the batch passes. start: the first layer that
+    is not frozen; those below it pass the batch on as in evaluation. heads: that train.
+    """
+
+    layers: tuple[int, ...]
+    depth: int
+    start: int = 0
+    heads: tuple[int, ...] = ()
+
+
+@dataclass
+class BatchReport:
+    """What one step leaves, still on the device: see Trainer.step."""
+
+    #: Mean local loss per layer, None where the layer was idle.
+    losses: list[torch.Tensor | None]
+    #: Goodness (N, K) per layer, None where idle; (2N, 1), positives first, for pos/neg networks.
+    goodness: list[torch.Tensor | None]
+    #: Per head (mean loss, logits (N, K)), None where idle.
+    heads: list[tuple[torch.Tensor, torch.Tensor] | None] = field(default_factory=list)
+    #: Loss per row, or per pair, of each layer.
+    row_losses: list[torch.Tensor | None] = field(default_factory=list)
+    #: What a layer adds to its loss beside the rows' (peer normalisation).
+    penalties: dict[int, torch.Tensor] = field(default_factory=dict)
+    #: Class scores (N, classes) of the samples, where the step made them itself.
+    scores: torch.Tensor | None = None
+
+    @property
+    def mean_losses(self) -> list[torch.Tensor | None]:
+        """Of the layers, then of the heads."""
+        return [*self.losses, *(made and made[0] for made in self.heads)]
+
+
+@dataclass
+class StepContext:
+    """One step's fixed facts, and what it has gathered so far."""
+
+    net: LocalNet
+    optimizer: LocalOptimizer
+    #: Labels; `entrance` makes them the layers' targets, 1 and 0 for positive and negative rows.
+    y: torch.Tensor
+    #: Rows in all.
+    batch: int
+    seed: int = 0
+    step: int = 0
+    backend: str = "auto"
+    turn: Turn | None = None
+    #: The first layer that is run: those below it gave the batch's features.
+    first: int = 0
+    #: Columns in which the negative half of the entering rows differs from the positive one.
+    differ: slice | None = None
+    #: Where the gradients of a batch's micro-batches add up.
+    sums: Sums | None = None
+    #: The plan spends bytes on fewer launches.
+    roomy: bool = False
+    #: int32 (1,) on the device, the step of dropout's masks, where kernels read it from memory.
+    clock: torch.Tensor | None = None
+    #: Handed gradients by layer index and parameter, when a test asks for them.
+    grads: dict[tuple[int | str, str], torch.Tensor] | None = None
+    #: Per layer, a term (rows, K) added to the goodness (collaborative FF).
+    g0: dict[int, torch.Tensor] = field(default_factory=dict)
+    #: Goodness of the layers beside the one that trains, (rows, 1) (collaborative FF).
+    others: torch.Tensor | None = None
+    loss_rows: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    #: Of layers whose mean loss is not that of `loss_rows`.
+    loss_sum: dict[int, torch.Tensor] = field(default_factory=dict)
+    goodness: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    coef: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    penalties: dict[int, torch.Tensor] = field(default_factory=dict)
+    #: z of the layers that a head reads in this pass.
+    features: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+
+    def whose(self) -> Turn:
+        """The turn; by default everybody's."""
+        if self.turn is None:
+            depth = len(self.net.layers)
+            self.turn = Turn(tuple(range(depth)), depth)
+        return self.turn
+
+    def grad_of(self, i: int | str, name: str) -> torch.Tensor | None:
+        return None if self.grads is None else self.grads.get((i, name))
+
+    def adding(self, parameter: torch.Tensor | None, owner: str = "") -> Adding:
+        """Where a parameter's gradient goes: by default it is all there is of it."""
+        if self.sums is None or parameter is None:
+            return Adding()
+        return Adding(self.sums.of(parameter, owner), self.sums.last, self.sums.share)
+
+    def half(self, i: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """Layer i's weight in 16 bits, where a copy is kept."""
+        return self.optimizer.half_of(self.net.layer(i).weight, dtype)
+
+    def dropout(self, i: int) -> tuple[LocalPassConfig, torch.Tensor | None]:
+        """(settings of layer i's sweep in this step, where its kernels read dropout's step)."""
+        layer, clock = self.net.layer(i), self.clock
+        if layer.dropout == 0.0 or clock is None:
+            return layer.settings(self.seed, i, self.step), None
+        return layer.settings(self.seed, i, 0), clock
+
+    def targets(self, i: int, tile: Tile, n: int) -> torch.Tensor:
+        """What layer i is trained towards, of the tile's n rows."""
+        start, half, other = tile.layout(n)
+        y = self.y[start:start + n]
+        if half < n and other != start + half:  # rows of both halves, apart in the batch
+            y = torch.cat([self.y[start:start + half], self.y[other:other + half]])
+        label_map = self.net.layer(i).label_map
+        return y if label_map is None else label_map[y]
+
+    def read_by_heads(self) -> set[int]:
+        """Layers whose z a head reads in this pass."""
+        return {i for h in self.whose().heads for i in heads.of(self.net, h).layers
+                if heads.of(self.net, h).image == "pass"}
+
+    def wants_z(self, i: int) -> bool:
+        return i + 1 < self.whose().depth or i in self.read_by_heads()
+
+    def note(self, i: int, loss: torch.Tensor, g: torch.Tensor) -> None:
+        """Keep a tile's losses and goodness."""
+        self.goodness.setdefault(i, []).append(g)
+        self.loss_rows.setdefault(i, []).append(loss)
+
+    def report(self, head_results: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None,
+               ) -> BatchReport:
+        """What the step leaves."""
+        layers = range(len(self.net.layers))
+        results = head_results or {}
+        rows = {i: whole(tiles) for i, tiles in self.loss_rows.items()}
+        losses = {**means(rows), **self.loss_sum}
+        return BatchReport(
+            losses=[losses.get(i) for i in layers],
+            goodness=[whole(self.goodness.pop(i)) if i in self.goodness else None for i in layers],
+            heads=[results.get(h) for h in range(len(self.net.heads))],
+            row_losses=[rows.get(i) for i in layers], penalties=self.penalties)
+
+
+def means(rows: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+    """The mean of every layer's row losses; layers of one length in one reduction."""
+    found: dict[int, torch.Tensor] = {}
+    for size in {len(r) for r in rows.values()}:
+        alike = [i for i, r in rows.items() if len(r) == size]
+        found |= zip(alike, torch.stack([rows[i] for i in alike]).mean(1).unbind(), strict=True)
+    return found
