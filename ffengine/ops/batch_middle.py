@@ -40,7 +40,7 @@ def between(backend: str, swept: BatchPassTensors, call: BatchPassCall, y: torch
     tensors = swept._replace(
         y=None if y is None else y.contiguous(), gamma=gamma, beta=beta,
         running_mean=running_mean, running_var=running_var,
-        offsets=offsets_tensor(offsets, str(swept.a.device)), **made._asdict())
+        offsets=offsets_tensor(offsets, swept.a.device), **made._asdict())
     run(backend, tensors, _call(call, s, len(offsets) - 1, loss, n))
     return made
 
