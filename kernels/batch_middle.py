@@ -5,8 +5,9 @@ channels  every channel's moments merged over the batch; what z is normalised by
 rows      goodness, loss, coef and the (N, C) weights of da, row by row
 answers   dgamma, dbeta and, with them, what the gradient through the batch statistics subtracts
 
-In fp64, as there. Where the numbers are few a single program goes through the stages; else each is
-a launch of its own. Sums over the batch go row by row in a fixed order.
+In fp64, as there. Where the numbers are few one program goes through the stages; else each is a
+launch of its own. Sums over the batch go row by row in a fixed order. Predicted for an H100: under
+15 µs a layer, where some thirty launches of torch take over 100.
 """
 
 from __future__ import annotations

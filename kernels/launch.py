@@ -26,8 +26,8 @@ MIN_COLUMNS, MAX_COLUMNS = 128, 1024
 #: groups: four a thread (sixteen took 154 registers on sm_90, eight spilled two in one variant).
 GATHERED = 128
 #: Goodness entries a `finish` program handles at once, so that small K fills a warp, and parts of
-#: each: four moments a thread, up to 8 warps (K = 4096 then stays under 128 registers on sm_80).
-FINISH_ENTRIES, FINISH_PARTS, FINISH_MOMENTS = 64, 8, 128
+#: each: two moments a thread, up to 8 warps (K = 4096 then stays under 128 registers on sm_80).
+FINISH_ENTRIES, FINISH_PARTS, FINISH_MOMENTS = 64, 8, 64
 #: Programs of a grid's x. Its y and z end at 65,535, so no kernel uses them.
 MAX_PROGRAMS = 2**31 - 1
 #: Offsets inside a sample are 32-bit.

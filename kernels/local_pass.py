@@ -243,18 +243,10 @@ def make_plan(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, g
     channels, height, width = _chw(shape)
     launch = plan_launch(channels, height, width, groups, equal=equal, channels_last=channels_last,
                          pool=pool, itemsize=dtype.itemsize, dropout=dropout)
-    sliced = z_channels != channels
-    align_z = math.gcd(z_channels * (1 if channels_last else launch.pixels), 16)
-    v = Variant(
+    v = _variant(launch, channels, dtype.itemsize, channels_last, z_channels, address_z)
+    v = v._replace(
         mean_goodness=goodness == MEAN.value, straight_through=straight_through, pool=pool,
-        dropout=dropout, quads=launch.quads, align=launch.align, slice_z=sliced and channels_last,
-        align_c=math.gcd(channels, 16) if launch.row_pixels > 1 else 1,
-        align_z=align_z if sliced else 1,
-        bytes_z=math.gcd(math.gcd(launch.align, align_z if sliced else 16) * dtype.itemsize,
-                         address_z, 16),
-        block_outer=launch.block_outer, block_inner=launch.block_inner, many=launch.row_pixels > 1,
-        block_g=1, block_b=1,
-        search=0 if equal or not channels_last else (groups - 1).bit_length())
+        dropout=dropout, search=0 if equal or not channels_last else (groups - 1).bit_length())
     first = v._replace(mean_goodness=False, straight_through=False, slice_z=False, align_z=1,
                        bytes_z=1, search=0, block_g=launch.block_g, block_b=launch.block_b)
     finish = FinishVariant(goodness, norm, norm_rms, norm_per_group, loss, channels_last,
@@ -279,6 +271,21 @@ def make_plan(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, g
         (*geometry, *split(launch.apply_splits), z_channels),
         (groups, channels // groups, launch.pixels, launch.span * launch.row_pixels, launch.parts,
          launch.chunks, launch.block_inner))
+
+
+def _variant(launch: Launch, channels: int, itemsize: int, channels_last: bool, z_channels: int,
+             address_z: int) -> Variant:
+    """What the second sweep's kernel is told of memory."""
+    sliced = z_channels != channels
+    align_z = math.gcd(z_channels * (1 if channels_last else launch.pixels), 16) if sliced else 16
+    return Variant(
+        mean_goodness=False, straight_through=False, pool=False, dropout=False, quads=launch.quads,
+        align=launch.align, slice_z=sliced and channels_last,
+        align_c=math.gcd(channels, 16) if launch.row_pixels > 1 else 1,
+        align_z=align_z if sliced else 1,
+        bytes_z=math.gcd(math.gcd(launch.align, align_z) * itemsize, address_z, 16),
+        block_outer=launch.block_outer, block_inner=launch.block_inner, many=launch.row_pixels > 1,
+        block_g=1, block_b=1, search=0)
 
 
 def _words(call: LocalPassCall, clock: torch.Tensor | None) -> tuple[int, ...]:
