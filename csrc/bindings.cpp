@@ -283,6 +283,11 @@ py::dict build_info() {
   info["compiler"] = FF_COMPILER;
   info["isas"] = FF_ISAS;
   info["cuda_architectures"] = FF_CUDA_ARCHITECTURES;
+#if defined(FFENGINE_CUDA)
+  info["cuda_toolkit"] = FF_CUDA_TOOLKIT;
+#else
+  info["cuda_toolkit"] = "";
+#endif
   return info;
 }
 
