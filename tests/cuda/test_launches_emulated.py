@@ -14,11 +14,12 @@ import torch
 
 from ffengine.ops.batch_call import (
     PHASE_APPLY,
+    PHASE_MIDDLE,
     PHASE_PEER_APPLY,
     PHASE_PEER_STATS,
     PHASE_STATS,
+    SWEPT,
     BatchPassCall,
-    BatchPassTensors,
 )
 from ffengine.ops.config import PHASE_STATS as LOCAL_STATS
 from ffengine.ops.config import LocalPassConfig, symba
@@ -69,7 +70,7 @@ def batch_pass(phase: int, shape: Sequence[int], channels_last: bool, pool: bool
                dtype: int = 0) -> list[emulate.Launch]:
     extension = emulate.Extension()
     extension.dry = True
-    extension.batch_pass_cuda([emulate.ANYWHERE] * len(BatchPassTensors._fields), shape, dtype,
+    extension.batch_pass_cuda([emulate.ANYWHERE] * SWEPT, shape, dtype,
                               BatchPassCall(phase, channels_last, pool, True, True, False), 0)
     return extension.launches
 
@@ -84,6 +85,19 @@ def test_batch_norm(shape: tuple[int, ...], phase: int, channels_last: bool, poo
     for dtype in (0, 1):
         launches = batch_pass(phase, shape, channels_last, pool, dtype)
         assert launches and all(one.grid[1:] == (1, 1) for one in launches)
+
+
+@pytest.mark.parametrize("shape", [(MANY, 40, 4, 4), (3, 2**29, 1, 1)], ids=str)
+def test_middle(shape: tuple[int, ...]) -> None:
+    extension = emulate.Extension()
+    extension.dry = True
+    call = BatchPassCall(PHASE_MIDDLE, True, False, True, True, False, groups=4, loss=0)
+    extension.batch_middle_cuda([emulate.ANYWHERE] * SWEPT, [emulate.ANYWHERE] * 11, shape, 0, call,
+                                0)
+    assert [one.kernel for one in extension.launches] == [
+        "middle_channels", "middle_rows", "middle_answers"]
+    assert [one.grid for one in extension.launches] == [
+        (-(-shape[1] // 32), 1, 1), (shape[0], 1, 1), (-(-shape[1] // 32), 1, 1)]
 
 
 @pytest.mark.parametrize("phase", [PHASE_PEER_STATS, PHASE_PEER_APPLY])

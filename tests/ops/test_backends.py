@@ -89,6 +89,8 @@ class Fake:
                 (backends.importlib.util, "find_spec", lambda word: find(word) if triton else None),
                 (torch.cuda, "is_available", lambda: True),
                 (torch.cuda, "current_device", lambda: 0),
+                (torch.cuda, "device_count", lambda: 1),
+                (torch.cuda, "get_device_name", lambda: "a GPU that no row was measured on"),
                 (torch.cuda, "get_device_capability", lambda _: capability)):
             self.patch.setattr(owner, name, value)
         forget()

@@ -46,7 +46,7 @@ struct Block {
   std::vector<unsigned char> shared;
   Barrier threads;
   std::vector<Barrier> warps;
-  std::vector<uint32_t> slots;
+  std::vector<uint64_t> slots;
 };
 
 struct Cluster {
@@ -216,12 +216,12 @@ inline unsigned char* dynamic_shared() {
 }
 
 template <class T> T exchange(T x, int source) {
-  static_assert(sizeof(T) == 4, "one register");
+  static_assert(sizeof(T) <= 8, "one or two registers");
   Block& b = block();
   const unsigned t = state.fiber->thread, warp = t / 32;
-  std::memcpy(&b.slots[t], &x, 4);
+  std::memcpy(&b.slots[t], &x, sizeof(T));
   sync(b.warps[warp]);
-  std::memcpy(&x, &b.slots[warp * 32 + unsigned(source)], 4);
+  std::memcpy(&x, &b.slots[warp * 32 + unsigned(source)], sizeof(T));
   sync(b.warps[warp]);
   return x;
 }
