@@ -36,7 +36,7 @@ SOURCES = {"local": ("local_pass.cu", "local_pass_cluster.cu"),
 
 
 class Device(NamedTuple):
-    """What local_pass plans by (csrc/cuda/plan.h: DeviceCaps); shared: bytes a block may have."""
+    """What calls are planned by (csrc/cuda/plan.h: DeviceCaps); shared: bytes a block may have."""
 
     major: int
     multiprocessors: int
@@ -156,7 +156,7 @@ class Extension:
                         call: BatchPassCall, stream: int) -> None:
         self._run("batch", "batch_pass", addresses(*tensors), integers(
             *shape, dtype, call.phase, call.channels_last, call.pool, call.norm_first,
-            call.squares, call.straight_through))
+            call.squares, call.straight_through), integers(*self.device))
 
     def batch_middle_cuda(self, swept: Sequence[int], tensors: Sequence[int], shape: Sequence[int],
                           dtype: int, call: BatchPassCall, stream: int) -> None:

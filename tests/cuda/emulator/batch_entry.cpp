@@ -17,8 +17,11 @@ static ff::BatchPassParams batch_params(void* const* t, const int64_t* i) {
   return p;
 }
 
-extern "C" int emulate_batch_pass(void* const* t, const int64_t* i) {
-  return emulator::guarded([&] { ff::batch_pass_cuda(batch_params(t, i), nullptr); });
+extern "C" int emulate_batch_pass(void* const* t, const int64_t* i, const int64_t* device) {
+  return emulator::guarded([&] {
+    emulator::use_device(device);
+    ff::batch_pass_cuda(batch_params(t, i), nullptr);
+  });
 }
 
 // t: BatchPassTensors, then work; ints: after those of a sweep groups, equal_groups, goodness, loss,

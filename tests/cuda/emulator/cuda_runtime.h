@@ -169,7 +169,8 @@ struct Device {
 inline Device device{{}, {}, {}, {{7, 4, 1 << 20, 64 << 10}}};
 
 // Makes a device with these attributes the current one: every one has a number of its own.
-inline void use_device(const std::array<int, 4>& attributes) {
+inline void use_device(const int64_t* given) {
+  const std::array<int, 4> attributes{int(given[0]), int(given[1]), int(given[2]), int(given[3])};
   auto& all = device.attributes;
   device.number = int(std::find(all.begin(), all.end(), attributes) - all.begin());
   if (device.number == int(all.size())) all.push_back(attributes);
