@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import emulate
 import pytest
 import torch
@@ -9,7 +11,7 @@ from test_batch_pass_cuda import CASES
 
 from ffengine.ops import batch_pass as op
 from ffengine.ops.config import BatchNorm
-from tests.batch_pass_cases import Case, settings
+from tests.batch_pass_cases import CL, NCHW, Case, settings
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -18,6 +20,17 @@ def test_small(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     CASES[case].check("cuda", "cpu")
     assert "batch_pass" in extension.calls
     assert ("batch_middle" in extension.calls) == isinstance(CASES[case].couple, BatchNorm)
+
+
+@pytest.mark.parametrize("layout", [NCHW, CL], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("order", ["pool_norm", "norm_pool"])
+@pytest.mark.parametrize("shape", [(3, 80, 32, 32), (3, 480, 16, 16)], ids=str)
+def test_cwcomp(shape: tuple[int, ...], order: Any, layout: torch.memory_format,
+                monkeypatch: pytest.MonkeyPatch) -> None:
+    emulate.install(monkeypatch, emulate.H100)
+    config = settings(groups=10, goodness="mean_sq", pool="max2")
+    Case("cwcomp", shape, config, BatchNorm(1e-4, order=order), torch.bfloat16, layout).check(
+        "cuda", "cpu")
 
 
 def test_a_python_loss_has_its_middle_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:

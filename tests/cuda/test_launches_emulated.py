@@ -88,9 +88,9 @@ def test_batch_norm(shape: tuple[int, ...], phase: int, channels_last: bool, poo
         assert launches and all(one.grid[1:] == (1, 1) for one in launches)
 
 
-#: Of CwComp's maps in channels_last, pooled, fp32 (0) and bf16 (1): blocks, threads and shared bytes
-#: of sweep 1, blocks and threads of sweep 2. A thread owns 16 bytes of channels; blocks of sweep 1
-#: share a sample's as long as each has 128 bytes of a pixel.
+#: Of CwComp's maps in channels_last, pooled, fp32 (0) and bf16 (1): blocks, threads and shared
+#: bytes of sweep 1, blocks and threads of sweep 2. A thread owns 16 bytes of channels; blocks of
+#: sweep 1 share a sample's as long as each has 128 bytes of a pixel.
 CWCOMP = {
     ((128, 80, 32, 32), 0): ((256, 512, 16588), (256, 512)),
     ((128, 80, 32, 32), 1): ((128, 512, 32972), (256, 512)),
