@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <unordered_map>
 
 #include "check.h"
 #include "cpu/isa.h"
@@ -24,9 +25,16 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
+// name: a literal, whose Python string is made once: local_pass's thirty then take 2.0 us a call, not
+// 4.2.
 template <class T>
 T get(const py::object& object, const char* name) {
-  return object.attr(name).cast<T>();
+  static std::unordered_map<const char*, PyObject*> names;
+  PyObject*& key = names[name];
+  if (key == nullptr) key = PyUnicode_InternFromString(name);
+  PyObject* value = PyObject_GetAttr(object.ptr(), key);
+  if (value == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(value).cast<T>();
 }
 
 DType dtype_of(int code) {
@@ -122,6 +130,30 @@ BatchPassParams batch_pass_params(const std::array<Address, 9>& t, const Shape4&
   p.straight_through = get<bool>(call, "straight_through");
   return p;
 }
+
+#if defined(FFENGINE_CUDA)
+// Pointers in the order of BatchPassTensors, from pivot on; then work.
+BatchMiddleParams batch_middle_params(const std::array<Address, 11>& t, const py::object& call) {
+  BatchMiddleParams m{};
+  m.pivot = at<const float>(t[0]);
+  m.beta = at<const float>(t[1]);
+  m.running_mean = at<float>(t[2]), m.running_var = at<float>(t[3]);
+  m.offsets = at<const int64_t>(t[4]);
+  m.g = at<float>(t[5]), m.loss = at<float>(t[6]), m.coef = at<float>(t[7]);
+  m.dgamma = at<float>(t[8]), m.dbeta = at<float>(t[9]);
+  m.work = at<double>(t[10]);
+  m.K = get<int64_t>(call, "groups");
+  m.pixels = get<int64_t>(call, "pixels"), m.pixels_z = get<int64_t>(call, "pixels_z");
+  m.equal_groups = get<bool>(call, "equal_groups");
+  m.training = get<bool>(call, "training");
+  m.use_running = get<bool>(call, "use_running");
+  m.goodness = Goodness(get<int>(call, "goodness"));
+  m.momentum = get<double>(call, "momentum"), m.eps = get<double>(call, "eps");
+  read_loss(m.loss_params, call);
+  m.da_scale = get<float>(call, "da_scale");
+  return m;
+}
+#endif
 
 OptimParams optim_params(const py::object& optim) {
   OptimParams o{};
@@ -283,6 +315,11 @@ py::dict build_info() {
   info["compiler"] = FF_COMPILER;
   info["isas"] = FF_ISAS;
   info["cuda_architectures"] = FF_CUDA_ARCHITECTURES;
+#if defined(FFENGINE_CUDA)
+  info["cuda_toolkit"] = FF_CUDA_TOOLKIT;
+#else
+  info["cuda_toolkit"] = "";
+#endif
   return info;
 }
 
@@ -393,6 +430,14 @@ PYBIND11_MODULE(_C, module) {
     NoGil released;
     batch_pass_cuda(p, at<void>(stream));
   });
+  module.def("batch_middle_cuda",
+             [](const std::array<Address, 9>& swept, const std::array<Address, 11>& tensors,
+                const Shape4& shape, int dtype, const py::object& call, Address stream) {
+               const BatchPassParams p = batch_pass_params(swept, shape, dtype, call);
+               const BatchMiddleParams m = batch_middle_params(tensors, call);
+               NoGil released;
+               batch_middle_cuda(p, m, at<void>(stream));
+             });
   module.def("optimizer_step_cuda",
              [](Address weight, Address m, Address v, Address grad, int64_t n, float inv_scale,
                 const py::object& optim, int grad_dtype, Address half, int half_dtype, Address row,

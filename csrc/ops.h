@@ -35,6 +35,7 @@ void linear_finish_cpu(const LinearStepParams& p);
 // `stream` is a cudaStream_t; the calls return once the kernels are queued.
 void local_pass_cuda(const LocalPassParams& p, void* stream);
 void batch_pass_cuda(const BatchPassParams& p, void* stream);
+void batch_middle_cuda(const BatchPassParams& p, const BatchMiddleParams& m, void* stream);
 void optimizer_step_cuda(const OptimizerStepParams& p, void* stream);
 void compressed_step_cuda(const CompressedStepParams& p, void* stream);
 void linear_prepare_cuda(const LinearStepParams& p, void* stream);

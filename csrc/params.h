@@ -70,9 +70,10 @@ struct LocalPassParams {
   int64_t start, half, half_start;
 };
 
-// stats, apply: the two sweeps of BatchNorm; what lies between them is ffengine/ops/batch_stats.py.
+// stats, apply: the two sweeps of BatchNorm; middle (cuda): what lies between them, as
+// ffengine/ops/batch_stats.py defines it.
 // peer_stats, peer_apply: the mean of h over positive rows, and the addition of its gradient.
-enum class BatchPhase : int32_t { stats = 0, apply = 1, peer_stats = 2, peer_apply = 3 };
+enum class BatchPhase : int32_t { stats = 0, apply = 1, peer_stats = 2, peer_apply = 3, middle = 4 };
 
 struct BatchPassParams {
   const void* a;        // (N, C, H, W) pre-activation; NCHW or NHWC by channels_last
@@ -100,6 +101,28 @@ struct BatchPassParams {
   bool norm_first;        // BatchNorm before the pool
   bool squares;           // goodness is of squares
   bool straight_through;  // relu's gradient is 1 everywhere
+};
+
+// The middle phase reads BatchPassParams' moments, extrema, y and gamma and writes its table and
+// weight; besides:
+struct BatchMiddleParams {
+  const float* pivot;    // (C,) the table of phase stats
+  const float* beta;     // (C,) beside gamma, or null
+  float* running_mean;   // (C,) or null; moved in training
+  float* running_var;
+  const int64_t* offsets;  // (K + 1,) as in LocalPassParams
+  float* g;              // (N, K)
+  float* loss;           // (N,) or (N/2,); null without y
+  float* coef;           // (N, K) dL/dg / m; null without y
+  float* dgamma;         // (C,) or null
+  float* dbeta;
+  double* work;          // (3, C): mean less pivot, 1 / sigma, what rounding the mean lost
+  int64_t K, pixels, pixels_z;  // pixels of a channel of a sample: of the statistics, of z
+  bool equal_groups, training, use_running;
+  Goodness goodness;
+  double momentum, eps;
+  LossParams loss_params;
+  float da_scale;
 };
 
 enum class Optim : int32_t { sgd = 0, adam = 1, adamw = 2 };

@@ -66,5 +66,14 @@ enable_language(CUDA)
 target_sources(_C PRIVATE ${cuda_sources})
 set_target_properties(_C PROPERTIES CUDA_RUNTIME_LIBRARY Static
                       CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}")
-target_compile_definitions(_C PRIVATE FFENGINE_CUDA=1)
+target_compile_definitions(_C PRIVATE FFENGINE_CUDA=1
+                           FF_CUDA_TOOLKIT="${CMAKE_CUDA_COMPILER_VERSION}")
+# What was built, in numbers: the device's own is held against them.
+foreach(word ALL ALL-MAJOR NATIVE)
+  string(TOLOWER ${word} asked)
+  if("${CMAKE_CUDA_ARCHITECTURES}" STREQUAL "${asked}")
+    string(REPLACE "-" "_" known ${word})
+    set(CMAKE_CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES_${known}}")
+  endif()
+endforeach()
 string(REPLACE ";" " " FF_CUDA_TEXT "${CMAKE_CUDA_ARCHITECTURES}")

@@ -1,5 +1,7 @@
 // One warp turns a sample's group moments into goodness, norm statistics, loss and coef.
 #pragma once
+#include <cuda_runtime.h>
+
 #include "../common/element.h"
 #include "../common/layout.h"
 #include "../common/losses.h"

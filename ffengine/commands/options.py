@@ -17,6 +17,7 @@ from ffengine.data.catalog import COARSE_CLASSES, SOURCES
 from ffengine.engine import checkpoint
 from ffengine.models.cwcomp import ILT
 from ffengine.nn import LocalNet
+from ffengine.ops import backends
 
 #: Sides the bundled 8x8 digits are enlarged to, in turn, until a network's pools fit.
 DIGITS_SIDES = (8, 16, 32)
@@ -58,7 +59,8 @@ def device_of(args: argparse.Namespace) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"[cli] --device expected cpu or cuda, got {args.device!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("[cli] --device cuda cannot run here: no CUDA device; usable: cpu")
+        why = backends.no_gpu_reason(torch.version.cuda, backends.driver_version())
+        raise ValueError(f"[cli] --device cuda cannot run here: {why}; usable: cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"[cli] --device expected at most cuda:{torch.cuda.device_count() - 1}, "
                          f"got {args.device!r}")

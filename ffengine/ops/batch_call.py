@@ -39,7 +39,7 @@ class BatchPassTensors(NamedTuple):
     dbeta: torch.Tensor | None = None
 
 
-#: Of these the C++ back-ends take so many.
+#: Of these the sweeps in C++ take so many; the rest are the middle's.
 SWEPT = 9
 
 
@@ -90,12 +90,18 @@ def run(backend: str, tensors: BatchPassTensors, call: BatchPassCall) -> None:
         return
     ext = backends.extension()
     assert ext is not None  # resolve() checked
-    pointers = [0 if t is None else t.data_ptr() for t in tensors[:SWEPT]]
+    pointers = [0 if t is None else t.data_ptr() for t in tensors]
+    numbers = (nchw(a), _dtype_code(a), call)
     if backend == "cpu":
-        ext.batch_pass_cpu(pointers, nchw(a), _dtype_code(a), call)
+        ext.batch_pass_cpu(pointers[:SWEPT], *numbers)
+        return
+    stream = torch.cuda.current_stream(a.device).cuda_stream
+    if call.phase == PHASE_MIDDLE:
+        work = torch.empty(3, a.shape[1], dtype=torch.float64, device=a.device)
+        ext.batch_middle_cuda(pointers[:SWEPT], (*pointers[SWEPT:], work.data_ptr()), *numbers,
+                              stream)
     else:
-        stream = torch.cuda.current_stream(a.device).cuda_stream
-        ext.batch_pass_cuda(pointers, nchw(a), _dtype_code(a), call, stream)
+        ext.batch_pass_cuda(pointers[:SWEPT], *numbers, stream)
 
 
 def cpu_scratch(a: torch.Tensor, call: BatchPassCall) -> int:

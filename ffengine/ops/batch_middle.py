@@ -1,6 +1,6 @@
 """`batch_stats.between` as a kernel of the back-ends that have one.
 
-triton: kernels/batch_middle.py
+triton: kernels/batch_middle.py   cuda: csrc/cuda/batch_middle.cu
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from ffengine.ops.batch_stats import Middle, Sweep
 from ffengine.ops.call import offsets_tensor
 from ffengine.ops.config import GOODNESS_CODES, LocalPassConfig, Loss
 
-BACKENDS = frozenset({"triton"})
-#: Held beside the tensors, a channel: the kernel's three fp64 numbers.
+BACKENDS = frozenset({"triton", "cuda"})
+#: Held beside the tensors, a channel: the kernels' three fp64 numbers.
 CHANNEL_BYTES = 24
 
 

@@ -30,12 +30,13 @@ CSRC = HERE.parent.parent / "csrc"
 LAUNCH = re.compile(
     r"((\w+)(?:<[^<>;]*>)?)\s*<<<(.*?),\s*([\w.]+),\s*(\w+),\s*(\w+)>>>\((.*?)\);", re.S)
 #: What each emulated library is made of, beside emulator/NAME_entry.cpp.
-SOURCES = {"local": ("local_pass.cu", "local_pass_cluster.cu"), "batch": ("batch_pass.cu",),
-           "linear": ("linear_step.cu",), "optimizer": ("weight_update.cu", "compressed_step.cu")}
+SOURCES = {"local": ("local_pass.cu", "local_pass_cluster.cu"),
+           "batch": ("batch_pass.cu", "batch_middle.cu"), "linear": ("linear_step.cu",),
+           "optimizer": ("weight_update.cu", "compressed_step.cu")}
 
 
 class Device(NamedTuple):
-    """What local_pass plans by (csrc/cuda/plan.h: DeviceCaps); shared: bytes a block may have."""
+    """What calls are planned by (csrc/cuda/plan.h: DeviceCaps); shared: bytes a block may have."""
 
     major: int
     multiprocessors: int
@@ -93,11 +94,12 @@ def library(name: str) -> ctypes.CDLL:
         (folder / header.name).write_text(translate(header.read_text()))
     for source in SOURCES[name]:
         (folder / f"{source}.cpp").write_text(translate((CSRC / "cuda" / source).read_text()))
-    subprocess.run(
+    done = subprocess.run(
         ["g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-Wno-unknown-pragmas",
          f"-I{HERE / 'emulator'}", f"-I{folder}", f"-I{CSRC}",
          str(HERE / "emulator" / f"{name}_entry.cpp"), "-o", str(folder / "emulated.so")],
-        check=True, capture_output=True)
+        check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[:4000]
     found = ctypes.CDLL(str(folder / "emulated.so"))
     found.emulated_failure.restype = found.emulated_launch.restype = ctypes.c_char_p
     return found
@@ -154,7 +156,16 @@ class Extension:
                         call: BatchPassCall, stream: int) -> None:
         self._run("batch", "batch_pass", addresses(*tensors), integers(
             *shape, dtype, call.phase, call.channels_last, call.pool, call.norm_first,
-            call.squares, call.straight_through))
+            call.squares, call.straight_through), integers(*self.device))
+
+    def batch_middle_cuda(self, swept: Sequence[int], tensors: Sequence[int], shape: Sequence[int],
+                          dtype: int, call: BatchPassCall, stream: int) -> None:
+        c = call
+        self._run("batch", "batch_middle", addresses(*swept, *tensors), integers(
+            *shape, dtype, c.phase, c.channels_last, c.pool, c.norm_first, c.squares,
+            c.straight_through, c.groups, c.equal_groups, c.goodness, c.loss, c.training,
+            c.use_running, c.pixels, c.pixels_z),
+            reals(c.momentum, c.eps, c.p0, c.p1, c.p2, c.scale, c.da_scale))
 
     def linear_prepare_cuda(self, x: int, source: int, a: int, bias: int, scale: int,
                             shape: Sequence[int], dtype: int, rms: bool, eps: float,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ffengine.ops.config import BatchNorm, Peer
+from ffengine.ops.config import BatchNorm, Peer, cwc, pvn, sparsemax, symba
 from tests.batch_pass_cases import CL, NCHW, Case, cases, peer_settings, settings
 
 pytestmark = pytest.mark.gpu
@@ -23,6 +23,11 @@ CASES = cases() | {case.id: case for case in (
     Case("wide-linear", (3, 5000), settings(groups=10)),
     Case("wide-rows-of-two", (2, 2500, 1, 2), settings(), dtype=torch.float16, layout=CL),
     Case("long-runs", (2, 4, 40, 40), settings(goodness="sum_sq"), dtype=torch.bfloat16),
+    Case("pairs-of-many", (40, 120), settings(groups=1, goodness="mean_sq", loss=symba())),
+    Case("unequal-of-many", (33, 70, 2, 4), settings(groups=(0, 1, 34, 70), loss=cwc(), **POOL),
+         BatchNorm(order="norm_pool")),
+    Case("many-groups", (17, 300), settings(groups=300, goodness="sum_sq", loss=sparsemax())),
+    Case("no-affine-of-many", (20, 90), settings(groups=9, loss=pvn()), affine=False),
     Case("peer-vectors", (40, 200), peer_settings(), Peer(), torch.bfloat16),
 )}
 

@@ -14,11 +14,12 @@ import torch
 
 from ffengine.ops.batch_call import (
     PHASE_APPLY,
+    PHASE_MIDDLE,
     PHASE_PEER_APPLY,
     PHASE_PEER_STATS,
     PHASE_STATS,
+    SWEPT,
     BatchPassCall,
-    BatchPassTensors,
 )
 from ffengine.ops.config import PHASE_STATS as LOCAL_STATS
 from ffengine.ops.config import LocalPassConfig, symba
@@ -65,12 +66,13 @@ def test_local_pass_refuses_in_words() -> None:
                         phase=LOCAL_STATS)
 
 
-def batch_pass(phase: int, shape: Sequence[int], channels_last: bool, pool: bool,
-               dtype: int = 0) -> list[emulate.Launch]:
-    extension = emulate.Extension()
+def batch_pass(phase: int, shape: Sequence[int], channels_last: bool, pool: bool, dtype: int = 0,
+               device: emulate.Device = emulate.SMALL_AMPERE,
+               norm_first: bool = True) -> list[emulate.Launch]:
+    extension = emulate.Extension(device)
     extension.dry = True
-    extension.batch_pass_cuda([emulate.ANYWHERE] * len(BatchPassTensors._fields), shape, dtype,
-                              BatchPassCall(phase, channels_last, pool, True, True, False), 0)
+    call = BatchPassCall(phase, channels_last, pool, norm_first, True, False)
+    extension.batch_pass_cuda([emulate.ANYWHERE] * SWEPT, shape, dtype, call, 0)
     return extension.launches
 
 
@@ -84,6 +86,41 @@ def test_batch_norm(shape: tuple[int, ...], phase: int, channels_last: bool, poo
     for dtype in (0, 1):
         launches = batch_pass(phase, shape, channels_last, pool, dtype)
         assert launches and all(one.grid[1:] == (1, 1) for one in launches)
+
+
+#: Of CwComp's maps in channels_last, pooled, fp32 (0) and bf16 (1): blocks, threads and shared
+#: bytes of sweep 1, blocks and threads of sweep 2. A thread owns 16 bytes of channels; blocks of
+#: sweep 1 share a sample's as long as each has 128 bytes of a pixel.
+CWCOMP = {
+    ((128, 80, 32, 32), 0): ((256, 512, 16588), (256, 512)),
+    ((128, 80, 32, 32), 1): ((128, 512, 32972), (256, 512)),
+    ((128, 480, 16, 16), 0): ((384, 480, 15408), (256, 480)),
+    ((128, 480, 16, 16), 1): ((384, 512, 32868), (256, 480)),
+}
+
+
+@pytest.mark.parametrize(("shape", "dtype"), CWCOMP, ids=str)
+def test_cwcomp(shape: tuple[int, ...], dtype: int) -> None:
+    """On a device of 132 multiprocessors."""
+    sweeps = [batch_pass(phase, shape, True, True, dtype, emulate.H100, norm_first=False)
+              for phase in (PHASE_STATS, PHASE_APPLY)]
+    (stats,), (apply,) = sweeps
+    assert stats.kernel == "batch_stats_nhwc" and apply.kernel == "batch_apply_nhwc"
+    assert ((stats.grid[0], stats.threads, stats.shared),
+            (apply.grid[0], apply.threads)) == CWCOMP[shape, dtype]
+
+
+@pytest.mark.parametrize("shape", [(MANY, 40, 4, 4), (3, 2**29, 1, 1)], ids=str)
+def test_middle(shape: tuple[int, ...]) -> None:
+    extension = emulate.Extension()
+    extension.dry = True
+    call = BatchPassCall(PHASE_MIDDLE, True, False, True, True, False, groups=4, loss=0)
+    extension.batch_middle_cuda([emulate.ANYWHERE] * SWEPT, [emulate.ANYWHERE] * 11, shape, 0, call,
+                                0)
+    assert [one.kernel for one in extension.launches] == [
+        "middle_channels", "middle_rows", "middle_answers"]
+    assert [one.grid for one in extension.launches] == [
+        (-(-shape[1] // 32), 1, 1), (shape[0], 1, 1), (-(-shape[1] // 32), 1, 1)]
 
 
 @pytest.mark.parametrize("phase", [PHASE_PEER_STATS, PHASE_PEER_APPLY])

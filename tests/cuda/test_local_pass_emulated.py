@@ -12,8 +12,10 @@ import emulate
 import pytest
 import torch
 from local_pass_cuda_cases import CASES, CLUSTER_CASES, DROP, Case, check, expand
+from test_local_pass_cuda import RESNET17 as STAGES
 
-from ffengine.ops.config import LocalPassConfig, symba
+from ffengine.ops import local_pass as op
+from ffengine.ops.config import Dropout, LocalPassConfig, symba
 from ffengine.ops.local_pass import LocalPassOutput, local_pass
 from tests.ops import test_local_pass_join as join
 
@@ -38,6 +40,27 @@ def test_one_read(case: Case, dtype: torch.dtype, layout: str,
     extension = emulate.install(monkeypatch, emulate.SMALL_HOPPER)
     check(case, dtype, layout, "cpu", run)
     assert extension.plans[0].blocks > 0, "the case was meant for the cluster kernel"
+
+
+@pytest.mark.parametrize("device", [emulate.A100, emulate.H100], ids=["two-sweeps", "one-read"])
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize(("groups", "p"), [(10, 0.0), (10, 0.2), (100, 0.0)], ids=str)
+@pytest.mark.parametrize("shape", [(2, *shape[1:]) for shape in STAGES], ids=str)
+def test_resnet17_small(shape: tuple[int, ...], groups: int, p: float, layout: str,
+                        device: emulate.Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two samples of every stage, on the blocks that a real device gets."""
+    emulate.install(monkeypatch, device)
+    config = LocalPassConfig(groups=groups, dropout=Dropout(p, seed=3, layer=1, step=2))
+    check(Case("resnet17", shape, config), torch.bfloat16, layout, "cpu", run)
+
+
+def test_unknown_label_is_nan_not_a_stray_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    for device, shape in ((emulate.A100, (2, 8, 4, 4)), (emulate.H100, (2, 40, 16, 16))):
+        emulate.install(monkeypatch, device)
+        monkeypatch.setattr(op, "check_targets", lambda *_: None)  # a GPU's labels are not read
+        out = run(torch.randn(shape), torch.tensor([1, 99]), config=LocalPassConfig(groups=2),
+                  want_da=True)
+        assert out.loss is not None and out.loss[1].isnan() and not out.loss[0].isnan()
 
 
 LAYOUTS = pytest.mark.parametrize("layout", [NCHW, NHWC], ids=["nchw", "nhwc"])

@@ -19,8 +19,9 @@ from bench import machine_code
 CSRC = Path(__file__).parent.parent.parent / "csrc"
 EVERY, CLUSTERS = ("75", "80", "87", "90", "100"), ("90", "100")
 #: Architectures a file has kernels for; the cluster kernels are empty on the others.
-FILES = {"batch_pass.cu": EVERY, "compressed_step.cu": EVERY, "linear_step.cu": EVERY,
-         "local_pass.cu": EVERY, "local_pass_cluster.cu": CLUSTERS, "weight_update.cu": EVERY}
+FILES = {"batch_middle.cu": EVERY, "batch_pass.cu": EVERY, "compressed_step.cu": EVERY,
+         "linear_step.cu": EVERY, "local_pass.cu": EVERY, "local_pass_cluster.cu": CLUSTERS,
+         "weight_update.cu": EVERY}
 #: Most registers a thread may have for the blocks a multiprocessor is meant to hold.
 REGISTERS = 128
 ENTRY = re.compile(
@@ -104,8 +105,10 @@ class Wide(NamedTuple):
     only: bool = False
 
 
-#: By file and pattern. Of local_pass: a and a shortcut, z and da, four vectors of each at a time.
-WIDE = {
+#: By file and pattern; batch_middle is of few numbers. Of local_pass: a and a shortcut, z and da,
+#: four vectors of each at a time.
+WIDE: dict[str, dict[str, Wide]] = {
+    "batch_middle.cu": {},
     "local_pass.cu": {
         rf"gather_nhwc{VECTOR}": Wide(4, 0), rf"gather_nchw{VECTOR}": Wide(4, 0),
         rf"apply_nhwc{VECTOR}": Wide(8, 8), rf"apply_nchw{VECTOR}": Wide(8, 8)},

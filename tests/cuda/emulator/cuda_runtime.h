@@ -1,6 +1,7 @@
 // CUDA on one CPU thread, enough of it to run this project's kernels on small inputs: every CUDA
 // thread is a fiber, a cluster's blocks run together, barriers and shuffles switch fibers.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -45,7 +46,7 @@ struct Block {
   std::vector<unsigned char> shared;
   Barrier threads;
   std::vector<Barrier> warps;
-  std::vector<uint32_t> slots;
+  std::vector<uint64_t> slots;
 };
 
 struct Cluster {
@@ -53,17 +54,18 @@ struct Cluster {
   Barrier barrier;
 };
 
+// Contexts start a fiber; jumps go on with it, since a context's switch is a system call.
 struct Fiber {
   ucontext_t context;
-  std::unique_ptr<char[]> stack;
+  jmp_buf stopped;
   unsigned thread = 0;
   int rank = 0;
   long waits_for = -1;
-  bool done = false;
+  bool started = false, done = false;
 };
 
 struct State {
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   Fiber* fiber = nullptr;
   Cluster* cluster = nullptr;
   dim3 grid, block;
@@ -72,7 +74,24 @@ struct State {
 inline State state;
 
 inline Block& block() { return state.cluster->blocks[size_t(state.fiber->rank)]; }
-inline void yield() { swapcontext(&state.fiber->context, &state.scheduler); }
+inline void yield() {
+  if (_setjmp(state.fiber->stopped) == 0) _longjmp(state.scheduler, 1);
+}
+inline void resume(Fiber& f) {
+  state.fiber = &f;
+  if (_setjmp(state.scheduler) != 0) return;
+  if (f.started) _longjmp(f.stopped, 1);
+  f.started = true;
+  setcontext(&f.context);
+}
+
+constexpr size_t kStack = 32768;
+// The i-th fiber's, used again by every block.
+inline char* stack_of(size_t i) {
+  static std::vector<std::unique_ptr<char[]>> stacks;
+  while (stacks.size() <= i) stacks.push_back(std::make_unique<char[]>(kStack));
+  return stacks[i].get();
+}
 
 inline long arrive(Barrier& b) {
   const long mine = b.generation;
@@ -111,10 +130,9 @@ inline void run_cluster(unsigned threads, size_t shared, unsigned first, unsigne
     for (unsigned t = 0; t < threads; ++t) {
       Fiber& f = fibers[size_t(rank) * threads + t];
       f.thread = t, f.rank = rank;
-      f.stack = std::make_unique<char[]>(32768);
       getcontext(&f.context);
-      f.context.uc_stack.ss_sp = f.stack.get();
-      f.context.uc_stack.ss_size = 32768;
+      f.context.uc_stack.ss_sp = stack_of(size_t(rank) * threads + t);
+      f.context.uc_stack.ss_size = kStack;
       f.context.uc_link = nullptr;
       makecontext(&f.context, enter, 0);
     }
@@ -123,8 +141,7 @@ inline void run_cluster(unsigned threads, size_t shared, unsigned first, unsigne
     left = false;
     for (Fiber& f : fibers) {
       if (f.done) continue;
-      state.fiber = &f;
-      swapcontext(&state.scheduler, &f.context);
+      resume(f);
       left |= !f.done;
     }
   }
@@ -152,7 +169,8 @@ struct Device {
 inline Device device{{}, {}, {}, {{7, 4, 1 << 20, 64 << 10}}};
 
 // Makes a device with these attributes the current one: every one has a number of its own.
-inline void use_device(const std::array<int, 4>& attributes) {
+inline void use_device(const int64_t* given) {
+  const std::array<int, 4> attributes{int(given[0]), int(given[1]), int(given[2]), int(given[3])};
   auto& all = device.attributes;
   device.number = int(std::find(all.begin(), all.end(), attributes) - all.begin());
   if (device.number == int(all.size())) all.push_back(attributes);
@@ -199,12 +217,12 @@ inline unsigned char* dynamic_shared() {
 }
 
 template <class T> T exchange(T x, int source) {
-  static_assert(sizeof(T) == 4, "one register");
+  static_assert(sizeof(T) <= 8, "one or two registers");
   Block& b = block();
   const unsigned t = state.fiber->thread, warp = t / 32;
-  std::memcpy(&b.slots[t], &x, 4);
+  std::memcpy(&b.slots[t], &x, sizeof(T));
   sync(b.warps[warp]);
-  std::memcpy(&x, &b.slots[warp * 32 + unsigned(source)], 4);
+  std::memcpy(&x, &b.slots[warp * 32 + unsigned(source)], sizeof(T));
   sync(b.warps[warp]);
   return x;
 }

@@ -22,9 +22,8 @@ void fill_numbers(ff::LocalPassParams& p, const int64_t* i, const double* f) {
 
 }  // namespace
 
-// Runs the call on a device of major capability, multiprocessors, bytes of L2 and of shared memory a
-// block; -1 after an error. `t` in the order of ffengine.ops.call.LocalPassTensors; planned: blocks,
-// vector, slab, tile_bytes, shared_bytes and read's width and lanes of ClusterPlan.
+// -1 after an error. `t` in the order of ffengine.ops.call.LocalPassTensors; planned: blocks, vector,
+// slab, tile_bytes, shared_bytes and read's width and lanes of ClusterPlan.
 extern "C" int emulate_local_pass(void** t, const int64_t* numbers, const double* reals,
                                   const int64_t* device, int64_t* planned) {
   ff::LocalPassParams p{};
@@ -35,7 +34,7 @@ extern "C" int emulate_local_pass(void** t, const int64_t* numbers, const double
   p.coef = static_cast<float*>(t[9]), p.da = t[10], p.stats = static_cast<float*>(t[11]);
   p.dropout.clock = static_cast<uint32_t*>(t[12]);
   return emulator::guarded([&] {
-    emulator::use_device({int(device[0]), int(device[1]), int(device[2]), int(device[3])});
+    emulator::use_device(device);
     const ff::ClusterPlan plan = ff::use_cluster(p, ff::device_caps(emulator::device.number));
     const int64_t all[] = {plan.blocks,       plan.vector, plan.slab, plan.tile_bytes,
                            plan.shared_bytes, plan.read.width, plan.read.lanes};
