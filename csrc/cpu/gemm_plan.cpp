@@ -96,7 +96,6 @@ std::array<int64_t, 2> inside(const Axis& axis, int64_t k) {
 // The steps of fma and dot.
 void place_steps(GemmPlan& plan, const Axis& y, const Axis& x) {
   const int64_t together = plan.pixels_a_word;
-  plan.endless = plan.taps == 1 && plan.grid() == y.out * x.out;
   plan.length = plan.endless ? kPassSteps : ceil_div(x.out, together);
   plan.pass_rows = plan.endless ? 1 : std::max<int64_t>(1, kPassSteps / plan.length);
   if (!plan.endless) place_outputs(plan, y.out, x.out, y.out, plan.length * together);
@@ -207,7 +206,8 @@ GemmPlan gemm_plan(const WeightUpdateParams& p, int threads) {
   plan.narrow = p.C < kPanel && ceil_div(p.C * plan.taps, kPanel) < plan.taps;
   plan.grid_height = y.length();
   plan.grid_width = x.length();
-  if (plan.unit == Unit::dot && plan.grid() != p.P * p.Q)  // a row begins with a whole word
+  plan.endless = plan.unit != Unit::amx && plan.taps == 1 && plan.grid() == p.P * p.Q;
+  if (plan.unit == Unit::dot && !plan.endless)  // a row begins with a whole word
     plan.grid_width = round_up(plan.grid_width, plan.pixels_a_word);
   place_taps(plan, y, x);
   // Compact packs (taps - copies) more copies of x; each costs about 160 / O of all multiplications

@@ -11,7 +11,7 @@ import torch
 
 from ffengine.ops import backends
 from ffengine.ops.weight_update import conv_shape
-from tests.ops.test_weight_update import SHAPES, conv_case, gradient
+from tests.ops.test_weight_update import SHAPES, conv_case, gradient, random_shapes
 from tests.tolerances import assert_close
 
 HERE = Path(__file__).parent
@@ -68,6 +68,11 @@ def test_gradient_of_a_convolution(shape: tuple[int, ...], layout: str,
     exact = gradient(weight.double(), x.double(), da.double(), geometry, "reference")
     same = gradient(weight, x, da, geometry, "reference")
     assert_close(got, exact, same, reduction=max(1, da.numel() // da.shape[1]), what="dW")
+
+
+def test_gradient_of_any_convolution(library: ctypes.CDLL) -> None:
+    for shape in random_shapes(2, 40):
+        test_gradient_of_a_convolution(shape, "lll", library)
 
 
 @pytest.mark.parametrize("shape", [(1, 7, 3), (33, 100, 50), (130, 600, 10)], ids=str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -42,7 +43,21 @@ SHAPES = {
     "one": (1, 20, 40, 8, 8, 3, 1, 1),
     "compact": (5, 48, 200, 4, 4, 3, 1, 1),  # a copy of x per tap on AMX
     "chunks": (9, 100, 36, 20, 20, 3, 1, 1),  # more samples than one chunk holds
+    "no-padding-shared": (5, 16, 1, 2, 3, 3, 1, 2),  # x's grid is the output's, of an odd width
 }
+
+
+def random_shapes(seed: int, count: int) -> list[tuple[int, ...]]:
+    """Any sizes, kernels, strides and paddings that give an output."""
+    rng, found = random.Random(seed), []
+    while len(found) < count:
+        n, c = rng.choice((1, 2, 3, 5, 8, 9, 33)), rng.choice((1, 3, 7, 15, 16, 17, 40, 100))
+        o, k = rng.choice((1, 3, 20, 29, 57)), rng.choice((1, 2, 3, 4, 5, 7))
+        h, w = (rng.choice((1, 2, 3, 4, 5, 7, 8, 9, 14, 20)) for _ in range(2))
+        stride, padding = rng.choice((1, 1, 2, 3)), rng.choice((0, 1, 2, 3))
+        if min(h, w) + 2 * padding >= k:
+            found.append((n, c, o, h, w, k, stride, padding))
+    return found
 
 
 def laid_out(t: torch.Tensor, channels_last: bool) -> torch.Tensor:
@@ -88,6 +103,14 @@ def test_gradient_of_a_convolution(backend: str, shape: tuple[int, ...],
                                    dtype: torch.dtype) -> None:
     weight, x, da, geometry = conv_case(shape, dtype)
     check_gradient(weight, x, da, geometry, backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradient_of_any_convolution(dtype: torch.dtype, isa: str) -> None:
+    for i, shape in enumerate(random_shapes(1, 60)):
+        layout = ("lll", "llc", "cll", "lcl", "ccc")[i % 5]
+        weight, x, da, geometry = conv_case(shape, dtype, layout, seed=i)
+        check_gradient(weight, x, da, geometry, "cpu")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
