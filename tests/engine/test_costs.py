@@ -15,6 +15,7 @@ from ffengine.engine import costs, curves
 from ffengine.engine.recipe import Recipe
 from ffengine.engine.schedule import of
 from ffengine.engine.settings import Settings
+from ffengine.ops import backends
 
 SMALL = {"in_channels": 1, "image_size": 8, "widths": (10, 20, 20, 20)}
 
@@ -179,6 +180,18 @@ def test_another_machine_measures_its_own(timed: type[Timed], folder: Path,
     assert timed.calls
     curves.curves().save()
     assert set(json.loads(folder.read_text())["machines"]) == {here, "another machine"}
+
+
+def test_another_instruction_set_measures_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    ext = backends.extension()
+    assert ext is not None
+    try:
+        machines = {ext.set_isa(isa) or curves.machine() for isa in ext.isas()}
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+        assert curves.machine() not in machines  # the library's own counts too
+    finally:
+        ext.set_isa("auto")
+    assert len(machines) == len(ext.isas())
 
 
 def test_a_folder_that_cannot_be_written_is_said(timed: type[Timed], tmp_path: Path,
