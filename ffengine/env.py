@@ -16,7 +16,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
           "fp64": torch.float64}
 #: The environment variable that holds oneDNN's kernels to an instruction set.
 LIBRARY_LIMIT = "ONEDNN_MAX_CPU_ISA"
-PACKAGES = ("torch", "triton", "numpy", "safetensors", "scikit-learn")
+PACKAGES = ("torch", "triton", "numpy", "safetensors", "scikit-learn", "scipy", "pooch",
+            "tensorboard", "tqdm", "matplotlib")
 
 
 def env_report() -> dict[str, Any]:

@@ -68,7 +68,7 @@ def metered(net: LocalNet, batch: int, plan: Plan, dtype: torch.dtype) -> Memory
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(("name", "batch"), [
-    pytest.param(name, batch, marks=pytest.mark.isa if batch < 32 else ())
+    pytest.param(name, batch, marks=pytest.mark.isa if batch < 32 and name != "resnet100" else ())
     for name in NETS for batch in (1, 5, 32)
     if (name, batch) != ("resnet100", 32)])  # a minute: its smallest plan recomputes
 def test_plan_and_meter_agree(name: str, batch: int, dtype: torch.dtype) -> None:
