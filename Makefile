@@ -68,7 +68,7 @@ $(BIN)/python:
 # torch first and pinned, so that nothing after it chooses a version
 $(VENV)/.packages: pyproject.toml .ci/constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q -r .ci/constraints.txt
-	$(BIN)/python -m pip install -q "setuptools>=64" wheel "pybind11>=2.12" "cmake>=3.24" ninja
+	$(BIN)/python -m pip install -q "setuptools>=65" wheel "pybind11>=2.12" "cmake>=3.24" ninja
 	touch $@
 
 $(VENV)/.built: $(VENV)/.packages setup.py $(SOURCES)

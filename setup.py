@@ -27,7 +27,7 @@ CHOICES = {"0": "OFF", "off": "OFF", "false": "OFF", "1": "ON", "on": "ON", "tru
            "auto": "AUTO", "": "AUTO"}
 #: The first that builds an editable install from [project]; older ones install an empty package
 #: without a word, and pip asks nobody's version where it builds without isolation.
-OLDEST_SETUPTOOLS = 64
+OLDEST_SETUPTOOLS = 65
 
 
 def refuse(text: str) -> NoReturn:

@@ -189,7 +189,7 @@ def test_what_cannot_be_built_is_one_line_and_status_2(
 def test_a_setuptools_that_would_install_nothing_is_refused(tmp_path: Path) -> None:
     status, err = setup(tmp_path, "import setuptools; setuptools.__version__ = '59.6.0'")
     assert status == 2 and err == (
-        "ffengine: expected setuptools >= 64, got 59.6.0: pip install --upgrade setuptools\n")
+        "ffengine: expected setuptools >= 65, got 59.6.0: pip install --upgrade setuptools\n")
 
 
 def test_codes_agree() -> None:

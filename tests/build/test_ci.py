@@ -90,3 +90,39 @@ def test_some_stages_by_name(tmp_path: Path) -> None:
     assert status == 0 and calls == ["make lint", "gpu.sh --rehearse"]
     status, calls, end = run(tmp_path, "lent")
     assert status == 1 and end == [f"FAILED: lent, which is no stage: {' '.join(STAGES)} "]
+
+
+APT = """#!/bin/sh
+echo "apt-get $*" >>"$CALLS"
+[ "$1" = install ] && [ -n "$WORKS" ] || exit "${APT_STATUS:-0}"
+for tool in aarch64-linux-gnu-g++ qemu-aarch64; do ln -s fake "$(dirname "$0")/$tool"; done
+"""
+
+
+def aarch64(folder: Path, **told: str) -> tuple[int, list[str], str]:
+    """(exit status, calls, output) of .ci/aarch64 where little is installed."""
+    tools, calls = folder / ".venv" / "bin", folder / "calls"
+    for path in (tools, folder / ".ci"):
+        path.mkdir(parents=True)
+    shutil.copy(ROOT / ".ci" / "aarch64", folder / ".ci")
+    for name, text in {"fake": FAKE, "apt-get": APT, "make": FAKE, "python": FAKE,
+                       "sudo": '#!/bin/sh\nshift\nexec "$@"\n'}.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    for name in ("sh", "bash", "dirname", "basename", "id", "ln", "env"):
+        (tools / name).symlink_to(shutil.which(name) or name)
+    done = subprocess.run([folder / ".ci" / "aarch64"], capture_output=True, text=True,
+                          env={"PATH": str(tools), "CALLS": str(calls), **told})
+    return done.returncode, [c.split()[0] for c in calls.read_text().splitlines()], done.stdout
+
+
+def test_aarch64_installs_its_tools(tmp_path: Path) -> None:
+    status, calls, _ = aarch64(tmp_path, WORKS="1")
+    assert status == 0 and calls == ["apt-get", "apt-get", "make", "python", "python"]
+
+
+@pytest.mark.parametrize("apt", ["0", "100"], ids=["no-such-package", "apt-fails"])
+def test_aarch64_is_skipped_where_apt_cannot_install_them(tmp_path: Path, apt: str) -> None:
+    status, calls, out = aarch64(tmp_path, APT_STATUS=apt)
+    assert status == 77 and set(calls) == {"apt-get"}
+    assert out == ("skipped: no g++-aarch64-linux-gnu and qemu-user, and apt cannot install them\n")
