@@ -34,6 +34,7 @@ def env_report() -> dict[str, Any]:
         "packages": {name: version(name) for name in PACKAGES},
         "device": device,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cuda": cuda_report(build.get("cuda_toolkit")),
         "backends": {name: {"usable": reason is None, "why_not": reason}
                      for name, reason in reasons.items()},
         "auto": {name: backends.resolve("env", "auto", device, dtype)
@@ -55,6 +56,18 @@ def env_report() -> dict[str, Any]:
                     "kernels": extension.num_threads() if extension is not None else None,
                     "cores": os.cpu_count()},
     }
+
+
+def cuda_report(toolkit: str | None) -> dict[str, str | None]:
+    """Which code the GPU runs, and which CUDA its driver, torch and our kernels are of; or why
+    there is no GPU. toolkit: what the kernels were built with."""
+    gpu, driver = backends.gpu(), backends.driver_version()
+    return {
+        "capability": "sm_{}{}".format(*gpu.capability) if gpu is not None else None,
+        "driver": f"{driver // 1000}.{driver % 1000 // 10}" if driver else None,
+        "torch": torch.version.cuda,
+        "kernels": toolkit or None,
+        "why_no_gpu": None if gpu else backends.no_gpu_reason(torch.version.cuda, driver)}
 
 
 def instruction_set() -> str:
@@ -92,7 +105,8 @@ def env_text(report: dict[str, Any]) -> str:
     """The report for people."""
     packages = ", ".join(f"{k} {v or 'absent'}" for k, v in report["packages"].items())
     rows = [f"ffengine {report['ffengine']}, Python {report['python']}, {packages}",
-            f"device: {report['device']}" + "".join(f", {g}" for g in report["gpus"])]
+            f"device: {report['device']}" + "".join(f", {g}" for g in report["gpus"])
+            + cuda_text(report["cuda"])]
     for name, state in report["backends"].items():
         rows.append(f"back-end {name:10s}" + ("usable" if state["usable"]
                                               else f"not usable: {state['why_not']}"))
@@ -117,3 +131,10 @@ def env_text(report: dict[str, Any]) -> str:
     rows.append(f"threads: torch {threads['torch']}, kernels {threads['kernels'] or '-'}, "
                 f"cores {threads['cores']}")
     return "\n".join(rows)
+
+
+def cuda_text(cuda: dict[str, str | None]) -> str:
+    if cuda["why_no_gpu"]:
+        return f" ({cuda['why_no_gpu']})"
+    whose = ", ".join(f"{who} {cuda[who] or '-'}" for who in ("driver", "torch", "kernels"))
+    return f" ({cuda['capability']}; CUDA of {whose})"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -160,6 +161,45 @@ def test_env_says_what_is_forced(capsys, monkeypatch):
     assert env.instruction_set().endswith(", oneDNN AVX2")
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     assert "oneDNN" not in env.instruction_set() + env.env_text(value(capsys, "env"))
+
+
+@pytest.mark.parametrize("capability, cuda, device, why", [
+    ((9, 0), None, "device: cuda, a GPU (sm_90; CUDA of driver 13.0, torch 12.8, kernels 13.0.88)",
+     "back-end cuda      usable"),
+    ((7, 5), None, "device: cuda, a GPU (sm_75; ", "back-end cuda      not usable: this build has "
+     "80-real 90-real, the device is sm_75: build with CMAKE_CUDA_ARCHITECTURES=75"),
+    ((7, 0), None, "device: cuda, a GPU (sm_70; ", "back-end cuda      not usable: the device is "
+     "sm_70, the CUDA kernels need sm_75 or newer"),
+    (None, 11040, "device: cpu (the driver supports CUDA 11.4, this torch needs 12.8: update the "
+     "driver)", "back-end reference usable"),
+    (None, 0, "device: cpu (no CUDA device)", "back-end reference usable"),
+], ids=["runs", "other-architectures", "too-old", "old-driver", "none"])
+def test_env_says_what_a_gpu_lacks(capsys, monkeypatch, capability, cuda, device, why):
+    """By fakes of the GPU, its driver and the build."""
+    built = SimpleNamespace(
+        has_cuda=True, isa=lambda: "avx2", isas=lambda: ["baseline", "avx2"],
+        num_threads=lambda: 1, build_info=lambda: {
+            "compiler": "GNU", "isas": "baseline avx2", "cuda_toolkit": "13.0.88",
+            "cuda_architectures": "80-real 90-real"})
+    for owner, name, value in (
+            (backends, "extension", lambda: built),
+            (backends, "driver_version", lambda: 13000 if cuda is None else cuda),
+            (backends, "gpu", lambda: None if capability is None else backends.Gpu(
+                capability, backends.driver_version())),
+            (torch.version, "cuda", "12.8"),
+            (torch.cuda, "is_available", lambda: capability is not None),
+            (torch.cuda, "device_count", lambda: int(capability is not None)),
+            (torch.cuda, "get_device_name", lambda *_: "a GPU")):
+        monkeypatch.setattr(owner, name, value)
+    backends._build_reason.cache_clear()
+    try:
+        assert main(["env"]) == 0
+    finally:
+        monkeypatch.undo()
+        for cached in (backends._build_reason, backends._auto):
+            cached.cache_clear()
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith(device) for line in lines) and why in lines
 
 
 def test_bench_lists_suites_of_a_checkout(capsys, tmp_path, monkeypatch):
