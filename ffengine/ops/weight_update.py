@@ -83,13 +83,11 @@ WIDENED_CHUNK = 1 << 20
 def choose(shape: tuple[int, ...], dtype: torch.dtype) -> Literal["library", "im2col"]:
     """Who forms the gradient on a CPU, of (N, C, H, W, O, P, Q, kH, kW, stride, padding).
 
-    The library rounds a 16-bit gradient to 16 bits, so only fp32 is ever its; and below AVX2 it
-    unfolds x, which ours never does.
+    The library rounds a 16-bit gradient to 16 bits, and unfolds x below AVX2: neither is its.
     """
-    _, c, _, _, _, p, q, *_ = shape
-    small = c < LIBRARY_BELOW_CHANNELS and p * q > 1 and shape[0] > 0 and (
-        extension().isa() != "baseline")
-    return "library" if dtype is torch.float32 and small else "im2col"
+    n, c, _, _, _, p, q, *_ = shape
+    small = n > 0 and c < LIBRARY_BELOW_CHANNELS and p * q > 1 and dtype is torch.float32
+    return "library" if small and extension().isa() != "baseline" else "im2col"
 
 
 def bytes_moved(x_shape: tuple[int, ...], da_shape: tuple[int, ...],
