@@ -113,11 +113,8 @@ def cache_folder() -> Path:
 
 
 def machine() -> str:
-    """Whose seconds they are: machine class (instruction set), the library's own instruction set
-    where the environment forces one, processor, and threads in use."""
-    forced = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
-    return (f"{env.machine_class()}{f'; oneDNN {forced}' * bool(forced)}; {env.cpu_name()}; "
-            f"torch threads: {torch.get_num_threads()}")
+    """Whose seconds they are: machine class (instruction sets), processor, threads in use."""
+    return f"{env.machine_class()}; {env.cpu_name()}; torch threads: {torch.get_num_threads()}"
 
 
 def versions() -> list[str]:
