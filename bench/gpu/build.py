@@ -16,10 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from bench.gpu.run import DONE, FAILED
-from bench.gpu.work import Session, options
+from bench.gpu.session import Session, options
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "ffengine"
@@ -112,7 +110,7 @@ def main() -> int:
     except (RuntimeError, ImportError) as reason:
         print(f"no CUDA kernels: {reason}")
         sys.stderr.write("".join(log.read_text(errors="replace").splitlines(True)[-12:]))
-        if session.device.type == "cuda":
+        if session.scale.device == "cuda":
             for old in PACKAGE.glob("_C.*"):
                 old.unlink()
         return FAILED
@@ -120,7 +118,9 @@ def main() -> int:
 
 
 def folder_and_architecture(args: argparse.Namespace, session: Session) -> tuple[Path, str | None]:
-    if session.device.type == "cuda":
+    if session.scale.device == "cuda":
+        import torch
+
         architecture = "{}{}".format(*torch.cuda.get_device_capability())
         return ROOT / "build" / f"gpu-{sys.implementation.cache_tag}", architecture
     return ROOT / "build" / f"cmake-{sys.implementation.cache_tag}", None

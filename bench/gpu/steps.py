@@ -23,7 +23,8 @@ from bench import fair, floor, machine
 from bench.gpu import clock
 from bench.gpu.checked import gradients, problem_of
 from bench.gpu.records import Row
-from bench.gpu.work import Job, Session, failed, worker
+from bench.gpu.session import Session
+from bench.gpu.work import Job, failed, worker
 from bench.problem import Problem
 from bench.sides import Side, backprop_side, eager_side, engine_side, unfused
 from ffengine.engine.baselines import pieces
@@ -215,8 +216,7 @@ def compiled_rows(table: Table) -> Iterator[Job]:
     """Backpropagation by torch.compile, beside ours in the same process."""
     name, compiler = "bp plain, torch.compile", table.session.scale.compiler
     beside = "ours, auto, default plan"
-    yield table.named(f"{beside}, again"), lambda: [{**table.ours("auto", "default plan"),
-                                                     "name": table.named(f"{beside}, again")}]
+    yield table.named(beside), lambda: [table.ours("auto", "default plan")]
     yield table.named(name), lambda: [table.side(name, "bp", table.theirs, [functools.partial(
         backprop_side, table.theirs, name, True, compiler=compiler)])]
     yield table.named("rounds with torch.compile"), table.rounds

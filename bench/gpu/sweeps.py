@@ -16,7 +16,8 @@ import torch
 from bench.gpu import clock
 from bench.gpu.records import Row
 from bench.gpu.scale import Scale
-from bench.gpu.work import Job, Session, failed, worker
+from bench.gpu.session import Session
+from bench.gpu.work import Job, failed, worker
 from ffengine.ops.config import Dropout, LocalPassConfig, Tile
 from ffengine.ops.local_pass import LocalPassOutput, bytes_moved, local_pass
 from ffengine.reference.local_pass import local_pass as reference
