@@ -153,6 +153,22 @@ def asynchronous(session: Session, backend: str) -> None:
         made.step(problem.x, problem.y)
 
 
+def replayed(session: Session, backend: str) -> Row:
+    """A captured step, replayed twice, ends at the weights of as many ordinary ones, to the bit."""
+    problem = problem_of(session, backend)
+    ours, plain = (problem.trainer(states="fp32", plan=PLANS.get(backend)) for _ in range(2))
+    replay = ours.capture(problem.x, problem.y)
+    for _ in range(2):
+        replay()
+    while plain.steps < ours.steps:
+        plain.step(problem.x, problem.y)
+    ends = [trainer.net.state_dict() for trainer in (ours, plain)]
+    for name, one in ends[0].items():
+        assert torch.equal(one, ends[1][name]), f"{name} differs from that of ordinary steps"
+    return {"text": f"{ours.steps} steps" if replay.reason is None else
+            f"ordinary steps: {replay.reason}"}
+
+
 @contextlib.contextmanager
 def no_synchronisation(session: Session) -> Iterator[None]:
     """Whatever waits for a GPU inside is an error."""
@@ -173,7 +189,8 @@ def checks(session: Session) -> dict[str, Check]:
             "optimizer": optimizer, "step": step, "batch_pass": batch_norm,
             "weight gradient": weight_gradient(lambda s: 1),
             "grouped weight gradient": weight_gradient(lambda s: s.scale.groups),
-            "linear_step": linear, "two runs alike": twice, "no synchronisation": asynchronous}
+            "linear_step": linear, "two runs alike": twice, "no synchronisation": asynchronous,
+            "captured step": replayed}
 
 
 def jobs(session: Session, args: argparse.Namespace) -> Iterator[Job]:

@@ -116,14 +116,12 @@ class Table:
         name = "ours, captured graph"
         if not self.trainers:
             return {"name": self.named(name), "check": "absent", "error": "no step of ours ran"}
-        if not hasattr(Trainer, "capture"):
-            return {"name": self.named(name), "check": "absent",
-                    "error": "the trainer captures no step"}
         problem = self.theirs
         with problem.rules():
             of = min(self.trainers, key=lambda n: self.seconds(self.calls[n], 1)[0])
-            trainer: Any = self.trainers[of]
-            replay = trainer.capture(problem.x, problem.y)
+            replay = self.trainers[of].capture(problem.x, problem.y)
+            if replay.reason is not None:
+                return {"name": self.named(name), "check": "absent", "error": replay.reason}
             replay()
             first = self.seconds(replay, 1)[0]
         self.rows[name] = {**self.rows[of], "first_seconds": first, "of": of}
