@@ -6,9 +6,9 @@ Triton. In a rehearsal the folder of `make setup` is built again, which is nothi
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -104,7 +104,7 @@ def main() -> int:
     session = Session(args)
     log, begun = args.out / "build.log", time.monotonic()
     try:
-        module = built(*folder_and_architecture(args, session), log)
+        module = built(*folder_and_architecture(session), log)
         install(module)
         print(f"built in {time.monotonic() - begun:.0f} s: {imported()}")
     except (RuntimeError, ImportError) as reason:
@@ -117,13 +117,19 @@ def main() -> int:
     return DONE
 
 
-def folder_and_architecture(args: argparse.Namespace, session: Session) -> tuple[Path, str | None]:
+def folder_and_architecture(session: Session) -> tuple[Path, str | None]:
+    """Where to build, and for what: in a rehearsal where this interpreter has built before, if it
+    has, with what that folder is set to."""
+    tag = sys.implementation.cache_tag
     if session.scale.device == "cuda":
         import torch
 
-        architecture = "{}{}".format(*torch.cuda.get_device_capability())
-        return ROOT / "build" / f"gpu-{sys.implementation.cache_tag}", architecture
-    return ROOT / "build" / f"cmake-{sys.implementation.cache_tag}", None
+        return ROOT / "build" / f"gpu-{tag}", "{}{}".format(*torch.cuda.get_device_capability())
+    known = ROOT / "build" / f"cmake-{tag}"
+    cache = known / "CMakeCache.txt"
+    own = cache.exists() and re.search(rf"^Python_EXECUTABLE:\w+={re.escape(sys.executable)}$",
+                                       cache.read_text(), re.MULTILINE)
+    return known if own else ROOT / "build" / f"rehearsed-{tag}", None
 
 
 if __name__ == "__main__":
