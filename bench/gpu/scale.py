@@ -61,7 +61,7 @@ FULL = Scale(
     kind="gpu", device="cuda", backends=("cuda", "triton"),
     sweeps={"stage1": (128, 100, 32, 32), "stage2": (128, 200, 16, 16),
             "stage3": (128, 400, 8, 8), "stage4": (128, 800, 4, 4)},
-    batch_norm=(64, 80, 32, 32), gradient=(128, 100, 32, 32), groups=10, weight=1 << 22,
+    batch_norm=(16, 80, 32, 32), gradient=(128, 100, 32, 32), groups=10, weight=1 << 22,
     network=RESNET17,
     memory=(RESNET17, ("deeperforward/tinycnn", NO_DROPOUT, 128, "bf16"),
             ("fflib/ffnn", {}, 128, "bf16")),

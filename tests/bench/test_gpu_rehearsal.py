@@ -181,6 +181,16 @@ def test_every_gpu_test_is_in_a_file_that_is_found() -> None:
     assert marked and marked <= set(suite.test_files())
 
 
+def test_a_finding_is_in_the_summary_and_the_exit_status(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["bash", str(ROOT / "bench" / "gpu.sh"), "--rehearse"], capture_output=True, text=True,
+        check=False, env={**os.environ, "OUT": str(tmp_path), "PYTHON": sys.executable,
+                          "STAGES": "sanitize", "REHEARSED_FINDING": "racecheck"})
+    assert done.returncode == 1
+    assert "racecheck: 1 findings" in (tmp_path / "summary.txt").read_text()
+    assert {p.name for p in tmp_path.iterdir()} == {"summary.txt", "sanitize.log"}
+
+
 def sanitize(stage: Stage, finding: str, seconds: float = 300) -> int:
     return stage.run("bench.gpu.sanitize", seconds=seconds, REHEARSED_FINDING=finding)
 
@@ -194,12 +204,10 @@ def test_the_sanitizer_finds_nothing_but_what_was_planted(stage: Stage) -> None:
     assert "========= ERROR SUMMARY: 1 errors" in (stage.out / "sanitize.log").read_text()
 
 
-@pytest.mark.parametrize(("finding", "said"), [
-    ("memcheck", "Invalid __global__ read of size 4 bytes in the start"),
-    ("racecheck", "Error: Race reported between Write access at ff::one_read(float *)+0x90")])
-def test_a_finding_fails(stage: Stage, finding: str, said: str) -> None:
-    assert sanitize(stage, finding) == 1
-    assert f"{finding}: 1 findings" in stage.said and said in stage.said
+def test_a_finding_fails(stage: Stage) -> None:
+    assert sanitize(stage, "memcheck") == 1
+    assert "memcheck: 1 findings" in stage.said
+    assert "Invalid __global__ read of size 4 bytes in the start" in stage.said
 
 
 def test_counters_are_kept_and_read_back(stage: Stage) -> None:
