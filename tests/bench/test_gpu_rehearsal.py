@@ -17,8 +17,8 @@ from bench.gpu import ncu, pages, plan, records, suite
 from tests.bench.gpu_stage import FACTS, ROOT, Stage
 
 pytestmark = pytest.mark.rehearsal
-#: Processor seconds that a rehearsal may take: on two cores it must end in as many.
-LIMIT = 180.0
+#: Processor seconds that a rehearsal may take, to end in 180 s on two cores (a quiet machine: 100).
+LIMIT = 270.0
 TESTS = '''
 import os, signal, time
 import pytest, torch
