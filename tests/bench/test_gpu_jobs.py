@@ -122,7 +122,7 @@ def test_a_job_without_an_answer(stage: Stage) -> None:
 
 
 def test_out_of_time_in_a_job(stage: Stage) -> None:
-    assert stage.run("good,slow,last", limit=60, seconds=12) == 3
+    assert stage.run("good,slow,last", limit=60, seconds=8) == 3
     assert stage.rows() == {"good": ("ok", None), "slow": ("cut", "the stage's time was over")}
 
 

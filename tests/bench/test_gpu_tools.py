@@ -36,7 +36,7 @@ def test_findings_outlive_a_tool_that_is_stopped(stage: Stage) -> None:
     stage.program("compute-sanitizer", 'echo "case local_pass odd, cuda"\n'
                   'echo "========= Invalid __shared__ write of size 2 bytes"\nsleep 60')
     begun = time.monotonic()
-    assert sanitize(stage, "", seconds=12) == 1
+    assert sanitize(stage, "", seconds=8) == 1
     assert time.monotonic() - begun < 40
     assert "memcheck: 1 findings; stopped in local_pass odd, cuda" in stage.said
     assert "Invalid __shared__ write" in (stage.out / "sanitize.log").read_text()
