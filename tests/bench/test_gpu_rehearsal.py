@@ -100,6 +100,9 @@ def test_the_rows_are_those_of_a_run(rehearsal: Path) -> None:
             "bp plain", "eager step, expert")} <= timed
     assert {"bf16 bp plain, torch.compile", "bf16 ours, auto, default plan"} <= timed
     assert all(len(r["rounds"]) >= 3 for r in rows if r.get("rounds"))
+    ours = [r for r in rows if r.get("rounds") and r["kind"] == "ffengine"]
+    assert {r["backend"] for r in ours} == {"cpu", "triton", "auto"}
+    assert all(r["gradient_error"] < 0.2 and r["tile"] and r["precision"] for r in ours)
     names = [r["name"] for r in rows if r["record"] == "memory"]
     assert names == ["bytes deeperforward/tinycnn", "bytes deeperforward/resnet17",
                      "bytes fflib/ffnn", "profile", "memory of orin-nano"]
