@@ -4,6 +4,7 @@
 # make test-aarch64  the C++ kernels built for aarch64, the ops' tests on them under qemu
 # make lint    ruff and mypy
 # make triton-oldest    every Triton kernel compiled, launched and tested under the oldest Triton
+# make rehearsal        bench/gpu.sh without a GPU, and what it makes of tests and calls that fail
 # make bench   the pytest-benchmark suites; fair tables: python -m bench.fair MODEL
 # make bench-gate       counters against the committed baseline, time against the commit before
 # make bench-baseline   that baseline anew, for a change that was meant to move a counter
@@ -23,7 +24,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := $(shell find csrc -type f) CMakeLists.txt
 
 .PHONY: train test test-isa test-aarch64 triton-oldest bench bench-gate bench-baseline page lint \
-	setup clean
+	rehearsal setup clean
 
 train: setup
 	$(BIN)/ffengine train deeperforward/tinycnn --data digits --baselines
@@ -37,6 +38,9 @@ triton-oldest: setup $(OLDEST)/.packages
 
 test-isa: setup
 	.ci/isa
+
+rehearsal: setup
+	$(BIN)/python -m pytest -m rehearsal tests/bench/test_gpu_rehearsal.py
 
 test-aarch64:
 	.ci/aarch64

@@ -16,7 +16,12 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What an op promises holds on every instruction set, so all its tests are marked `isa`."""
+    """What an op promises holds on every instruction set, so all its tests are marked `isa`; a
+    rehearsal of bench/gpu.sh is a stage of its own (.ci/run) and comes only when asked for."""
+    if "rehearsal" not in config.getoption("markexpr"):
+        apart = [item for item in items if item.get_closest_marker("rehearsal")]
+        config.hook.pytest_deselected(items=apart)
+        items[:] = [item for item in items if item not in apart]
     skip = pytest.mark.skip(reason="needs a CUDA device")
     for item in items:
         if item.path.parent.name == "ops":

@@ -27,7 +27,7 @@ def main(words: list[str]) -> int:
     except ValueError as bad:
         print(f"gpu.sh: {bad}", file=sys.stderr)
         return NO_DEVICE
-    out = Path(os.environ.get("OUT") or ROOT / "bench" / "results" / "gpu").resolve()
+    out = Path(os.environ.get("OUT") or ROOT / "build" / "gpu-run").resolve()
     begin(out, slots)
     linked, scratch = LINK.exists(), Path(tempfile.mkdtemp(prefix="ffengine-gpu-"))
     run = Run(deadline=deadline, python=os.environ.get("PYTHON") or sys.executable, root=ROOT,

@@ -6,9 +6,9 @@ Triton. In a rehearsal the folder of `make setup` is built again, which is nothi
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,10 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from bench.gpu.run import DONE, FAILED
-from bench.gpu.work import Session, options
+from bench.gpu.session import Session, options
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "ffengine"
@@ -106,24 +104,32 @@ def main() -> int:
     session = Session(args)
     log, begun = args.out / "build.log", time.monotonic()
     try:
-        module = built(*folder_and_architecture(args, session), log)
+        module = built(*folder_and_architecture(session), log)
         install(module)
         print(f"built in {time.monotonic() - begun:.0f} s: {imported()}")
     except (RuntimeError, ImportError) as reason:
         print(f"no CUDA kernels: {reason}")
         sys.stderr.write("".join(log.read_text(errors="replace").splitlines(True)[-12:]))
-        if session.device.type == "cuda":
+        if session.scale.device == "cuda":
             for old in PACKAGE.glob("_C.*"):
                 old.unlink()
         return FAILED
     return DONE
 
 
-def folder_and_architecture(args: argparse.Namespace, session: Session) -> tuple[Path, str | None]:
-    if session.device.type == "cuda":
-        architecture = "{}{}".format(*torch.cuda.get_device_capability())
-        return ROOT / "build" / f"gpu-{sys.implementation.cache_tag}", architecture
-    return ROOT / "build" / f"cmake-{sys.implementation.cache_tag}", None
+def folder_and_architecture(session: Session) -> tuple[Path, str | None]:
+    """Where to build, and for what: in a rehearsal where this interpreter has built before, if it
+    has, with what that folder is set to."""
+    tag = sys.implementation.cache_tag
+    if session.scale.device == "cuda":
+        import torch
+
+        return ROOT / "build" / f"gpu-{tag}", "{}{}".format(*torch.cuda.get_device_capability())
+    known = ROOT / "build" / f"cmake-{tag}"
+    cache = known / "CMakeCache.txt"
+    own = cache.exists() and re.search(rf"^Python_EXECUTABLE:\w+={re.escape(sys.executable)}$",
+                                       cache.read_text(), re.MULTILINE)
+    return known if own else ROOT / "build" / f"rehearsed-{tag}", None
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 
 from bench.gpu.records import Row
-from bench.gpu.work import Session, failed
+from bench.gpu.session import Session
+from bench.gpu.work import failed
 from bench.gradients import check
 from bench.problem import Problem
 

@@ -29,7 +29,7 @@ TIMES_L2 = 4
 def sets_for(nbytes: int, scale: Scale) -> int:
     """Sets of data whose traffic of `nbytes` each is TIMES_L2 times the last cache."""
     if scale.device != "cuda":
-        return 2
+        return 1
     cache = torch.cuda.get_device_properties(0).L2_cache_size
     return max(3, -(-TIMES_L2 * cache // max(nbytes, 1)))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench import compare, counters
 from bench.gpu.run import DONE, FAILED
-from bench.gpu.work import Session, options
+from bench.gpu.session import Session, options
 
 #: What a device decides; declared bytes and Triton's machine code are every machine's.
 PARTS = ("memory", "launches", "nvcc")

@@ -19,7 +19,7 @@ import ffengine
 from bench import machine
 from bench.gpu.run import DONE, NO_DEVICE
 from bench.gpu.scale import Scale
-from bench.gpu.work import Session, options
+from bench.gpu.session import Session, options
 
 ROOT = Path(__file__).resolve().parents[2]
 #: The oldest compute capability that the kernels are written for.

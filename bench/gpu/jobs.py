@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu.records import Records, latest, read
-from bench.gpu.run import DONE, FAILED, INCOMPLETE
+from bench.gpu.run import DONE, FAILED, INCOMPLETE, PATIENCE
 
 #: Exit status of a worker whose CUDA context is gone.
 LOST = 75
@@ -67,6 +67,8 @@ class Progress:
 
 def main(words: list[str]) -> int:
     args, others = parse(words)
+    if "--rehearse" in others:
+        args.limit *= PATIENCE
     end = time.monotonic() + args.seconds
     ended: list[str] = []
     lost: list[str] = []
@@ -152,7 +154,7 @@ def verdict(args: argparse.Namespace, left: list[str]) -> int:
              for kind in ("ok", "failed", "cut", "absent")}
     said = ", ".join(f"{n} {kind}" for kind, n in count.items() if n) or "no rows"
     print(said + (f"; no time for {', '.join(left)}" if left else ""), flush=True)
-    if count["failed"] or not rows:
+    if count["failed"] or not (rows or left):
         return FAILED
     return INCOMPLETE if left or count["cut"] else DONE
 

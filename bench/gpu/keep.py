@@ -1,7 +1,7 @@
 """python -m bench.gpu.keep FOLDER: a run's files into bench/results/<gpu>/, where pages find them.
 
-`make page` then prints them. Refused, with one line: a rehearsal, files that were edited, files of
-several runs.
+`python -m bench.prefer` then lets `auto` follow them, and `make page` prints them. Refused, in one
+line: a rehearsal, files that were edited, files of several runs.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def main() -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     try:
-        print(f"kept in {keep(parser.parse_args().folder)}; `make page` prints it")
+        target = keep(parser.parse_args().folder)
+        print(f"kept in {target}; now python -m bench.prefer, then make page")
     except ValueError as bad:
         print(f"bench.gpu.keep: {bad}", file=sys.stderr)
         return 2

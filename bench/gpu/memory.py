@@ -15,7 +15,8 @@ from typing import Any
 from bench.gpu.checked import problem_of
 from bench.gpu.records import Row
 from bench.gpu.scale import Network
-from bench.gpu.work import Job, Session, worker
+from bench.gpu.session import Session
+from bench.gpu.work import Job, worker
 from bench.problem import Problem
 from bench.sides import engine_side
 from ffengine.analysis import devices

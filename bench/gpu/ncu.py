@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu.run import DONE, FAILED, INCOMPLETE
+from bench.gpu.session import Session, options
 from bench.gpu.tool import STOPPED, cuda_kernels, lines, triton_kernels
-from bench.gpu.work import Session, options
 
 METRICS = {
     "gpu__time_duration.sum": "ns",

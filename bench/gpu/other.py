@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 
 from bench.gpu.run import DONE, FAILED
-from bench.gpu.work import Session, options
+from bench.gpu.session import Session, options
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def command(what: str, session: Session) -> list[str]:
     """The words of one measurement."""
-    tiny, device = session.scale.kind == "rehearsal", session.device.type
+    tiny, device = session.scale.kind == "rehearsal", session.scale.device
     if what == "devices":
         return ["bench.devices", "--device", device, "--rounds", "1" if tiny else "10",
                 *["--dry", "--only", "fflib"] * tiny]
@@ -36,7 +36,7 @@ def main() -> int:
     done = subprocess.run([sys.executable, "-m", *command(args.what, session)], cwd=ROOT,
                           check=False)
     if args.what == "devices" and not args.rehearse and not done.returncode:
-        for path in (ROOT / "bench" / "results" / session.device.type / "devices.json",
+        for path in (ROOT / "bench" / "results" / session.scale.device / "devices.json",
                      ROOT / "ffengine" / "devices" / "measured.json"):
             shutil.copy(path, session.out)
     return FAILED if done.returncode else DONE

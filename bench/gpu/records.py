@@ -69,8 +69,8 @@ def read(path: Path) -> tuple[Row, list[Row]]:
     except ValueError as bad:
         raise ValueError(f"[records] {path}: {bad}") from None
     if not found or found[0].get("record") != "facts":
-        raise ValueError(f"[records] {path}: expected facts on the first line, got "
-                         f"{'nothing' if not found else found[0].get('record')!r}")
+        came = repr(found[0].get("record")) if found else "nothing"
+        raise ValueError(f"[records] {path}: expected facts on the first line, got {came}")
     facts = found[0]
     for name, wanted in (("format", (FORMAT,)), ("kind", KINDS)):
         if facts.get(name) not in wanted:

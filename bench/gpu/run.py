@@ -22,6 +22,8 @@ LEAST_SECONDS = 15.0
 GRACE_SECONDS = 3.0
 #: Lines of a failed stage's standard error, and of any stage's output, that the summary keeps.
 TAIL_LINES, SAID_LINES = 15, 60
+#: Times as long that a stage may take in a rehearsal, which is about what it does, on any machine.
+PATIENCE = 3.0
 #: Exit statuses of a run; 2, from the stage that looks, is "no device".
 DONE, FAILED, NO_DEVICE, INCOMPLETE = 0, 1, 2, 3
 
@@ -90,7 +92,8 @@ class Run:
         self.end = time.monotonic() + deadline
         self.python, self.root, self.out, self.scratch = python, root, out, scratch
         self.rehearse, self.environment = rehearse, dict(environment or os.environ)
-        self.left_of = dict(groups or {})
+        self.patience = PATIENCE if rehearse else 1.0
+        self.left_of = {name: self.patience * seconds for name, seconds in (groups or {}).items()}
         self.outcomes: list[Outcome] = []
         self._running: list[_Running] = []
 
@@ -114,8 +117,9 @@ class Run:
         return found
 
     def _begin(self, stage: Stage) -> Outcome | _Running:
-        limit = min(stage.seconds, self.left(), self.left_of.get(stage.group or "", stage.seconds))
-        if limit < min(LEAST_SECONDS, stage.seconds):
+        own = self.patience * stage.seconds
+        limit = min(own, self.left(), self.left_of.get(stage.group or "", own))
+        if limit < min(LEAST_SECONDS, own):
             return Outcome(stage, "skipped", f"skipped: {max(limit, 0.0):.0f} s left")
         command = [self.python, "-m", stage.module, *stage.options,
                    *["--rehearse"] * self.rehearse,

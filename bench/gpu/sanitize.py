@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 from bench.gpu.run import DONE, FAILED, INCOMPLETE
+from bench.gpu.session import Session, options
 from bench.gpu.tool import STOPPED, lines, triton_kernels
-from bench.gpu.work import Session, options
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "tests" / "cuda" / "sanitize.py"
@@ -46,6 +46,7 @@ def command(tool: str, session: Session, seconds: float) -> list[str]:
             # the framework tries calls that may fail
             *(["--report-api-errors", "no", "--kernel-name", "kns=planted_kernel"] * memcheck),
             *only, "--", sys.executable, str(PROGRAM), "--device", session.scale.device,
+            *(["--calls", str(session.scale.sanitized)] if session.scale.sanitized else []),
             "--backends", ",".join(session.scale.backends),
             "--until", f"{time.monotonic() + seconds - END_SECONDS:.1f}", *["--plant"] * memcheck]
 

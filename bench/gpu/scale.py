@@ -29,7 +29,8 @@ class Scale:
         rounds: turns of every side; step_seconds: of steps in one turn, of steps as many at
             least and at most.
         sweep_replays: of a graph of sweeps in one turn; sweep_dtypes: what they are measured in.
-        test_processes: that take the GPU tests; compiler: of torch.compile.
+        test_processes: that take the GPU tests; sanitized: calls of ours that compute-sanitizer
+            looks at, None: all there is time for; compiler: of torch.compile.
     """
 
     kind: Literal["gpu", "rehearsal"]
@@ -49,6 +50,7 @@ class Scale:
     sweep_replays: int
     sweep_dtypes: tuple[str, ...]
     test_processes: int
+    sanitized: int | None
     compiler: str
 
 
@@ -59,13 +61,12 @@ FULL = Scale(
     kind="gpu", device="cuda", backends=("cuda", "triton"),
     sweeps={"stage1": (128, 100, 32, 32), "stage2": (128, 200, 16, 16),
             "stage3": (128, 400, 8, 8), "stage4": (128, 800, 4, 4)},
-    batch_norm=(64, 80, 32, 32), gradient=(128, 100, 32, 32), groups=10, weight=1 << 22,
+    batch_norm=(16, 80, 32, 32), gradient=(128, 100, 32, 32), groups=10, weight=1 << 22,
     network=RESNET17,
     memory=(RESNET17, ("deeperforward/tinycnn", NO_DROPOUT, 128, "bf16"),
             ("fflib/ffnn", {}, 128, "bf16")),
-    emulated="orin-nano", rounds=5, step_seconds=0.1, steps=(3, 50),
-    sweep_replays=6,
-    sweep_dtypes=("bf16", "fp32"), test_processes=12, compiler="inductor")
+    emulated="orin-nano", rounds=5, step_seconds=0.1, steps=(3, 50), sweep_replays=6,
+    sweep_dtypes=("bf16", "fp32"), test_processes=12, sanitized=None, compiler="inductor")
 
 SMALL: Network = ("deeperforward/tinycnn", {**NO_DROPOUT, "image_size": 4,
                                             "widths": (10, 20, 20, 20)}, 2, "bf16")
@@ -76,5 +77,5 @@ REHEARSAL = Scale(
     memory=(SMALL, ("deeperforward/resnet17", {**NO_DROPOUT, "image_size": 8,
                                                "planes": (10, 20, 40, 80)}, 4, "bf16"),
             ("fflib/ffnn", {"image_size": 8, "layers": (20, 16)}, 8, "bf16")),
-    emulated="orin-nano", rounds=3, step_seconds=0.0, steps=(1, 1),
-    sweep_replays=1, sweep_dtypes=("bf16",), test_processes=2, compiler="aot_eager")
+    emulated="orin-nano", rounds=3, step_seconds=0.0, steps=(1, 1), sweep_replays=1,
+    sweep_dtypes=("bf16",), test_processes=2, sanitized=20, compiler="aot_eager")

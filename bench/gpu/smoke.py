@@ -11,14 +11,18 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import torch
+from torch.nn import functional
 
 from bench.gpu import clock, sweeps
+from bench.gpu.checked import gradients, problem_of
 from bench.gpu.records import Row
-from bench.gpu.work import Job, Session, worker
-from bench.problem import Problem
-from ffengine.engine.trainer import Trainer
+from bench.gpu.session import Session
+from bench.gpu.work import Job, worker
+from ffengine.engine.plan import Plan
+from ffengine.ops import backends
 from ffengine.ops.config import BatchNorm, LocalPassConfig, Norm
 from ffengine.ops.local_pass import local_pass
 from ffengine.ops.optim import ConvGeometry, OptimConfig, OptimState
@@ -31,6 +35,8 @@ ONE_READ = "one_read"
 #: Share that a bf16 step's losses may be off the fp32 reference's.
 LOSS_SHARE = 0.02
 Check = Callable[[Session, str], Row | None]
+#: A back-end's default plan, once it was searched.
+PLANS: dict[str, Plan | None] = {}
 
 
 def sweep(stage: str) -> Check:
@@ -51,10 +57,11 @@ def sweep(stage: str) -> Check:
 def batch_norm(session: Session, backend: str) -> None:
     """CwComp's layer: BatchNorm behind a pool, both layouts."""
     config = LocalPassConfig(groups=4, goodness="mean_sq", norm=Norm("none"), pool="max2")
-    for layout in (torch.channels_last, torch.contiguous_format):
-        given = batch_pass_cases.draw(session.scale.batch_norm, config, BatchNorm(),
-                                      dtype=torch.bfloat16, layout=layout,
-                                      device=session.scale.device)
+    for layout, dtype in ((torch.channels_last, torch.bfloat16),
+                          (torch.channels_last, torch.float32),
+                          (torch.contiguous_format, torch.float32)):
+        given = batch_pass_cases.draw(session.scale.batch_norm, config, BatchNorm(), dtype=dtype,
+                                      layout=layout, device=session.scale.device)
         batch_pass_cases.check(given, config, BatchNorm(), backend)
 
 
@@ -82,62 +89,54 @@ def linear(session: Session, backend: str) -> None:
             linear_step_cases.check(case, torch.float32, tile, backend, session.scale.device)
 
 
-def gradients(groups: Callable[[Session], int]) -> Check:
-    """The weight gradient of a 3x3 convolution, bf16, channels_last, against fp64."""
+def weight_gradient(groups: Callable[[Session], int]) -> Check:
+    """The weight gradient of a 3x3 convolution, bf16, channels_last, against products over patches
+    in fp64, which no convolution of a library has a part in."""
     def check(session: Session, backend: str) -> None:
         n, c, h, w = session.scale.gradient
-        parts = groups(session)
-        geometry = ConvGeometry((3, 3), 1, 1, parts)
+        parts, optim = groups(session), OptimConfig("sgd", lr=0.0)
         source = torch.Generator(session.device).manual_seed(5)
         x, da = (torch.randn(n, c, h, w, generator=source, device=session.device).bfloat16()
                  .contiguous(memory_format=torch.channels_last) for _ in range(2))
-        found = []
-        for name, dtype in ((backend, torch.bfloat16), ("reference", torch.float64),
-                            ("reference", torch.bfloat16)):
-            weight = torch.zeros(c, c // parts, 3, 3, device=session.device,
-                                 dtype=torch.float64 if dtype is torch.float64 else torch.float32)
-            grad = torch.full_like(weight, float("nan"))
-            weight_update(weight, x.to(dtype), da.to(dtype), optim=OptimConfig("sgd", lr=0.0),
-                          state=OptimState.create(weight, OptimConfig("sgd", lr=0.0)),
-                          geometry=geometry, grad_out=grad, backend=name)
-            found.append(grad)
-        # a GPU's library hands it over in bf16
-        found[2] = found[2].bfloat16().float()
-        assert_close(found[0].bfloat16(), *found[1:], reduction=n * h * w, what="dW")
+        weight = torch.zeros(c, c // parts, 3, 3, device=session.device)
+        found = torch.full_like(weight, float("nan"))
+        weight_update(weight, x, da, optim=optim, state=OptimState.create(weight, optim),
+                      geometry=ConvGeometry((3, 3), 1, 1, parts), grad_out=found, backend=backend)
+        for part in range(parts):
+            mine = slice(part * c // parts, (part + 1) * c // parts)
+            patches = functional.unfold(x[:, mine].double(), 3, padding=1)
+            exact = torch.einsum("nop,nkp->ok", da[:, mine].double().flatten(2), patches)
+            sweeps.near(found[mine].flatten(1), exact, f"dW of group {part}")
     return check
 
 
-def trainer(session: Session, backend: str, precision: str = "bf16", **more: object) -> Trainer:
-    model, options, batch, _ = session.scale.network
-    problem = Problem.of(model, batch, precision, session.scale.device, backend=backend, **options)
-    return problem.trainer(states="fp32", **more)
-
-
-def batch_of(session: Session) -> tuple[torch.Tensor, torch.Tensor]:
-    model, options, batch, precision = session.scale.network
-    problem = Problem.of(model, batch, precision, session.scale.device, **options)
-    return problem.x, problem.y
-
-
 def step(session: Session, backend: str) -> Row:
-    """One whole step: every layer's loss is the reference's in fp32, to 2 %."""
-    x, y = batch_of(session)
-    ours = trainer(session, backend)
-    plain = trainer(session, "reference", "fp32", plan=ours.plan)
-    losses = [[float(v) for v in t.step(x, y).losses if v is not None] for t in (ours, plain)]
+    """One whole step: every gradient is right on a few samples, and every layer's loss on the whole
+    batch is the reference's in fp32, to 2 %."""
+    problem = problem_of(session, backend)
+    verdict = gradients(session, problem)
+    if verdict["check"] != "ok":
+        return verdict
+    ours = problem.trainer(states="fp32")
+    PLANS[backend] = ours.plan
+    plain = replace(problem, backend="reference", precision="fp32").trainer(
+        states="fp32", plan=ours.plan)
+    losses = [[float(v) for v in t.step(problem.x, problem.y).losses if v is not None]
+              for t in (ours, plain)]
     for i, (a, b) in enumerate(zip(*losses, strict=True)):
         assert abs(a - b) <= LOSS_SHARE * max(1.0, abs(b)), f"layer {i}: loss {a}, expected {b}"
-    return {"losses": losses[0], "text": f"{len(losses[0])} layers, loss {losses[0][-1]:.4f}"}
+    return {"losses": losses[0], **verdict,
+            "text": f"gradients within {verdict['gradient_error']:.1e} of fp64; last of "
+                    f"{len(losses[0])} losses {losses[0][-1]:.4f}"}
 
 
 def twice(session: Session, backend: str) -> None:
     """Two runs of two steps end at the same weights, bit for bit."""
-    x, y = batch_of(session)
-    ends = []
+    problem, ends = problem_of(session, backend), []
     for _ in range(2):
-        made = trainer(session, backend)
+        made = problem.trainer(states="fp32", plan=PLANS.get(backend))
         for _ in range(2):
-            made.step(x, y)
+            made.step(problem.x, problem.y)
         ends.append(made.net.state_dict())
     for name, one in ends[0].items():
         assert torch.equal(one, ends[1][name]), f"{name} differs between two runs"
@@ -145,11 +144,27 @@ def twice(session: Session, backend: str) -> None:
 
 def asynchronous(session: Session, backend: str) -> None:
     """A step after the first waits for the device nowhere."""
-    x, y = batch_of(session)
-    made = trainer(session, backend)
-    made.step(x, y)
+    problem = problem_of(session, backend)
+    made = problem.trainer(states="fp32", plan=PLANS.get(backend))
+    made.step(problem.x, problem.y)
     with no_synchronisation(session):
-        made.step(x, y)
+        made.step(problem.x, problem.y)
+
+
+def replayed(session: Session, backend: str) -> Row:
+    """A captured step, replayed twice, ends at the weights of as many ordinary ones, to the bit."""
+    problem = problem_of(session, backend)
+    ours, plain = (problem.trainer(states="fp32", plan=PLANS.get(backend)) for _ in range(2))
+    replay = ours.capture(problem.x, problem.y)
+    for _ in range(2):
+        replay()
+    while plain.steps < ours.steps:
+        plain.step(problem.x, problem.y)
+    ends = [trainer.net.state_dict() for trainer in (ours, plain)]
+    for name, one in ends[0].items():
+        assert torch.equal(one, ends[1][name]), f"{name} differs from that of ordinary steps"
+    return {"text": f"{ours.steps} steps" if replay.reason is None else
+            f"ordinary steps: {replay.reason}"}
 
 
 @contextlib.contextmanager
@@ -170,9 +185,10 @@ def checks(session: Session) -> dict[str, Check]:
     """What is looked at, by name, in order."""
     return {**{f"local_pass {stage}": sweep(stage) for stage in session.scale.sweeps},
             "optimizer": optimizer, "step": step, "batch_pass": batch_norm,
-            "weight gradient": gradients(lambda s: 1),
-            "grouped weight gradient": gradients(lambda s: s.scale.groups),
-            "linear_step": linear, "two runs alike": twice, "no synchronisation": asynchronous}
+            "weight gradient": weight_gradient(lambda s: 1),
+            "grouped weight gradient": weight_gradient(lambda s: s.scale.groups),
+            "linear_step": linear, "two runs alike": twice, "no synchronisation": asynchronous,
+            "captured step": replayed}
 
 
 def jobs(session: Session, args: argparse.Namespace) -> Iterator[Job]:
@@ -183,6 +199,10 @@ def jobs(session: Session, args: argparse.Namespace) -> Iterator[Job]:
 
 def rows_of(session: Session, check: Check, backend: str) -> Callable[[], Iterable[Row]]:
     def rows() -> Iterable[Row]:
+        reason = backends.why_not(backend, session.device.type, torch.float32)
+        if reason is not None:
+            yield {"backend": backend, "check": "absent", "error": reason}
+            return
         found = check(session, backend)
         session.synchronize()
         yield {"backend": backend, **(found or {})}

@@ -23,7 +23,8 @@ from bench import fair, floor, machine
 from bench.gpu import clock
 from bench.gpu.checked import gradients, problem_of
 from bench.gpu.records import Row
-from bench.gpu.work import Job, Session, failed, worker
+from bench.gpu.session import Session
+from bench.gpu.work import Job, failed, worker
 from bench.problem import Problem
 from bench.sides import Side, backprop_side, eager_side, engine_side, unfused
 from ffengine.engine.baselines import pieces
@@ -55,12 +56,14 @@ class Table:
     def named(self, name: str) -> str:
         return f"{self.precision} {name}"
 
-    def side(self, name: str, kind: str, problem: Problem, builds: list[Build]) -> Row:
-        """A side's memory and first time; it takes part in the rounds from now on."""
+    def side(self, name: str, kind: str, problem: Problem, builds: list[Build],
+             **more: Any) -> Row:
+        """A side's memory and first time, and `more` of it in every row; it takes part in the
+        rounds from now on."""
         with problem.rules():
             row, side = fair.prepared(problem, name, kind, builds)
             row |= {"precision": self.precision, "batch": problem.batch, "model": problem.model,
-                    "deterministic": problem.deterministic}
+                    "deterministic": problem.deterministic, **more}
             if side is None:
                 return {**row, "name": self.named(name), "check": "failed", "error": row["failed"]}
             call = side.phases[0].run
@@ -92,12 +95,13 @@ class Table:
         trainer = self.trainer(problem, plan)
         if trainer is None:
             return {"name": self.named(name), "text": "the default plan is one tile"}
-        self.trainers[name] = trainer
-        made = self.side(name, "ffengine", problem, [
-            lambda: engine_side(problem, name, trainer)])
-        return {**made, "backend": backend, **verdict, "check": made.get("check", "ok"),
-                "cuts": trainer.plan.cuts if trainer.plan else [],
-                "tile": trainer.plan.tile if trainer.plan else []}
+        plan_of = trainer.plan
+        row = self.side(name, "ffengine", problem, [lambda: engine_side(problem, name, trainer)],
+                        backend=backend, cuts=plan_of.cuts if plan_of else [],
+                        tile=plan_of.tile if plan_of else [], **verdict)
+        if name in self.calls:
+            self.trainers[name] = trainer
+        return row
 
     def trainer(self, problem: Problem, plan: str) -> Trainer | None:
         """None for one tile, where the default plan is that."""
@@ -115,17 +119,16 @@ class Table:
         name = "ours, captured graph"
         if not self.trainers:
             return {"name": self.named(name), "check": "absent", "error": "no step of ours ran"}
-        if not hasattr(Trainer, "capture"):
-            return {"name": self.named(name), "check": "absent",
-                    "error": "the trainer captures no step"}
         problem = self.theirs
         with problem.rules():
             of = min(self.trainers, key=lambda n: self.seconds(self.calls[n], 1)[0])
-            trainer: Any = self.trainers[of]
-            replay = trainer.capture(problem.x, problem.y)
+            replay = self.trainers[of].capture(problem.x, problem.y)
+            if replay.reason is not None:
+                return {"name": self.named(name), "check": "absent", "error": replay.reason}
             replay()
             first = self.seconds(replay, 1)[0]
-        self.rows[name] = {**self.rows[of], "first_seconds": first, "of": of}
+        # a back-end's rank comes from steps that every back-end took
+        self.rows[name] = {**self.rows[of], "first_seconds": first, "of": of, "backend": None}
         self.calls[name] = replay
         return {**self.rows[name], "name": self.named(name),
                 "text": f"{1e3 * first:.2f} ms at first; of {of}"}
@@ -212,13 +215,12 @@ def main_rows(table: Table) -> Iterator[Job]:
 
 
 def compiled_rows(table: Table) -> Iterator[Job]:
-    """Backpropagation by torch.compile, beside ours in the same process."""
+    """Backpropagation by torch.compile, and beside it ours in the same process."""
     name, compiler = "bp plain, torch.compile", table.session.scale.compiler
     beside = "ours, auto, default plan"
-    yield table.named(f"{beside}, again"), lambda: [{**table.ours("auto", "default plan"),
-                                                     "name": table.named(f"{beside}, again")}]
     yield table.named(name), lambda: [table.side(name, "bp", table.theirs, [functools.partial(
         backprop_side, table.theirs, name, True, compiler=compiler)])]
+    yield table.named(beside), lambda: [table.ours("auto", "default plan")]
     yield table.named("rounds with torch.compile"), table.rounds
 
 

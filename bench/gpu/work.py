@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bench.gpu.jobs import LOST, Progress
 from bench.gpu.records import Records, Row
 from bench.gpu.run import DONE, INCOMPLETE
-from bench.gpu.scale import FULL, REHEARSAL, Scale
+from bench.gpu.session import Session, options
 
 #: A job is not begun with less.
 LEAST_SECONDS = 1.0
@@ -25,56 +23,9 @@ LEAST_SECONDS = 1.0
 ERROR_LENGTH = 600
 
 
-class Session:
-    """What a stage's process knows: sizes, folders, facts, and the time it has."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.scale: Scale = REHEARSAL if args.rehearse else FULL
-        self.device = torch.device(self.scale.device)
-        self.out, self.scratch = args.out, args.scratch
-        self.end = time.monotonic() + args.seconds
-
-    def left(self) -> float:
-        return self.end - time.monotonic()
-
-    def facts(self) -> Row:
-        return dict(json.loads((self.scratch / "facts.json").read_text()))
-
-    def kept(self, name: str, make: Callable[[], Row]) -> Row:
-        """What an earlier process of this run kept under a name, or what `make` gives now."""
-        path = self.scratch / f"{name}.json"
-        if not path.exists():
-            path.write_text(json.dumps(make()))
-        return dict(json.loads(path.read_text()))
-
-    def synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def lives(self) -> bool:
-        """Whether the CUDA context still computes."""
-        try:
-            value = torch.ones(2, device=self.device).sum().item()
-            self.synchronize()
-        except RuntimeError:
-            return False
-        return value == 2.0
-
-
 #: A job's name, and what yields its rows: `name` and `check` are filled in where they are not.
 Job = tuple[str, Callable[[], Iterable[Row]]]
 Jobs = Callable[[Session, argparse.Namespace], Iterator[Job]]
-
-
-def options(doc: str | None) -> argparse.ArgumentParser:
-    """The options of every stage."""
-    parser = argparse.ArgumentParser(description=doc,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rehearse", action="store_true", help="without a GPU, tiny shapes")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--scratch", type=Path, required=True, help="folder of everything else")
-    parser.add_argument("--seconds", type=float, required=True, help="what there is of time")
-    return parser
 
 
 def worker(doc: str | None, jobs: Jobs, **own: dict[str, Any]) -> int:

@@ -276,13 +276,18 @@ def test_gate_decides_the_exit_status(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_products_go_by_one_rule_on_every_side(precision: str, deterministic: bool) -> None:
     """What cuDNN and cuBLAS are told, inside our convolutions and outside them, as others call."""
     made = replace(problem("sn/mlp"), precision=precision, deterministic=deterministic)
-    cudnn, rounds = torch.backends.cudnn, precision == "tf32"
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+
+    def seen() -> tuple[str, str, bool, bool]:
+        return (matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.deterministic,
+                cudnn.benchmark)
+
     with made.rules():
         with backends.exact("cuda"):
-            ours = (cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark)
-        theirs = (cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark)
-        assert torch.backends.cuda.matmul.allow_tf32 == rounds
-    assert ours == theirs == (rounds, deterministic, not deterministic)
+            ours = seen()
+        theirs = seen()
+    rounding = "tf32" if precision == "tf32" else "ieee"
+    assert ours == theirs == (rounding, rounding, deterministic, not deterministic)
     assert made.trainer().settings.precision == ("bf16" if precision == "bf16" else "fp32")
 
 

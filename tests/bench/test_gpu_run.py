@@ -64,12 +64,20 @@ def test_a_stage_that_fails_shows_why_and_the_next_one_runs(run: Run) -> None:
 def test_a_stage_past_its_limit_is_ended_with_all_it_started(run: Run, module: str) -> None:
     begun = time.monotonic()
     (outcome,) = run.slot([Stage("one", 2.0, module)])
-    assert time.monotonic() - begun < 2.0 + 5.0
+    assert time.monotonic() - begun < 30.0
     assert (outcome.kind, run.status) == ("late", INCOMPLETE)
     assert "TIMED OUT (2 s)" in summary(run)
     if module == "hangs":
         assert "  begun" in summary(run), "what it printed before is kept"
-        assert not living(run.root), "its child is gone too"
+        assert not left_in(run.root), "its child is gone too"
+
+
+def left_in(folder: Path, seconds: float = 5.0) -> list[str]:
+    """Processes that still work in a folder when they had the time to go."""
+    end = time.monotonic() + seconds
+    while (found := living(folder)) and time.monotonic() < end:
+        time.sleep(0.05)
+    return found
 
 
 def living(folder: Path) -> list[str]:
@@ -117,15 +125,15 @@ def test_a_group_shares_its_seconds(run: Run) -> None:
 
 def test_a_slot_runs_side_by_side(run: Run) -> None:
     begun = time.monotonic()
-    run.slot([Stage("one", 2.0, "hangs"), Stage("two", 2.0, "hangs"), Stage("three", 9.0, "fine")])
-    assert time.monotonic() - begun < 2 * 2.0 + 1.5
+    run.slot([Stage("one", 8.0, "hangs"), Stage("two", 8.0, "hangs"), Stage("three", 60.0, "fine")])
+    assert time.monotonic() - begun < 15.0
     assert [o.kind for o in run.outcomes] == ["late", "late", "ok"]
 
 
 def test_a_rehearsal_is_told_to_every_stage(run: Run) -> None:
     stage = Stage("one", 30.0, "words", options=("--own",), rehearsed={"INTERPRETED": "yes"})
     assert "--rehearse" not in run.slot([stage])[0].said[0]
-    run.rehearse = True
+    run.rehearse, run.patience = True, 2.0
     said = run.slot([stage])[0].said[0]
     assert said == "yes ['--own', '--rehearse', '--out']"
 
@@ -192,7 +200,7 @@ def test_an_interrupted_run_leaves_nothing_running(tmp_path: Path,
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 1
-    assert not living(tmp_path)
+    assert not left_in(tmp_path)
     assert not list(tmp_path.glob("ffengine-gpu-*")), "the scratch folder is gone"
     assert "interrupted" in (tmp_path / "out" / "summary.txt").read_text()
 

@@ -87,7 +87,7 @@ def test_what_a_machine_lacks_is_skipped_by_name(tmp_path: Path) -> None:
 
 def test_some_stages_by_name(tmp_path: Path) -> None:
     status, calls, _ = run(tmp_path, "gpu", "lint")
-    assert status == 0 and calls == ["make lint", "gpu.sh --rehearse"]
+    assert status == 0 and calls == ["make lint", "make rehearsal"]
     status, calls, end = run(tmp_path, "lent")
     assert status == 1 and end == [f"FAILED: lent, which is no stage: {' '.join(STAGES)} "]
 

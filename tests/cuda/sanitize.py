@@ -82,6 +82,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--until", type=float, default=float("inf"),
                         help="time of the monotonic clock to end at, whenever the tool began")
+    parser.add_argument("--calls", type=int, help="of all, only so many, spread over them")
     parser.add_argument("--plant", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -89,6 +90,7 @@ def main() -> int:
     turns = zip_longest(*(calls(b, args.device, small) for b in args.backends.split(",")))
     everything = [(f"{call[0]}, {backend}", call[1]) for turn in turns
                   for backend, call in zip(args.backends.split(","), turn, strict=True) if call]
+    everything = everything[::max(1, len(everything) // args.calls)] if args.calls else everything
     done, wrong = 0, 0
     for name, call in everything:
         if time.monotonic() > args.until:
