@@ -24,6 +24,8 @@ Call = Callable[[], Any]
 Reading = Callable[[], float]
 #: Data is cold when so many times the cache went by since.
 TIMES_L2 = 4
+#: Kernels of a step that a row names, and characters of a name (a library's tell tiles and widths).
+MOST_NAMES, NAME_LENGTH = 24, 120
 
 
 def sets_for(nbytes: int, scale: Scale) -> int:
@@ -90,15 +92,27 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
 
 
-def kernels(call: Call, device: torch.device) -> list[str] | None:
-    """Names of the kernels that a call starts on a GPU, in order; None without one, or where the
-    profiler sees none."""
-    if device.type != "cuda":
-        return None
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+def kernels(call: Call, device: torch.device) -> list[tuple[str, float]] | None:
+    """(name, seconds) of the kernels that a call starts on a GPU, in order, and of the library's
+    ops on a processor; None where the profiler sees none."""
+    gpu = device.type == "cuda"
+    wanted = DeviceType.CUDA if gpu else DeviceType.CPU
+    with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * gpu]) as seen:
         call()
-        torch.cuda.synchronize()
-    results = seen.profiler.kineto_results
-    found = sorted((e for e in results.events() if e.device_type() == DeviceType.CUDA
+        if gpu:
+            torch.cuda.synchronize()
+    events = seen.profiler.kineto_results.events()
+    found = sorted((e for e in events if e.device_type() == wanted
                     and not e.name().startswith(("Memcpy", "Memset"))), key=lambda e: e.start_ns())
-    return [e.name() for e in found] or None
+    return [(e.name(), e.duration_ns() / 1e9) for e in found] or None
+
+
+def summed(found: list[tuple[str, float]] | None) -> dict[str, Any]:
+    """How many kernels a call started, and which took most of its time: [calls, seconds] by name
+    without its template's arguments, MOST_NAMES of them."""
+    by_name: dict[str, list[float]] = {}
+    for name, seconds in found or ():
+        held = by_name.setdefault(name.split("<")[0].split("(")[0][:NAME_LENGTH], [0, 0.0])
+        held[0], held[1] = held[0] + 1, held[1] + seconds
+    longest = sorted(by_name.items(), key=lambda pair: -pair[1][1])[:MOST_NAMES]
+    return {"launches": None if found is None else len(found), "kernels": dict(longest)}

@@ -13,10 +13,11 @@ import torch
 from bench.gpu import sweeps
 from bench.gpu.scale import FULL, REHEARSAL, Scale
 from bench.gpu.work import error_text
+from ffengine.nn.convolution import convolve
 from ffengine.ops.batch_pass import batch_pass
 from ffengine.ops.config import BatchNorm, LocalPassConfig, Norm
 from ffengine.ops.local_pass import local_pass
-from ffengine.ops.optim import OptimConfig, OptimState
+from ffengine.ops.optim import ConvGeometry, OptimConfig, OptimState
 from ffengine.ops.weight_update import gradient_update
 
 
@@ -39,6 +40,10 @@ def calls(scale: Scale) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield f"batch_pass, {backend}", partial(
         batch_pass, b, target % 4, config=norm, couple=BatchNorm(), training=True, want_da=True,
         backend=backend, **vectors)
+    x = a.clone(memory_format=torch.channels_last)
+    w = torch.randn(a.shape[1], a.shape[1], 3, 3, device=device).bfloat16().contiguous(
+        memory_format=torch.channels_last)
+    yield "convolution of the library", partial(convolve, x, w, None, ConvGeometry((3, 3), 1, 1))
 
 
 def main() -> int:

@@ -1,8 +1,9 @@
-"""Hardware counters of four kernels, as ncu prints them: ncu.csv.
+"""Hardware counters of a few kernels, as ncu prints them: ncu.csv.
 
-One call each of local_pass by both back-ends at stage 1, of the optimizer and of batch_pass, in a
-process of their own (bench.gpu.counted); clocks are left as they are, caches are emptied. A machine
-that lets nobody read its counters is told, not failed.
+One call each of local_pass by both back-ends at stage 1, of the optimizer and of batch_pass, and
+the library's convolution of stage 1, whose kernel's name says how wide it loads; in a process of
+their own (bench.gpu.counted). Clocks are left as they are, caches are emptied. A machine that lets
+nobody read its counters is told, not failed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ METRICS = {
     "l1tex__average_t_sectors_per_request_pipe_lsu_mem_global_op_st.ratio": "sectors a store",
 }
 #: Launches that are counted, in all.
-LAUNCHES = 12
+LAUNCHES = 16
+#: In a library's kernels that convolve or multiply.
+LIBRARY = "fprop|conv|gemm"
 #: A warning is none: ncu says ==ERROR== where it cannot count.
 REFUSED = re.compile(r"==ERROR== |ERR_NVGPUCTRPERM")
 
@@ -36,9 +39,9 @@ REFUSED = re.compile(r"==ERROR== |ERR_NVGPUCTRPERM")
 def command(session: Session) -> list[str]:
     ours = "|".join([*triton_kernels(), *cuda_kernels()])
     return ["ncu", "--csv", "--page", "raw", "--print-units", "base", "--clock-control", "none",
-            "--profile-from-start", "off", "--kernel-name", f"regex:^({ours})$", "--launch-count",
-            str(LAUNCHES), "--metrics", ",".join(METRICS), "--", sys.executable, "-m",
-            "bench.gpu.counted", *["--rehearse"] * (session.scale.kind == "rehearsal")]
+            "--profile-from-start", "off", "--kernel-name", f"regex:^({ours})$|{LIBRARY}",
+            "--launch-count", str(LAUNCHES), "--metrics", ",".join(METRICS), "--", sys.executable,
+            "-m", "bench.gpu.counted", *["--rehearse"] * (session.scale.kind == "rehearsal")]
 
 
 def write(path: Path, table: list[str], facts: dict[str, Any]) -> None:

@@ -33,10 +33,22 @@ def steps(rows: list[Row]) -> list[str]:
          mega(r.get("planned_bytes")), mega(r["peak_bytes"]), mega(r["allocated_bytes"]),
          brief(r.get("launches")), brief(r.get("images_per_second")),
          brief(r.get("times_as_long")), outcome(r)] for r in timed))
+    lines += longest(timed)
     others = [r for r in rows if r not in timed]
     said = [f"- {r['name']}: {outcome(r)}" + (f"; {r['text']}" if r.get("text") else "")
             for r in others if r["name"] not in sides or r.get("error") or r.get("text")]
     return [*lines, *([""] if said else []), *said]
+
+
+def longest(timed: list[Row]) -> list[str]:
+    """Kernels that take most of the fastest of our steps, where the profiler saw them."""
+    ours = [r for r in timed if r["kind"] == "ffengine" and r.get("seconds") and r.get("kernels")]
+    if not ours:
+        return []
+    row = min(ours, key=lambda r: r["seconds"]["median"])
+    return ["", f"Kernels of `{row['name']}`, by the profiler:", "", *table(
+        ["", "launches", "µs in all"], ([name, str(count), f"{1e6 * seconds:.0f}"]
+                                        for name, (count, seconds) in row["kernels"].items()))]
 
 
 def sweeps(rows: list[Row]) -> list[str]:

@@ -45,12 +45,12 @@ def sweep(stage: str) -> Check:
         config = LocalPassConfig(groups=10)
         a, y = sweeps.inputs(session.scale.sweeps[stage], torch.bfloat16, "nhwc", 0, session.device)
         sweeps.check(local_pass(a, y, config=config, want_da=True, backend=backend), a, y, config)
-        names = clock.kernels(lambda: local_pass(a, y, config=config, want_da=True,
-                                                 backend=backend), session.device)
-        path = "kernels not seen" if names is None else (
-            "one read, a cluster a sample" if any(ONE_READ in n for n in names) else
-            f"two sweeps, {len(names)} kernels")
-        return {"kernels": names, "text": path}
+        seen = clock.kernels(lambda: local_pass(a, y, config=config, want_da=True,
+                                                backend=backend), session.device)
+        path = "kernels not seen" if seen is None else (
+            "one read, a cluster a sample" if any(ONE_READ in name for name, _ in seen) else
+            f"two sweeps, {len(seen)} kernels")
+        return {"kernels": seen, "text": path}
     return check
 
 

@@ -68,7 +68,7 @@ class Table:
                 return {**row, "name": self.named(name), "check": "failed", "error": row["failed"]}
             call = side.phases[0].run
             first = self.seconds(call, 1)[0]
-            row |= {"launches": _count(clock.kernels(call, self.session.device)),
+            row |= {**clock.summed(clock.kernels(call, self.session.device)),
                     "first_seconds": first}
         self.rows[name], self.calls[name] = row, call
         return {**row, "name": self.named(name),
@@ -182,10 +182,6 @@ class Table:
             least = floor.seconds(self.theirs)
         return {"name": self.named("floor"), "seconds": least,
                 "text": "none" if least is None else f"{1e3 * least:.3f} ms"}
-
-
-def _count(names: list[str] | None) -> int | None:
-    return None if names is None else len(names)
 
 
 def main_rows(table: Table) -> Iterator[Job]:

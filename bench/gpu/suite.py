@@ -22,7 +22,7 @@ from bench.gpu.session import Session, options
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Seconds in one test after which its process is stuck.
-STUCK_SECONDS = 60.0
+STUCK_SECONDS = 90.0
 #: Processes beyond the first ones.
 MOST_RESTARTS = 12
 #: Tests that a machine without a GPU runs too: a rehearsal has some that do not skip.

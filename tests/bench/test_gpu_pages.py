@@ -21,7 +21,7 @@ FACTS: dict[str, Any] = {
     "threads": 16, "tools": {}}
 SPREAD = {"median": 0.003, "min": 0.0029, "max": 0.0031}
 SIDE = {"kind": "ffengine", "peak_bytes": 421e6, "planned_bytes": 420e6, "allocated_bytes": 423e6,
-        "launches": 210, "check": "ok"}
+        "launches": 210, "kernels": {"ff::one_read": [17, 0.00051]}, "check": "ok"}
 SWEEP = {"check": "ok", "seconds": {"median": 31e-6, "min": 30e-6, "max": 33e-6},
          "gb_per_s": 2500.0, "percent_of_copy": 83.3}
 
@@ -56,6 +56,8 @@ def run(folder: Path, **facts: Any) -> Path:
 SAID = {
     "step": ["| **bf16 ours, cuda, default plan** | 3.000 (2.900–3.100) | 3.00 (2.90–3.10) | 420.0 "
              "| 421.0 | 423.0 | 210 | 4.267e+04 | 1 | ok |",
+             "Kernels of `bf16 ours, cuda, default plan`, by the profiler:",
+             "| ff::one_read | 17 | 510 |",
              "- bf16 ours, triton, default plan: failed: ValueError: the gradient of",
              "| bf16 bp plain | 3.000", "- profile: ok; 2.9 ms: forward 1.1; 1.2 J"],
     "local_pass": ["| stage1 bf16 nhwc cuda | 31.0 (30.0–33.0) | 2500 | 83.3 | ok |",

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from bench.gpu import build as building
-from bench.gpu import tool
+from bench.gpu import pool, tool
 from bench.gpu.sanitize import Findings, our_kernels
 from tests.bench.gpu_stage import ROOT, Stage
 
@@ -70,6 +71,16 @@ def test_our_kernels_are_named() -> None:
     text = "".join(p.read_text() for p in sorted((ROOT / "csrc" / "cuda").glob("*.cu*")))
     assert len(tool.GLOBAL.findall(text)) == text.count("__global__ ") > 10
     assert {"one_read", "optimizer_step"} <= set(tool.cuda_kernels())
+
+
+def test_kernels_come_before_what_is_built_on_them() -> None:
+    ids = ["tests/test_golden.py::test_golden_on_a_gpu[cafo_ce]", "tests/engine/test_store.py::a",
+           "tests/test_golden.py::test_golden_on_a_gpu[df_vgg_full]", "tests/ops/test_a.py::a",
+           "tests/kernels/test_a.py::a", "tests/cuda/test_a.py::a"]
+    items = [SimpleNamespace(nodeid=i, path=Path(i.split("::")[0])) for i in ids]
+    assert [i.nodeid for i in sorted(items, key=pool.rank)] == [ids[k] for k in (4, 5, 3, 1, 2, 0)]
+    goldens = {path.stem for path in (ROOT / "tests" / "golden").glob("*.npz")}
+    assert set(pool.LONGEST) <= goldens
 
 
 def test_counters_that_nobody_may_read_are_told(stage: Stage) -> None:
