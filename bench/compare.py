@@ -137,15 +137,17 @@ def gate_timing(ref: str | None, only: list[str] | None = None,
 
 
 def renew(device: str) -> int:
-    """Measure this machine's baseline anew and say what moved."""
-    others, path = set(BASELINES.glob("*.json")), baseline_path(device)
+    """Measure this machine's baseline anew and say what moved; another machine's stays as it is."""
+    path, old = own_baseline(device), baseline_path(device)
     parts = counters.collect(device=device)
     failed = counters.failures(parts)
     if failed:
         print("\n".join(failed))
         return 1
-    if path in others:
-        print("\n".join(gate_counters(path, parts)))
+    try:
+        print("\n".join(gate_counters(old, parts) if old.exists() else ["the first baseline"]))
+    except ValueError as other:  # of another version or format: nothing to compare with
+        print(other)
     counters.write(path, parts, device)
     print(f"wrote {path}")
     return 0

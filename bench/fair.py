@@ -183,9 +183,11 @@ def run(problem: Problem, args: argparse.Namespace) -> dict[str, Any]:
               "precision": problem.precision, "deterministic": problem.deterministic,
               "optimizer": problem.optim.kind,
               "device": problem.x.device.type, "only": args.only, "gradient_error": error,
+              "clock": "processor seconds of one thread" if args.cpu_time else "seconds",
               "step": step_text(problem), "floor_seconds": least, "rows": rows}
     print(f"{problem.model}, batch {problem.batch}, {problem.precision}, {problem.optim.kind}; "
-          f"MB = 10^6 bytes; gradients within {error:.1e} of fp64\n{values['step']}")
+          f"MB = 10^6 bytes; {values['clock']}; gradients within {error:.1e} of fp64\n"
+          f"{values['step']}")
     print(table(rows))
     if least is not None:
         print(f"  {'floor (copy and product rates, cold)':42s} {'':35s} {least:8.4f}")
@@ -213,6 +215,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="options",
                         help="a constructor argument of the model, e.g. dropout=0.2")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cpu-time", action="store_true",
+                        help="one thread, timed by the process's own processor seconds")
     parser.add_argument("--limit", type=float, default=600.0,
                         help="seconds of timing a precision, setup not counted")
     parser.add_argument("--budget", type=float, help="MB for one more plan of the engine")
@@ -238,6 +242,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                          f"{args.precision!r}")
     if args.rounds < 1:
         raise ValueError(f"[bench] --rounds expected 1 or more, got {args.rounds}")
+    if args.cpu_time and args.device != "cpu":
+        raise ValueError(f"[bench] --cpu-time expected --device cpu, got {args.device}")
     if args.plot:
         plots.pyplot()
     return args
@@ -252,9 +258,10 @@ def main(argv: list[str] | None = None) -> int:
                    **model_options(args.model, args.options)}
         with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
             for precision in args.precisions:
+                clock = machine.cpu_time() if args.cpu_time else contextlib.nullcontext()
                 problem = Problem.of(args.model, args.batch_size, precision, args.device,
                                      args.optimizer, args.backend, args.deterministic, **options)
-                with problem.rules():
+                with problem.rules(), clock:
                     made.append(run(problem, args))
                 gc.collect()
     except ValueError as bad:

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,29 @@ def digest(root: Path = ROOT) -> str:
         if path.suffix in SUFFIXES and path.is_file() and inside.parts[:2] != LINKED:
             found.update(inside.as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return found.hexdigest()[:12]
+
+
+#: What steps are timed by: `cpu_time` changes it.
+clock: Callable[[], float] = time.perf_counter
+
+
+@contextlib.contextmanager
+def cpu_time() -> Iterator[None]:
+    """Inside, steps run in one thread and are timed by the process's own processor seconds: other
+    work on the machine then counts only through what it shares with this core."""
+    global clock
+    ext, threads, before = backends.extension(), torch.get_num_threads(), clock
+    try:
+        clock = time.process_time
+        torch.set_num_threads(1)
+        if ext is not None:
+            ext.set_num_threads(1)
+        yield
+    finally:
+        clock = before
+        torch.set_num_threads(threads)
+        if ext is not None:
+            ext.set_num_threads(0)  # its default again
 
 
 def interleaved(sides: dict[str, Callable[[], Any]], rounds: int,

@@ -55,6 +55,7 @@ def fair(content: Content) -> list[str]:
     return [f"{content['model']}, batch {content['batch']}, {content['precision']}, "
             f"{content['optimizer']}; gradients within {error:.1e} of fp64"
             + (f"; {content['step']}" if "step" in content else "")
+            + (f"; {content['clock']}" if content.get("clock", "seconds") != "seconds" else "")
             + (f". Floor by copy and product rates: {floor:.4f} s" if floor else "") + ".", "",
             *table(["★ on the Pareto front", "planned MB", "metered MB", "allocated MB",
                     "working MB", "s/step (min–max)", "images/s (min–max)", "beaten by ours"],

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from bench import machine
 from bench.authors import authors_step
 from bench.machine import synchronize
 from bench.problem import Problem, turns
@@ -114,10 +114,10 @@ class Side:
 
 def timed(call: Callable[[], Any]) -> float:
     synchronize()
-    start = time.perf_counter()
+    start = machine.clock()
     call()
     synchronize()
-    return time.perf_counter() - start
+    return machine.clock() - start
 
 
 def allocated_bytes(call: Callable[[], Any], held: list[torch.Tensor]) -> int:

@@ -108,6 +108,25 @@ def test_renew_takes_the_new_file(files: dict[str, Path],
     assert run(files) == 0
 
 
+@pytest.mark.parametrize(("facts", "said"), [
+    ({}, "kernels 7 -> 9"),
+    ({"version": "0.0.1"}, "is of ffengine 0.0.1, expected")])
+def test_a_new_machine_leaves_the_others_baseline(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+        facts: dict[str, Any], said: str) -> None:
+    parts = copy.deepcopy(PARTS)
+    parts["launches"]["rows"]["net"]["kernels"] = 9
+    monkeypatch.setattr(compare, "BASELINES", tmp_path)
+    monkeypatch.setattr(counters, "collect", lambda device: parts)
+    theirs = tmp_path / "another-machine.json"
+    counters.write(theirs, PARTS)
+    rewritten(theirs, **facts)
+    before = theirs.read_bytes()
+    assert compare.main(["--renew"]) == 0
+    assert said in capsys.readouterr().out and theirs.read_bytes() == before
+    assert results.read(compare.own_baseline(), kind="counters")["parts"] == parts
+
+
 def other_compiler(head: Path) -> None:
     parts = copy.deepcopy(PARTS)
     parts["triton"]["needs"] = {"triton": "4"}

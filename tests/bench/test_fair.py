@@ -16,7 +16,7 @@ from models import every as models
 from models.every import TINY
 
 import ffengine as ff
-from bench import fair, plots, results
+from bench import fair, machine, plots, results
 from bench.judging import judged, table, verdict
 from bench.problem import Problem, turns
 from bench.sides import Phase, Side
@@ -260,6 +260,26 @@ def test_command_writes_json_and_picture(tmp_path: Path, monkeypatch: pytest.Mon
         assert (tmp_path / f"{stem}.png").stat().st_size > 10_000
 
 
+def test_processor_seconds_of_one_thread(monkeypatch: pytest.MonkeyPatch,
+                                         capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(rates, "FLUSH_BYTES", 1 << 20)
+    threads, seen = torch.get_num_threads(), [0]
+
+    def process_time() -> float:
+        seen.append(torch.get_num_threads())
+        return float(len(seen))
+
+    monkeypatch.setattr(time, "process_time", process_time)
+    words = ["sn/mlp", "--batch-size", "8", "--precision", "fp32", "--rounds", "1", "--json",
+             "--only", "plain", "--set", "image_size=8", "--set", "layers=(20,20)", "--cpu-time"]
+    assert fair.main(words) == 0
+    values = json.loads(capsys.readouterr().out.splitlines()[-1])[0]
+    assert values["clock"] == "processor seconds of one thread"
+    assert set(seen[1:]) == {1} and all(r["seconds"]["median"] in (1.0, 2.0)
+                                        for r in values["rows"])
+    assert torch.get_num_threads() == threads and machine.clock is time.perf_counter
+
+
 def test_gate_decides_the_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def judged(passes: bool) -> Any:
         found = {**row("bp plain", "bp", 2, 1.0), "gated": True, "passes": passes}
@@ -295,6 +315,7 @@ def test_products_go_by_one_rule_on_every_side(precision: str, deterministic: bo
     (["sn/mlp", "--precision", "tf32"], "tf32 expected a GPU, whose products it rounds, got cpu"),
     (["nothing/here"], "unknown model"), (["bp/sn/mlp"], "local training"),
     (["sn/mlp", "--precision", "fp8"], "fp32 or bf16"), (["sn/mlp", "--rounds", "0"], "--rounds"),
+    (["sn/mlp", "--cpu-time", "--device", "cuda"], "--cpu-time expected --device cpu, got cuda"),
     (["sn/mlp", "--batch-size", "0"], "--batch-size"), (["sn/mlp", "--set", "depth=3"], "depth"),
 ])
 def test_bad_input_is_one_line(words: list[str], said: str,
