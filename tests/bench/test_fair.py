@@ -260,7 +260,7 @@ def test_command_writes_json_and_picture(tmp_path: Path, monkeypatch: pytest.Mon
         assert (tmp_path / f"{stem}.png").stat().st_size > 10_000
 
 
-def test_processor_seconds_of_one_thread(monkeypatch: pytest.MonkeyPatch,
+def test_processor_seconds_of_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                          capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(rates, "FLUSH_BYTES", 1 << 20)
     threads, seen = torch.get_num_threads(), [0]
@@ -271,7 +271,8 @@ def test_processor_seconds_of_one_thread(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(time, "process_time", process_time)
     words = ["sn/mlp", "--batch-size", "8", "--precision", "fp32", "--rounds", "1", "--json",
-             "--only", "plain", "--set", "image_size=8", "--set", "layers=(20,20)", "--cpu-time"]
+             "--only", "plain", "--set", "image_size=8", "--set", "layers=(20,20)", "--cpu-time",
+             "--out", str(tmp_path)]
     assert fair.main(words) == 0
     values = json.loads(capsys.readouterr().out.splitlines()[-1])[0]
     assert values["clock"] == "processor seconds of one thread"
