@@ -36,6 +36,13 @@ def test_rates_are_amounts_over_seconds(monkeypatch):
     assert rates.copy_rate(CPU) == 2 * (1 << 20) / 4 / 0.5
 
 
+def test_products_are_those_of_the_library_that_the_engine_takes(monkeypatch):
+    seen = []
+    monkeypatch.setattr(rates.product, "linear", lambda x, w: seen.append((x.shape, w.shape)))
+    rates.product_seconds(3, 5, 7, torch.float32, CPU)
+    assert set(seen) == {((3, 5), (7, 5))}
+
+
 def test_a_machine_has_a_rate_for_every_dtype_asked_for():
     made = rates.machine_rates([torch.float32, torch.bfloat16], "cpu")
     assert set(made.flops_per_second) == {torch.float32, torch.bfloat16}
