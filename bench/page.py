@@ -75,11 +75,14 @@ def fair_summary(contents: list[Content]) -> list[str]:
         quick = min(theirs, key=lambda r: r["seconds"]["median"])
         lean = min(theirs, key=lambda r: r["peak_bytes"])
         said = f"{sum(r['passes'] for r in gated)} of {len(gated)}" if gated else "not gated"
-        return [content["model"], str(content["batch"]), content["precision"], at(ours[0]),
+        machine = content["machine"]
+        where = machine["gpu"] or f"{machine['cpu']} ({machine['isa']})"
+        return [content["model"], str(content["batch"]), content["precision"],
+                f"{where} × {machine['threads']}", at(ours[0]),
                 at(min(ours, key=lambda r: r["peak_bytes"])), at(quick), at(lean), said]
 
-    return table(["", "batch", "precision", "ours, default plan", "ours, smallest plan",
-                  "fastest BP", "leanest BP", "gated BP rows passed"],
+    return table(["", "batch", "precision", "on × threads", "ours, default plan",
+                  "ours, smallest plan", "fastest BP", "leanest BP", "gated BP rows passed"],
                  (line(c) for c in contents if any(r["kind"] == "bp" and not r.get("failed")
                                                    for r in c["rows"])))
 

@@ -58,7 +58,7 @@ def memory_against_time(path: Path, values: dict[str, Any]) -> None:
                    f"{values['optimizer']}", loc="left")
     for spine in ("top", "right"):
         axes.spines[spine].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="upper right")
+    axes.legend(frameon=False, fontsize=8, loc="best")
     figure.tight_layout()
     label(figure, axes, rows)
     path.parent.mkdir(parents=True, exist_ok=True)
