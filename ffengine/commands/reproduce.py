@@ -197,7 +197,7 @@ class Runner:
 def row_of(case: Case, runs: Sequence[Row], error: str | None = None) -> Row:
     """A line of the table: accuracies in percent, seconds of training that a seed took."""
     file, paper = case.file, case.file.paper_result
-    found = [100 * (max(r["layer_accuracy"]) if case.by_layer else r["test_accuracy"])
+    found = [100 * (best(r["layer_accuracy"]) if case.by_layer else r["test_accuracy"])
              for r in runs]
     ours = mean(found) if found else None
     used = {k: runs[0][k] if runs else None
@@ -211,6 +211,11 @@ def row_of(case: Case, runs: Sequence[Row], error: str | None = None) -> Row:
             "data": case.where, "trained_on": case.data, "paper_data": file.data,
             "paper_epochs": file.train.epochs, **used,
             "seeds": [r["seed"] for r in runs], "accuracies": found, "error": error}
+
+
+def best(accuracies: Sequence[float | None]) -> float:
+    """Of the layers that tell classes."""
+    return max(a for a in accuracies if a is not None)
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

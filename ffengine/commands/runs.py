@@ -34,7 +34,8 @@ def run_eval(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
               "test_accuracy": correct, "layer_accuracy": layers, "layer_range": [start, end]}
     rows = [f"test accuracy {100 * correct:.2f} % ({name} on {notes['data']}, layers "
             f"{start}-{end}, {run.found.path})"]
-    rows += [f"  layer {i:3d}  {100 * a:6.2f} %" for i, a in enumerate(layers)]
+    rows += [f"  layer {i:3d}  " + ("super-classes" if a is None else f"{100 * a:6.2f} %")
+             for i, a in enumerate(layers)]
     return "\n".join(rows), result
 
 

@@ -23,19 +23,26 @@ log = logging.getLogger("ffengine")
 
 @dataclass
 class Row:
-    """One epoch. Accuracies lie in [0, 1]; peak_bytes is of a training step."""
+    """One epoch. Accuracies lie in [0, 1]; peak_bytes is of a training step.
+
+    train_accuracy: of classes, as the epoch's samples passed (of super-classes while a layer trains
+        on those). Where positive and negative rows train, of the first thousand training samples
+        after the epoch, every label tried; None if the loader cannot show them again.
+    pair_accuracy: pairs whose positive row had the better goodness as they passed, else None.
+    """
 
     epoch: int
     lr: float
     loss: float
     losses: list[float]
-    train_accuracy: float
+    train_accuracy: float | None
     valid_accuracy: float | None
     seconds: float
     images_per_second: float
     peak_bytes: int
     sip_start: int
     sip_end: int
+    pair_accuracy: float | None = None
 
     def flat(self) -> Numbers:
         """Columns of the CSV: a column per layer's loss."""
@@ -50,15 +57,18 @@ class EpochSums:
     def __init__(self, saved: dict[str, Any] | None = None) -> None:
         saved = saved or {}
         self.samples = int(saved.get("samples", 0))
+        #: Hits are of pairs, not of classes.
+        self.pairs = bool(saved.get("pairs", False))
         self._losses: torch.Tensor | None = None
         self._hits: torch.Tensor | None = None
         if saved.get("losses") is not None:
             self._losses = torch.tensor(saved["losses"], dtype=torch.float64)
             self._hits = torch.tensor(int(saved["hits"]))
 
-    def add(self, report: BatchReport, y: torch.Tensor, hits: torch.Tensor) -> None:
+    def add(self, report: BatchReport, y: torch.Tensor, hits: torch.Tensor,
+            pairs: bool = False) -> None:
         """One step on samples with labels y, of which `hits` were right."""
-        n = y.shape[0]
+        n, self.pairs = y.shape[0], pairs
         losses = torch.stack([torch.zeros((), device=y.device) if loss is None else loss
                               for loss in report.losses]).double() * n
         self._losses = losses if self._losses is None else self._losses.to(losses.device) + losses
@@ -78,7 +88,8 @@ class EpochSums:
         """Plain numbers, for a checkpoint within an epoch."""
         if self._losses is None or self._hits is None:
             return {}
-        return {"samples": self.samples, "losses": self._losses.tolist(), "hits": int(self._hits)}
+        return {"samples": self.samples, "losses": self._losses.tolist(), "hits": int(self._hits),
+                "pairs": self.pairs}
 
 
 def mean(values: Sequence[float]) -> float:
@@ -151,9 +162,12 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _row(record: dict[str, str]) -> Row:
-    valid = record["valid_accuracy"]
+    def accuracy(name: str) -> float | None:
+        return float(record[name]) if record.get(name) else None
+
     losses = [float(v) for k, v in record.items() if k.startswith("loss_")]
     return Row(int(record["epoch"]), float(record["lr"]), float(record["loss"]), losses,
-               float(record["train_accuracy"]), float(valid) if valid else None,
+               accuracy("train_accuracy"), accuracy("valid_accuracy"),
                float(record["seconds"]), float(record["images_per_second"]),
-               int(record["peak_bytes"]), int(record["sip_start"]), int(record["sip_end"]))
+               int(record["peak_bytes"]), int(record["sip_start"]), int(record["sip_end"]),
+               accuracy("pair_accuracy"))

@@ -50,7 +50,8 @@ class Progress:
             return
         if time.monotonic() - self._read > READ_EVERY:
             self._bar.set_postfix_str(
-                f"loss {mean(sums.losses()):.3f}, accuracy {100 * sums.accuracy():.1f} %, "
+                f"loss {mean(sums.losses()):.3f}, {'pairs' if sums.pairs else 'accuracy'} "
+                f"{100 * sums.accuracy():.1f} %, "
                 f"{speed:.0f} img/s, peak {megabytes(self.trainer.peak_bytes)}", refresh=False)
             self._read = time.monotonic()
         self._bar.update()
@@ -61,8 +62,10 @@ class Progress:
             return
         if self._bar is not None:
             self._bar.close()
-        valid = "" if row.valid_accuracy is None else f", valid {100 * row.valid_accuracy:.2f} %"
-        print(f"epoch {row.epoch + 1}/{self.trainer.epochs}: loss {row.loss:.4f}, train "
-              f"{100 * row.train_accuracy:.2f} %{valid}, {row.images_per_second:.0f} img/s, peak "
+        found = (("pairs", row.pair_accuracy), ("train", row.train_accuracy),
+                 ("valid", row.valid_accuracy))
+        said = "".join(f", {name} {100 * part:.2f} %" for name, part in found if part is not None)
+        print(f"epoch {row.epoch + 1}/{self.trainer.epochs}: loss {row.loss:.4f}{said}, "
+              f"{row.images_per_second:.0f} img/s, peak "
               f"{megabytes(row.peak_bytes)}, layers {row.sip_start}-{row.sip_end}, "
               f"{row.seconds:.1f} s", file=sys.stderr)

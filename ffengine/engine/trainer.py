@@ -7,7 +7,6 @@ checkpoints, and clean stops.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,10 +22,11 @@ from ffengine.engine.clock import clock_of
 from ffengine.engine.context import BatchReport, StepContext
 from ffengine.engine.denormals import flushed
 from ffengine.engine.evaluation import (
-    Samples,
+    SHOWN,
     accuracy,
+    first_samples,
     layer_accuracy,
-    rows_within,
+    samples_of,
     training_hits,
 )
 from ffengine.engine.guard import Interrupts, TrainingInterrupted, Watch
@@ -42,7 +42,6 @@ from ffengine.engine.progress import Progress
 from ffengine.engine.recipe import Recipe
 from ffengine.engine.schedule import Schedule, of
 from ffengine.engine.settings import LearningRate, SchedulerFactory, Settings
-from ffengine.engine.shapes import measure
 from ffengine.nn.network import LocalNet
 from ffengine.ops import backends
 
@@ -316,7 +315,9 @@ class Trainer:
         ended = time.perf_counter()
         speed = seen / max(ended - clock, 1e-9) if seen else self.sums.samples / (ended - began)
         valid = None if valid_loader is None else self._validate(valid_loader)
-        self._finish_epoch(lr, valid, time.perf_counter() - began, speed, bar)
+        shown = first_samples(train_loader, SHOWN) if self.sums.pairs else []
+        seconds = time.perf_counter() - began
+        self._finish_epoch(lr, self.evaluate(shown) if shown else None, valid, seconds, speed, bar)
         if stop.asked:
             self._interrupted()
 
@@ -324,7 +325,7 @@ class Trainer:
         """`step` on a loader's next batch, and what it adds to the epoch's sums; its samples."""
         batch = checked(as_batch(item, None), self.net, self.device)
         report = self.step(batch, iteration=self.iteration)
-        self.sums.add(report, batch.y, training_hits(self.net, report, batch.y))
+        self.sums.add(report, batch.y, *training_hits(self.net, report, batch.y))
         return batch.y.shape[0]
 
     def _validate(self, loader: Iterable[Any]) -> float:
@@ -333,16 +334,17 @@ class Trainer:
             return self.evaluate(loader)
         from ffengine.adapt import sip
 
-        chosen = sip.select(self.net, self._samples(loader), backend=self.backend,
+        chosen = sip.select(self.net, samples_of(self, loader), backend=self.backend,
                             dtype=self.dtype)
         return chosen.accuracy
 
-    def _finish_epoch(self, lr: float, valid: float | None, seconds: float, speed: float,
-                      bar: Progress) -> None:
+    def _finish_epoch(self, lr: float, shown: float | None, valid: float | None, seconds: float,
+                      speed: float, bar: Progress) -> None:
         losses, (start, end) = self.sums.losses(), self.net.layer_range
-        row = Row(self.epoch, lr, mean(losses), losses, self.sums.accuracy(), valid, seconds,
-                  speed, self.peak_bytes, start, end)
-        self.ended = self.schedule.epoch_done(self.epoch, row.train_accuracy)
+        passed, pairs = self.sums.accuracy(), self.sums.pairs
+        row = Row(self.epoch, lr, mean(losses), losses, shown if pairs else passed, valid, seconds,
+                  speed, self.peak_bytes, start, end, passed if pairs else None)
+        self.ended = self.schedule.epoch_done(self.epoch, passed)
         self.epoch, self.iteration, self.sums = self.epoch + 1, 0, EpochSums()
         self.optimizer.activate(self.schedule.active(self.epoch))  # a checkpoint is of what follows
         improved = valid is not None and (self.best_accuracy is None or valid > self.best_accuracy)
@@ -360,22 +362,13 @@ class Trainer:
         kept = f"; checkpoint {self.save()}" if self.out is not None else ""
         raise TrainingInterrupted(f"[train] interrupted at {where}{kept}")
 
-    def _samples(self, loader: Iterable[Any]) -> Samples:
-        """The loader in pieces that need no more memory than a training step."""
-        rows = sys.maxsize  # of a piece: with batch statistics pieces would change the scores
-        if not self.net.batch_statistics:
-            plan = self.plan or self.plan_for(self.settings.batch_size)
-            rows = rows_within(measure(self.net, 1, self.dtype, states=0, device=self.device.type,
-                                       backend=self.backend), plan.working_bytes)
-        return Samples(loader, self.device, self.dtype, rows)
-
     def evaluate(self, loader: Iterable[Any]) -> float:
         """Accuracy (0 to 1) of the class scores on a loader of (x, y)."""
-        return accuracy(self.net, self._samples(loader), self.backend)
+        return accuracy(self.net, samples_of(self, loader), self.backend)
 
-    def evaluate_layers(self, loader: Iterable[Any]) -> list[float]:
-        """Accuracy of each layer's goodness alone."""
-        return layer_accuracy(self.net, self._samples(loader), self.backend)
+    def evaluate_layers(self, loader: Iterable[Any]) -> list[float | None]:
+        """Accuracy of each layer's goodness alone; None of one trained on super-classes."""
+        return layer_accuracy(self.net, samples_of(self, loader), self.backend)
 
     def save(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Write a checkpoint, atomically; default is latest.safetensors of the run folder.

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from engine.training import assert_same
 
 import ffengine as ff
+from ffengine.engine.history import read_rows
 from ffengine.engine.inputs import rows_of
 from ffengine.engine.layerwise import Layerwise
 from ffengine.engine.plan import Planner
@@ -291,6 +292,51 @@ def test_training_accuracy_counts_what_a_step_computed() -> None:
     net = mlp(2, heads=1, readout=Readout("head"))
     rows = trainer(net, Together(), epochs=40, lr=0.05).fit([(x, y)]).rows
     assert rows[-1].train_accuracy > 0.9 >= rows[0].train_accuracy
+
+
+def test_pairs_and_classes_are_two_accuracies(tmp_path: Path) -> None:
+    """Pairs as they pass; classes of the first thousand samples, every label tried, afterwards."""
+    splits = ff.data.load("synthetic", shape=(1, 8, 8), train=40, valid=4, test=4)
+    torch.manual_seed(0)
+    net = ff.models.create("symba/mlp", image_size=8, layers=(20, 16))
+    t = trainer(net, None, out=tmp_path)
+    rows = t.fit(ff.data.loader(splits.train, batch_size=8, shuffle=True)).rows
+    shown = t.evaluate([splits.train.batch(slice(0, 1000))])
+    assert rows[-1].train_accuracy == shown
+    assert rows[-1].pair_accuracy is not None and rows[-1].pair_accuracy != shown
+    assert read_rows(tmp_path / "history.csv") == rows
+    (plain,) = trainer(mlp(2), Together(), epochs=1).fit([samples()]).rows
+    assert plain.pair_accuracy is None and plain.train_accuracy is not None
+    x, y = splits.train.batch(slice(0, 40))
+    parts = [(x[:10], y[:10]), (x[10:], y[10:])]
+    (listed,) = trainer(ff.models.create("symba/mlp", image_size=8, layers=(20, 16)), None,
+                        epochs=1).fit(parts).rows
+    assert listed.train_accuracy is not None
+    (drawn,) = trainer(ff.models.create("symba/mlp", image_size=8, layers=(20, 16)), None,
+                       epochs=1).fit(Once(parts)).rows
+    assert drawn.train_accuracy is None and drawn.pair_accuracy is not None
+
+
+class Once:
+    """A loader that only iterates."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __iter__(self) -> Any:
+        return iter(self.items)
+
+
+def test_layers_of_super_classes_tell_no_classes() -> None:
+    net = ff.models.create("sn/cifar100", num_classes=10, in_channels=1, image_size=8,
+                           widths=(5, 10, 10, 10, 20, 20, 20),
+                           superclasses=(0, 1, 2, 3, 4, 4, 3, 2, 1, 0))
+    t = trainer(net, None, epochs=1)
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(12, 1, 8, 8, generator=generator), torch.arange(12) % 10
+    found = t.evaluate_layers([(x, y)])
+    assert found[:4] == [None] * 4 and all(0 <= a <= 1 for a in found[4:] if a is not None)
+    assert found[-1] == t.evaluate([(x, y)])
 
 
 def test_head_features_do_not_depend_on_the_plan() -> None:
