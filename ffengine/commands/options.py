@@ -14,6 +14,7 @@ import torch
 from ffengine import data, models
 from ffengine.data import superclasses
 from ffengine.data.catalog import COARSE_CLASSES, SOURCES
+from ffengine.data.scale import SET
 from ffengine.engine import checkpoint
 from ffengine.models.cwcomp import ILT
 from ffengine.nn import LocalNet
@@ -36,6 +37,11 @@ def assignments(words: Sequence[str], flag: str) -> dict[str, Any]:
             value = text
         found[key] = tuple(value) if isinstance(value, list) else value
     return found
+
+
+def words(options: dict[str, Any]) -> list[str]:
+    """KEY=VALUE words that `assignments` reads back."""
+    return [f"{key}={value}" for key, value in options.items()]
 
 
 def model_options(name: str, words: Sequence[str]) -> dict[str, Any]:
@@ -87,9 +93,15 @@ def image_side(model: str, dataset: str, options: dict[str, Any]) -> int | None:
 
 def load_data(model: str, dataset: str, options: dict[str, Any], data_options: dict[str, Any],
               seed: int, root: str | None) -> data.Splits:
-    """The data set, at the size the network takes."""
+    """The data set, at the size the network takes, scaled as its authors scale it."""
     side = image_side(model, dataset, options)
-    return data.load(dataset, root=root, image_size=side, seed=seed, **data_options)
+    return data.load(dataset, root=root, image_size=side, seed=seed,
+                     **scaled(model, dataset, data_options))
+
+
+def scaled(model: str, dataset: str, data_options: dict[str, Any]) -> dict[str, Any]:
+    """The data set's options; how pixels are scaled is the model's where they do not say."""
+    return {"normalize": models.entry(model).scale_for(dataset), **data_options}
 
 
 @dataclass(frozen=True)
@@ -197,6 +209,13 @@ def build_saved(found: checkpoint.Checkpoint) -> LocalNet:
     net = models.create(model["name"], **saved_options(found))
     fp64 = found.meta["settings"]["precision"] == "fp64"
     return net.to(torch.float64) if fp64 else net
+
+
+def saved_data_options(notes: dict[str, Any]) -> list[str]:
+    """`--data-set` words of a run; runs that do not say how pixels were scaled took the set's."""
+    words: list[str] = notes["data_options"]
+    named = any(word.startswith("normalize=") for word in words)
+    return words if named else [*words, f"normalize={SET}"]
 
 
 def saved_options(found: checkpoint.Checkpoint) -> dict[str, Any]:

@@ -181,8 +181,8 @@ class Runner:
         if not run.quiet:
             print(f"{case.file.name}, seed {seed}", file=sys.stderr)
         splits = load_data(model, case.data, case.options, case.data_options, seed, run.data_root)
-        trainer = make_trainer(run, case.recipe, fitted_options(model, splits, case.options), seed,
-                               sip=train.sip)
+        trainer = make_trainer(run, case.recipe, fitted_options(model, splits, case.options),
+                               case.data_options, seed, sip=train.sip)
         announce(run, trainer)
         _, result = train_and_test(run, trainer, splits,
                                    None if case.plain else train.augmentation())

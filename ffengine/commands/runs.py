@@ -10,7 +10,14 @@ from typing import Any
 import torch
 
 from ffengine import data
-from ffengine.commands.options import assignments, device_of, load_data, open_run, saved_options
+from ffengine.commands.options import (
+    assignments,
+    device_of,
+    load_data,
+    open_run,
+    saved_data_options,
+    saved_options,
+)
 from ffengine.engine.trainer import Trainer
 from ffengine.needs import need
 
@@ -21,8 +28,9 @@ def run_eval(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     if "data" not in notes:
         raise ValueError(f"[checkpoint] expected a run of `ffengine train`, got {run.found.path}")
     name, options = run.found.meta["model"]["name"], saved_options(run.found)
-    splits = load_data(name, notes["data"], options, assignments(notes["data_options"], "--set"),
-                       saved["seed"], args.data_root)
+    splits = load_data(name, notes["data"], options,
+                       assignments(saved_data_options(notes), "--data-set"), saved["seed"],
+                       args.data_root)
     trainer = Trainer(run.net, batch_size=saved["batch_size"], backend=args.backend or "auto",
                       precision=args.precision or saved["precision"], device=device_of(args),
                       progress=False)

@@ -22,8 +22,11 @@ from ffengine.commands.options import (
     load_data,
     model_options,
     outline,
+    saved_data_options,
     saved_options,
+    scaled,
     shaped_like,
+    words,
 )
 from ffengine.data import augment
 from ffengine.data.batches import Augment
@@ -54,7 +57,7 @@ def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     recipe, options = training_recipe(args), model_options(args.model, args.options)
     if found is not None:
         options = {**saved_options(found), **options}
-    data_options = assignments(args.data_options, "--data-set")
+    data_options = scaled(args.model, args.data, assignments(args.data_options, "--data-set"))
     refuse_early(args, recipe, options, data_options)
     splits = load_data(args.model, args.data, options,
                        data_options, seed, args.data_root)
@@ -62,7 +65,7 @@ def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         raise ValueError("[cli] --baselines expected a model of local training, got "
                          f"{args.model}, which is one of its opponents")
     options = fitted_options(args.model, splits, options)
-    trainer = make_trainer(args, within(recipe, splits), options, seed)
+    trainer = make_trainer(args, within(recipe, splits), options, data_options, seed)
     trainer.write_into(run_folder(args))
     announce(args, trainer)
     if found is not None:
@@ -124,7 +127,7 @@ def take_from_run(args: argparse.Namespace, found: checkpoint.Checkpoint) -> Non
     args.model = args.model or meta["model"]["name"]
     args.data = args.data or meta["notes"]["data"]
     args.out = args.out or str(found.path.parent)
-    args.data_options = args.data_options or meta["notes"]["data_options"]
+    args.data_options = args.data_options or saved_data_options(meta["notes"])
     args.augment = args.augment or meta["notes"].get("augment", "none")
     args.backend = args.backend or meta["backend"]
     args.memory_budget = args.memory_budget or meta["memory_budget"]
@@ -151,11 +154,11 @@ def within(recipe: Recipe, splits: data.Splits) -> Recipe:
 
 
 def make_trainer(args: argparse.Namespace, recipe: Recipe, options: dict[str, Any],
-                 seed: int, **more: Any) -> Trainer:
+                 data_options: dict[str, Any], seed: int, **more: Any) -> Trainer:
     """Network and trainer, which takes `more`; a budget that cannot be met is refused here."""
     torch.manual_seed(seed)
     net = models.create(args.model, **options)
-    notes = {"data": args.data, "data_options": args.data_options,
+    notes = {"data": args.data, "data_options": words(data_options),
              "augment": getattr(args, "augment", None) or "none"}
     return Trainer(net, recipe=recipe, epochs=args.epochs, lr=args.lr,
                    batch_size=recipe.batch_size, backend=args.backend or "auto",

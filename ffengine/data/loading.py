@@ -15,6 +15,7 @@ from . import builtin, formats
 from .catalog import COARSE_CLASSES, NAMES, SOURCES, Source
 from .files import data_root, obtain
 from .image_set import ImageSet, Splits
+from .scale import SET, constants
 from .split import hold_out
 
 _FILE_OPTIONS = ("valid_split", "urls", "checksums")
@@ -35,7 +36,7 @@ def load(
     valid: int | None = None,
     download: bool = True,
     coarse: bool = False,
-    normalize: bool = True,
+    normalize: Any = SET,
     **options: Any,
 ) -> Splits:
     """The data set `name` (one of `NAMES`), split in train, valid and test.
@@ -49,7 +50,8 @@ def load(
         an eighth of `train` in addition.
     download: fetch files that are not in `root`.
     coarse: CIFAR-100's 20 superclasses as labels.
-    normalize: subtract the mean and divide by the standard deviation; else images are in [0, 1].
+    normalize: "set" (True), subtract the set's mean and divide by its standard deviation; "off"
+        (False), images stay in [0, 1]; or (mean, sd) to do it with (see `scale.constants`).
     options: for sets in files valid_split ("random", which is stratified, or "last"), urls,
         checksums (see `files.obtain`); for digits valid_split; for synthetic
         shape=(3, 32, 32), num_classes=10, train=512, test=128.
@@ -199,17 +201,14 @@ _READERS: dict[str, Callable[[Source, dict[str, Path]], list[tuple[Tensor, ...]]
 
 
 def _finished(
-    images: ImageSet, image_size: int | tuple[int, int] | None, coarse: bool, normalize: bool
+    images: ImageSet, image_size: int | tuple[int, int] | None, coarse: bool, normalize: Any
 ) -> ImageSet:
-    """The set as the caller wants it: size, kind of labels, constants."""
-    channels = images.shape[0]
+    """The set as the caller wants it: size, kind of labels, scale."""
     pixels = images.images if image_size is None else resize(images.images, image_size)
     labels = images.labels
     if coarse and images.coarse_labels is not None:
         labels = images.coarse_labels
-    mean, std = images.mean, images.std
-    if not normalize:
-        mean, std = (0.0,) * channels, (1.0,) * channels
+    mean, std = constants(normalize, images.mean, images.std)
     return ImageSet(pixels, labels, mean, std, images.coarse_labels)
 
 

@@ -24,7 +24,8 @@ HEADS: dict[str, dict[str, Any]] = {
 
 @register("cafo/cnn", paper="CaFo", recipe=Recipe(optimizer="sgd", lr=0.01, epochs=5000,
                                                   batch_size=50_000),
-          digits={"epochs": 30, "batch_size": 64})
+          digits={"epochs": 30, "batch_size": 64},
+          scale=dict.fromkeys(("cifar10", "cifar100"), (0.5, 0.5)))
 def cnn(num_classes: int = 10, in_channels: int = 3, image_size: int = 32, num_blocks: int = 3,
         width: int = 32, predictor: Literal["mse", "ce", "sl", "bp"] = "ce",
         batch_statistics: bool = False) -> LocalNet:

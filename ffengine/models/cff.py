@@ -3,9 +3,10 @@
 The paper's equations are lost in every text at hand and its authors published no code. Built here:
 G_l = g_l + gamma_l sum_{m != l} w stopgrad(g_m), g the mean of squares, w = 1 / (L - 1), theta 2,
 softplus loss, gamma 0.1 (fixed), or 0.1 at the start and learned by Adam 0.01 through dL/dG
-(adaptive), negatives as Pezeshki's
-code permutes them and the batch's largest pixel for the label (the text: random wrong labels, 1),
-length-normalised inputs (`norm="layer"`: the layer norm that the paper names). With
+(adaptive). What the text names and Pezeshki's code, whose set-up this is, has otherwise: negatives
+permuted and never drawn anew (`negatives="random"`: wrong labels), the batch's largest pixel for
+the label (`label_pixel=1.0`), lengths divided out before every layer (`norm="layer"`: a layer norm
+after every activation, the image as it is). With
 goodness="sum_sq", w = 1 and gamma = 1 it is Lorberbom et al., AAAI 2024 (a test).
 """
 
@@ -16,9 +17,8 @@ from typing import Literal
 from ffengine.engine.layerwise import Collaborative
 from ffengine.models.registry import Recipe, register
 from ffengine.nn import CollaborativeNet
-from ffengine.nn.checks import one_of
-from ffengine.nn.overlay import L2, overlay_mlp
-from ffengine.ops.config import LocalPassConfig, Norm, threshold
+from ffengine.nn.overlay import LabelPixel, overlay_mlp
+from ffengine.ops.config import LocalPassConfig, threshold
 
 PAPER = Recipe(optimizer="adam", lr=0.03, epochs=1000, batch_size=50_000)
 #: As hinton/threshold's: mini-batches, a rate that falls, wrong labels only.
@@ -29,15 +29,14 @@ OPTIONS = {"negatives": "random"}
 def collaborative(num_classes: int = 10, in_channels: int = 1, image_size: int = 28,
                   layers: tuple[int, ...] = (500, 500), theta: float = 2.0, gamma: float = 0.1,
                   weight: float | None = None, goodness: Literal["mean_sq", "sum_sq"] = "mean_sq",
-                  norm: Literal["length", "layer"] = "length", negatives: str = "permuted", *,
-                  learned: bool = False, gamma_lr: float = 0.01) -> CollaborativeNet:
+                  norm: Literal["length", "layer"] = "length", negatives: str = "permuted",
+                  label_pixel: LabelPixel = "max", *, learned: bool = False,
+                  gamma_lr: float = 0.01) -> CollaborativeNet:
     """784-500-500, full batch, layer after layer."""
-    one_of("cff", "norm", norm, ("length", "layer"))
-    between = L2 if norm == "length" else Norm("layer")
-    config = LocalPassConfig(groups=1, goodness=goodness, loss=threshold(theta), norm=between)
+    config = LocalPassConfig(groups=1, goodness=goodness, loss=threshold(theta))
     net = overlay_mlp(CollaborativeNet, num_classes, (in_channels, image_size, image_size), layers,
-                      config, negatives, gamma=gamma, weight=weight, learned=learned,
-                      gamma_lr=gamma_lr)
+                      config, negatives, norm=norm, label_pixel=label_pixel, gamma=gamma,
+                      weight=weight, learned=learned, gamma_lr=gamma_lr)
     net.schedule = Collaborative()
     return net
 
@@ -47,11 +46,11 @@ def collaborative(num_classes: int = 10, in_channels: int = 1, image_size: int =
 def fixed(num_classes: int = 10, in_channels: int = 1, image_size: int = 28,
           layers: tuple[int, ...] = (500, 500), theta: float = 2.0, gamma: float = 0.1,
           weight: float | None = None, goodness: Literal["mean_sq", "sum_sq"] = "mean_sq",
-          norm: Literal["length", "layer"] = "length",
-          negatives: str = "permuted") -> CollaborativeNet:
+          norm: Literal["length", "layer"] = "length", negatives: str = "permuted",
+          label_pixel: LabelPixel = "max") -> CollaborativeNet:
     """F-CFF: gamma stays as it is."""
     return collaborative(num_classes, in_channels, image_size, layers, theta, gamma, weight,
-                         goodness, norm, negatives)
+                         goodness, norm, negatives, label_pixel)
 
 
 @register("cff/adaptive", paper="Collaborative FF (our reconstruction)", recipe=PAPER,
@@ -60,7 +59,7 @@ def adaptive(num_classes: int = 10, in_channels: int = 1, image_size: int = 28,
              layers: tuple[int, ...] = (500, 500), theta: float = 2.0, gamma: float = 0.1,
              weight: float | None = None, goodness: Literal["mean_sq", "sum_sq"] = "mean_sq",
              norm: Literal["length", "layer"] = "length", negatives: str = "permuted",
-             gamma_lr: float = 0.01) -> CollaborativeNet:
+             label_pixel: LabelPixel = "max", gamma_lr: float = 0.01) -> CollaborativeNet:
     """A-CFF: gamma is learned, one per layer."""
     return collaborative(num_classes, in_channels, image_size, layers, theta, gamma, weight,
-                         goodness, norm, negatives, learned=True, gamma_lr=gamma_lr)
+                         goodness, norm, negatives, label_pixel, learned=True, gamma_lr=gamma_lr)

@@ -30,12 +30,21 @@ ILT = {
     ("cifar10", "acc"): ((0, 11), (0, 16), (0, 21), (0, 25), (0, 50)),
 }
 Net = Literal["goodness", "softmax"]
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+SCALE = {"fashion_mnist": (0.5, 0.5), "cifar10": IMAGENET, "cifar100": IMAGENET}
 
 
 def network(grouped: bool, num_classes: int, image: tuple[int, int, int],
             channels: tuple[int, ...], loss: str, ilt: str, dataset: str, predictor: Net,
-            class_groups: int | None, double_softmax: bool) -> LocalNet:
-    """Layers 2, 4, ... pool, and are grouped by class where `grouped` (CFSE)."""
+            class_groups: int | None, double_softmax: bool,
+            pools: tuple[int, ...] | None) -> LocalNet:
+    """Layers 2, 4, ... pool, and are grouped by class where `grouped` (CFSE).
+
+    pools: the layers that pool instead, counted from 1.
+    """
+    pooling = set(range(2, len(channels) + 1, 2) if pools is None else pools)
+    if not pooling <= set(range(1, len(channels) + 1)):
+        raise ValueError(f"[cwcomp] pools expected layers of 1..{len(channels)}, got {pools}")
     if class_groups is not None and predictor == "goodness":
         raise ValueError("[cwcomp] class_groups expected predictor=softmax: goodness tells groups, "
                          "not classes; got predictor=goodness")
@@ -47,7 +56,7 @@ def network(grouped: bool, num_classes: int, image: tuple[int, int, int],
     shape, layers = image, []
     for i, width in enumerate(channels):
         config = LocalPassConfig(groups=k, goodness="mean_sq", loss=LOSSES[loss],
-                                 norm=Norm("none"), pool="max2" if i % 2 else "none")
+                                 norm=Norm("none"), pool="max2" if i + 1 in pooling else "none")
         layers.append(LocalConv2d(
             shape[0], width, 3, bias=True, groups=k if grouped and i % 2 else 1, config=config,
             couple=BatchNorm(eps=1e-4, order="pool_norm"), init="torch"))
@@ -80,27 +89,27 @@ PAPER = Recipe(optimizer="adam", lr=0.01, epochs=50, batch_size=128)
 SMALL = {"epochs": 20}
 
 
-@register("cwcomp/cfse", paper="CwComp", recipe=PAPER, digits=SMALL, digits_options={
-    "dataset": "mnist"})
+@register("cwcomp/cfse", paper="CwComp", recipe=PAPER, digits=SMALL, scale=SCALE,
+          digits_options={"dataset": "mnist"})
 def cfse(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
          channels: tuple[int, ...] = CHANNELS, loss: str = "cwc",
          ilt: Literal["fast", "acc", "none"] = "fast", dataset: str = "cifar10",
          predictor: Net = "goodness", class_groups: int | None = None,
-         double_softmax: bool = False) -> LocalNet:
+         double_softmax: bool = False, pools: tuple[int, ...] | None = None) -> LocalNet:
     """Alternating full and class-grouped convolutions (channel-wise feature separator)."""
     return network(True, num_classes, (in_channels, image_size, image_size), channels, loss, ilt,
-                   dataset, predictor, class_groups, double_softmax)
+                   dataset, predictor, class_groups, double_softmax, pools)
 
 
 # MNIST's spans are 60 steps a layer here: 93 %. While layers train their running statistics
 # lag behind (15 % at the last such epoch, 98 % two later), so all must rest before the end.
 @register("cwcomp/ffcnn", paper="CwComp", recipe=PAPER, digits={**SMALL, "lr": 3e-3},
-          digits_options={"dataset": "fashion_mnist"})
+          digits_options={"dataset": "fashion_mnist"}, scale=SCALE)
 def ffcnn(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
           channels: tuple[int, ...] = CHANNELS, loss: str = "cwc",
           ilt: Literal["fast", "acc", "none"] = "fast", dataset: str = "cifar10",
           predictor: Net = "goodness", class_groups: int | None = None,
-          double_softmax: bool = False) -> LocalNet:
+          double_softmax: bool = False, pools: tuple[int, ...] | None = None) -> LocalNet:
     """The same without groups."""
     return network(False, num_classes, (in_channels, image_size, image_size), channels, loss, ilt,
-                   dataset, predictor, class_groups, double_softmax)
+                   dataset, predictor, class_groups, double_softmax, pools)

@@ -12,11 +12,13 @@ images) and then needs the classifier.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from ffengine.engine.layerwise import Layerwise
 from ffengine.engine.schedule import Together
 from ffengine.models.registry import Recipe, register
 from ffengine.nn import LinearHead, LocalLinear, LocalNet, Overlay, Readout
-from ffengine.nn.overlay import L2, overlay_mlp
+from ffengine.nn.overlay import LabelPixel, overlay_mlp
 from ffengine.ops.config import LocalPassConfig, Norm, Peer, bce, threshold
 
 RMS = Norm("length", eps=1e-8, length="rms")
@@ -30,11 +32,12 @@ RMS = Norm("length", eps=1e-8, length="rms")
           digits_options={"negatives": "random"})
 def threshold_net(num_classes: int = 10, in_channels: int = 1, image_size: int = 28,
                   layers: tuple[int, ...] = (500, 500), theta: float = 2.0,
-                  negatives: str = "permuted") -> LocalNet:
+                  negatives: str = "permuted", norm: Literal["length", "layer"] = "length",
+                  label_pixel: LabelPixel = "max") -> LocalNet:
     """784-500-500, softplus of mean squares against theta, every layer for its own epochs."""
-    config = LocalPassConfig(groups=1, goodness="mean_sq", loss=threshold(theta), norm=L2)
+    config = LocalPassConfig(groups=1, goodness="mean_sq", loss=threshold(theta))
     net = overlay_mlp(LocalNet, num_classes, (in_channels, image_size, image_size), layers, config,
-                      negatives)
+                      negatives, norm=norm, label_pixel=label_pixel)
     net.schedule = Layerwise()
     return net
 
@@ -42,7 +45,7 @@ def threshold_net(num_classes: int = 10, in_channels: int = 1, image_size: int =
 @register("hinton/peer-norm", paper="Hinton 2022 (Löwe)",
           recipe=Recipe(optimizer="sgd", momentum=0.9, lr=1e-3, weight_decay=3e-4, epochs=100,
                         batch_size=100, lr_half_linear=True),
-          digits={"epochs": 40, "batch_size": 50})
+          digits={"epochs": 40, "batch_size": 50}, scale={"*": "off", "digits": "set"})
 def peer_norm(num_classes: int = 10, in_channels: int = 1, image_size: int = 28,
               layers: tuple[int, ...] = (1000, 1000, 1000), negatives: str = "random",
               peer: float = 0.03, peer_momentum: float = 0.9, head_lr: float = 1e-2,

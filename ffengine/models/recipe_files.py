@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ffengine import data
+from ffengine.data import scale
 from ffengine.engine.recipe import Recipe
 from ffengine.models import registry
 from ffengine.ops.optim import OPTIM_CODES
@@ -40,6 +41,7 @@ class Training:
 
     Rates and epochs mean what they do in `Recipe`; its fields that are not here stay the model's.
     seeds: as many as the paper made runs. augment: see data.augment.by_name.
+    drop_last: an epoch's last batch is left out where it is smaller than the others.
     sip: select the layer range on held-out samples, as the network's default is otherwise.
     """
 
@@ -50,15 +52,18 @@ class Training:
     lr_min: float | None = None
     weight_decay: float = 0.0
     lr_drops: tuple[tuple[int, float], ...] = ()
+    lr_epochs: int | None = None
     seeds: tuple[int, ...] = (0,)
     augment: str = "none"
+    drop_last: bool = False
     sip: bool = True
 
     def recipe(self, base: Recipe) -> Recipe:
         """The model's own recipe with these numbers."""
         return replace(base, optimizer=self.optimizer, lr=self.lr, lr_min=self.lr_min,
                        weight_decay=self.weight_decay, epochs=self.epochs,
-                       batch_size=self.batch_size, lr_epochs=None, lr_drops=self.lr_drops)
+                       batch_size=self.batch_size, lr_epochs=self.lr_epochs,
+                       lr_drops=self.lr_drops)
 
     def augmentation(self) -> data.augment.Compose | None:
         """What is done to training images in [0, 1]."""
@@ -192,6 +197,16 @@ def _drops(value: Any) -> tuple[tuple[int, float], ...]:
     return drops
 
 
+def _normalize(value: Any) -> Any:
+    if value in (scale.OFF, scale.SET):
+        return value
+    try:
+        scale.parsed(value)
+    except ValueError:
+        raise Expected(scale.EXPECTED) from None
+    return _plain(value)
+
+
 def _augment(value: Any) -> str:
     try:
         data.augment.by_name(text(value))
@@ -206,9 +221,10 @@ _TOP: dict[str, Kind] = {
     "data": one_of(data.NAMES)}
 _TRAIN: dict[str, Kind] = {
     "optimizer": one_of(tuple(OPTIM_CODES)), "lr": number(), "lr_min": number(),
-    "lr_drops": _drops, "weight_decay": number(), "epochs": whole(1), "batch_size": whole(1),
-    "seeds": _seeds, "augment": _augment, "sip": flag}
+    "lr_drops": _drops, "lr_epochs": whole(1), "weight_decay": number(), "epochs": whole(1),
+    "batch_size": whole(1), "seeds": _seeds, "augment": _augment, "drop_last": flag, "sip": flag}
 _RESULT: dict[str, Kind] = {"metric": one_of(METRICS), "mean": number(100.0),
                             "sd": number(100.0)}
 _DIGITS: dict[str, Kind] = {"epochs": whole(1), "batch_size": whole(1), "options": mapping}
-_DATA: dict[str, Kind] = {"valid": whole(0), "valid_split": one_of(("random", "last"))}
+_DATA: dict[str, Kind] = {"normalize": _normalize, "valid": whole(0),
+                          "valid_split": one_of(("random", "last"))}

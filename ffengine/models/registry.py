@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ffengine.data.scale import SET
 from ffengine.engine.recipe import Recipe as Recipe
 from ffengine.nn import LocalNet
 
@@ -25,10 +26,16 @@ class Entry:
     shared: tuple[Callable[..., LocalNet], ...] = ()
     #: Constructor arguments that differ from the defaults on a data set.
     data_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    #: How its authors scale pixels (ffengine.data.scale), by data set; "*" is all others.
+    scale: Mapping[str, Any] = field(default_factory=dict)
 
     def options_for(self, data: str) -> dict[str, Any]:
         """Constructor arguments that a data set wants otherwise than the defaults."""
         return self.data_options.get(data, {})
+
+    def scale_for(self, data: str) -> Any:
+        """`normalize` of data.load, as the authors' code has it."""
+        return self.scale.get(data, self.scale.get("*", SET))
 
     def recipe_for(self, data: str) -> Recipe:
         return self.data.get(data, self.recipe)
@@ -51,16 +58,19 @@ _MODELS: dict[str, Entry] = {}
 
 def register(name: str, *, paper: str, recipe: Recipe,
              digits: dict[str, Any] | None = None, digits_options: dict[str, Any] | None = None,
-             shared: Callable[..., LocalNet] | None = None) -> Callable[[Any], Any]:
+             shared: Callable[..., LocalNet] | None = None,
+             scale: Mapping[str, Any] | None = None) -> Callable[[Any], Any]:
     """Enter a builder under `name`.
 
-    `digits` changes its recipe, and `digits_options` its defaults, on the bundled images.
+    `digits` changes its recipe, and `digits_options` its defaults, on the bundled images; `scale`
+    is how its authors scale pixels, by data set ("*": all others).
     """
     def register_builder(build: Callable[..., LocalNet]) -> Callable[..., LocalNet]:
         small = replace(recipe, **{"epochs": 15, "batch_size": 64, "lr_epochs": None,
                                    **(digits or {})})
         enter(Entry(name, paper, build, recipe, {"digits": small},
-                    () if shared is None else (shared,), {"digits": digits_options or {}}))
+                    () if shared is None else (shared,), {"digits": digits_options or {}},
+                    scale or {}))
         return build
     return register_builder
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ffengine.engine.schedule import Together
 from ffengine.models.registry import Recipe, register
 from ffengine.nn import LocalNet
-from ffengine.nn.overlay import L2, overlay_mlp
+from ffengine.nn.overlay import overlay_mlp
 from ffengine.ops.config import LocalPassConfig, symba
 
 
@@ -18,7 +18,7 @@ def mlp(num_classes: int = 10, in_channels: int = 1, image_size: int = 28,
         layers: tuple[int, ...] = (2000, 2000, 2000), alpha: float = 4.0,
         negatives: str = "random") -> LocalNet:
     """Label overlay, length-normalised linear layers, softplus(-alpha (g_pos - g_neg)) a pair."""
-    config = LocalPassConfig(groups=1, goodness="mean_sq", loss=symba(alpha), norm=L2)
+    config = LocalPassConfig(groups=1, goodness="mean_sq", loss=symba(alpha))
     net = overlay_mlp(LocalNet, num_classes, (in_channels, image_size, image_size), layers, config,
                       negatives)
     net.schedule = Together()

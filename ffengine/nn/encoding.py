@@ -92,7 +92,7 @@ class Overlay(LabelEncoding):
         neutral_value: every label pixel of the neutral input, over `value` (Löwe: 0.1).
 
     Raises:
-        ValueError: fewer pixels than classes.
+        ValueError: fewer pixels than classes, a value that is no number.
     """
 
     def __init__(self, num_classes: int, in_shape: tuple[int, ...],
@@ -102,8 +102,10 @@ class Overlay(LabelEncoding):
         if self.shape[0] < num_classes:
             raise ValueError(f"[encoding] a label overlay needs {num_classes} pixels, got an "
                              f"image of {self.shape[0]}")
-        if isinstance(value, str):
-            one_of("encoding", "an overlay's value, unless a number,", value, ("max",))
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value != "max" and not (number and math.isfinite(value)):
+            raise ValueError("[encoding] an overlay's value expected a finite number or 'max', "
+                             f"got {value!r}")
         self.value, self.neutral_value = value, neutral_value
         self.columns = slice(0, num_classes)
 

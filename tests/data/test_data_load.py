@@ -55,6 +55,34 @@ def test_digits_other_valid_keeps_test(digits):
     assert len(load("digits", valid=0).train) == 1437
 
 
+@pytest.mark.parametrize("normalize, mean, std", [
+    ("set", builtin.DIGITS_MEAN, builtin.DIGITS_STD), (True, builtin.DIGITS_MEAN,
+                                                       builtin.DIGITS_STD),
+    ("off", (0.0,), (1.0,)), (False, (0.0,), (1.0,)), ((0.5, 0.25), (0.5,), (0.25,)),
+    ([[0.5], [0.25]], (0.5,), (0.25,)), ((0, 2), (0.0,), (2.0,))])
+def test_the_scale_of_pixels(normalize, mean, std):
+    splits = load("digits", normalize=normalize)
+    for part in (splits.train, splits.valid, splits.test):
+        x, _ = part.batch(slice(0, 4))
+        wanted = (part.images[:4] - mean[0]) / std[0]
+        torch.testing.assert_close(x, wanted, rtol=0, atol=2e-6)
+
+
+def test_a_scale_of_one_number_is_for_every_channel():
+    train = load("synthetic", train=8, normalize=(0.5, 0.25)).train
+    assert (train.mean, train.std) == ((0.5,) * 3, (0.25,) * 3)
+
+
+@pytest.mark.parametrize("normalize, text", [
+    ("none", "off, set, or"), (0.5, "off, set, or"), ((0.5,), "off, set, or"),
+    ((0.5, 0.0), "sd above 0"), ((0.5, float("nan")), "got"), (("a", "b"), "got"),
+    (((0.1, 0.2), (0.3, 0.4)), "one number or 3, one a channel"), (None, "got None")])
+def test_what_is_no_scale_is_one_line(normalize, text):
+    with pytest.raises(ValueError, match=r"^\[data\] normalize expected") as error:
+        load("synthetic", train=8, normalize=normalize)
+    assert text in str(error.value) and "\n" not in str(error.value)
+
+
 def test_digits_resized():
     splits = load("digits", image_size=16, normalize=False)
     assert splits.shape == (1, 16, 16)

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from engine.training import assert_same
 
 import ffengine as ff
+from ffengine.models.sn import sparse_cross_entropy
 from ffengine.nn import LocalNet
+from ffengine.reference.local_pass import sparsemax_loss
 
 ROWS, CLASSES, THETA, LR = 6, 5, 0.5, 0.01
 SMALL = {"num_classes": CLASSES, "in_channels": 1, "image_size": 4, "layers": (12, 10)}
@@ -81,7 +83,7 @@ def test_features_before_or_after_the_update(propagate: str, maximize: bool) -> 
 
 
 def test_recurrent_frames() -> None:
-    net = network("fflib/ffrnn", theta=THETA, frames=3)
+    net = network("fflib/ffrnn", theta=THETA, frames=3, maximize=True)
     t = trainer(net)
     p = copies(net)
     steps = adams(p, 2)
@@ -123,7 +125,8 @@ def test_recurrent_frames() -> None:
 
 
 @pytest.mark.parametrize(("name", "options"), [
-    ("bp/fflib/ffnn", {}), ("bp/fflib/ffrnn", {"frames": 2, "test_frames": (0, 3)}),
+    ("bp/fflib/ffnn", {}), ("bp/fflib/bpnn", {}),
+    ("bp/fflib/ffrnn", {"frames": 2, "test_frames": (0, 3)}),
     ("bp/hinton/peer-norm", {}), ("bp/symba/mlp", {}), ("bp/cff/adaptive", {}),
     ("bp/sn/mlp", {"layers": (10, 10)}),
     ("bp/sn/cifar10", {"widths": (5, 5, 10, 10), "layers": None}),
@@ -190,3 +193,61 @@ def test_collaborative_goodness(learned: bool) -> None:
         for name, mine in net.named_parameters():
             assert_same(mine, torch.stack(gammas) if name == "gamma" else p[name], name)
     assert learned == bool(net.gamma.std() > 0)
+
+
+def test_bpnn_is_linear_relu_linear_relu_linear() -> None:
+    """The published baseline: pixels alone, no norms; the same logits from the same weights."""
+    net = network("bp/fflib/bpnn").double()
+    plain = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(16, 12), torch.nn.ReLU(), torch.nn.Linear(12, 10),
+        torch.nn.ReLU(), torch.nn.Linear(10, CLASSES)).double()
+    with torch.no_grad():
+        for mine, theirs in zip(net.parameters(), plain.parameters(), strict=True):
+            theirs.copy_(mine)
+    x, _, _ = samples(0)
+    assert_same(net.differentiable_logits(x), plain(x))
+    assert_same(net(x), plain(x))
+
+
+@pytest.mark.parametrize("model", ["hinton/threshold", "cff/fixed"])
+def test_network_ff_as_its_text_has_it(model: str) -> None:
+    """Layer norm after every activation, the image as it is, 1 in the label's pixel."""
+    options = {} if model.startswith("hinton") else {"gamma": 0.0}
+    net = network(model, norm="layer", label_pixel=1.0, negatives="random", theta=THETA, **options)
+    t, p = trainer(net, epochs=1), copies(net)
+    steps = adams(p, 2)
+    for stage in range(2):
+        x, y, wrong = samples(stage)
+        rows = torch.cat([x, x]).flatten(1)
+        rows[:, :CLASSES] = F.one_hot(torch.cat([y, wrong]), CLASSES).double()
+        for i in range(stage + 1):
+            h = F.relu(rows @ p[f"layers.{i}.weight"].t() + p[f"layers.{i}.bias"])
+            rows = F.layer_norm(h, h.shape[1:]).detach()
+        loss = threshold_loss((h * h).mean(1), 1.0)
+        report = t.step(ff.Batch(x, y, negatives=wrong), epoch=stage)
+        assert_same(report.losses[stage], loss)
+        steps[stage].zero_grad()
+        loss.backward()
+        steps[stage].step()
+    for name, mine in net.named_parameters():
+        assert_same(mine, p[name], name)
+
+
+def test_sparse_ce_in_its_two_readings() -> None:
+    """The sparsemax loss, and the cross-entropy of sparsemax's probabilities, by hand."""
+    g = torch.tensor([[1.0, 0.5, -2.0], [3.0, 0.0, 0.0]], dtype=torch.float64)
+    y = torch.tensor([1, 2])
+    # support {0, 1} of the first row: tau = (1.5 - 1) / 2; of the second {0}: tau = 2
+    chances = torch.tensor([[0.75, 0.25, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
+    leaf = g.clone().requires_grad_()
+    second = sparse_cross_entropy(leaf, y)
+    assert_same(second, -(chances.gather(1, y[:, None])[:, 0] + 1e-9).log())
+    second.sum().backward()
+    assert_same(leaf.grad, torch.tensor([[2.0, -2.0, 0.0], [0.0, 0.0, 0.0]],
+                                        dtype=torch.float64) * 0.25 / (0.25 + 1e-9))
+    first = sparsemax_loss(g, y)
+    assert_same(first, torch.tensor([0.5 * (1 + 0.25 - 2 * 0.25**2) + 0.5 - 0.5,
+                                     0.5 * (9 - 4) + 0.5 - 0.0], dtype=torch.float64))
+    for loss in ("sparse-ce", "sparse-ce-log"):
+        report = trainer(network("sn/mlp", layers=(10, 10), loss=loss)).step(*samples(0)[:2])
+        assert report.losses[0] is not None and report.losses[0] > 0

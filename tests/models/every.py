@@ -38,11 +38,17 @@ TINY: dict[str, dict[str, Any]] = {
     "trifecta/fcn": {"image_size": 8, "width": 16, "depth": 4},
     "trifecta/shallow": {"image_size": 8, "widths": (4, 6, 8, 8, 8, 8)},
 }
+#: Networks of backpropagation that are no model's twin.
+OPPONENTS: dict[str, dict[str, Any]] = {
+    "bp/deeperforward/resnet18": {"image_size": 8, "widths": (4, 6, 8, 8), "counts": (1, 2, 1, 1)},
+    "bp/fflib/bpnn": {"image_size": 8, "layers": (20, 16)},
+}
 NAMES = ff.models.names()
 
 
 def options(name: str) -> dict[str, Any]:
-    return {"num_classes": 10, "in_channels": 1, **TINY[name.removeprefix("bp/")]}
+    small = OPPONENTS[name] if name in OPPONENTS else TINY[name.removeprefix("bp/")]
+    return {"num_classes": 10, "in_channels": 1, **small}
 
 
 def network(name: str, seed: int = 0, **changed: Any) -> LocalNet:

@@ -69,7 +69,8 @@ def transcription(weights: list[torch.Tensor], goodness: str,
             x = F.avg_pool2d(x, 2) if i in (1, 2) else x
             h = relu(F.conv2d(x.detach(), w, padding=w.shape[2] // 2))
             groups = h.reshape(6, 5, -1)
-            g = groups.mean(2) if goodness == "mean" else (groups**2).mean(2)
+            g = {"mean": groups.mean(2), "mean_sq": (groups**2).mean(2),
+                 "sum_sq": (groups**2).sum(2)}[goodness]
             loss = F.cross_entropy(g, y)
             optimizer.zero_grad()
             loss.backward()
@@ -83,7 +84,7 @@ def transcription(weights: list[torch.Tensor], goodness: str,
     return [*losses, weights]
 
 
-@pytest.mark.parametrize("goodness", ["mean", "mean_sq"])
+@pytest.mark.parametrize("goodness", ["mean", "mean_sq", "sum_sq"])
 @pytest.mark.parametrize("relu_gradient", ["masked", "straight_through"])
 def test_training_equals_the_transcription(goodness: str, relu_gradient: str) -> None:
     net = network(goodness=goodness, relu_gradient=relu_gradient, dropout=0.0)

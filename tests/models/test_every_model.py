@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from models.every import NAMES, batch, moved, network, state, trainer
+from models.every import NAMES, OPPONENTS, batch, moved, network, state, trainer
 
 import ffengine as ff
 from ffengine.engine.backprop import Backprop
@@ -21,7 +21,8 @@ from ffengine.nn import LabelChannel, LocalNet
 
 every = pytest.mark.parametrize("name", NAMES)
 #: A twin that reads goodness as its original does is the same program.
-EXPORTED = [n for n in NAMES if not n.startswith("bp/") or len(network(n).heads)]
+EXPORTED = [n for n in NAMES
+            if not n.startswith("bp/") or n in OPPONENTS or len(network(n).heads)]
 LAYERWISE = [n for n in NAMES if hasattr(network(n).schedule, "stage")]
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ffengine import models
+from ffengine.models import recipe_files
 from ffengine.nn import LocalNet
 
 SMALL = {
@@ -130,6 +131,22 @@ def test_concatenation_stands_inside_a_stage_in_resnet33() -> None:
     joins = [i for i, w in enumerate(net.wires) if w.join == "concat"]
     assert joins == [8, 16, 28]
     assert [net.layers[i].weight.shape[0] for i in joins] == [5, 10, 20]
+
+
+def test_cwcomp_in_the_layers_of_cnn14() -> None:
+    """Pools where the network named has them, spans for all 14 layers and the head."""
+    recipe = recipe_files.load("cwcomp-cfse14-cifar10")
+    with torch.device("meta"):
+        net = models.create(recipe.model, **recipe.options)
+        theirs = models.create("deeperforward/cnn14")
+    assert [s[1:] for s in net.shapes[1:]] == [
+        (16, 16) if i == 1 else (8, 8) if i == 4 else (4, 4) if i == 7 else (2, 2) if i == 10
+        else s[1:] for i, s in enumerate(theirs.shapes[1:])]
+    assert [layer.weight.shape[0] for layer in net.layers] == [
+        layer.weight.shape[0] for layer in theirs.layers]
+    assert [layer.geometry.groups for layer in net.layers] == [1, 10] * 7
+    net.schedule.begin(net, 50)
+    assert net.schedule.spans[3:] == ((0, 25),) * 11 + ((0, 50),)
 
 
 def test_unknown_models_and_options() -> None:

@@ -68,8 +68,29 @@ def test_a_bundled_recipe_builds_for_its_data(name):
             "num_classes": source.num_classes, "in_channels": len(source.mean),
             "image_size": side, **recipe.options})
     assert net.in_shape == (len(source.mean), side, side)
-    resized = "deeperforward/" in recipe.model  # which takes all images at 32 (its section 4.1)
+    # DeeperForward takes all images at 32 (its section 4.1), those of CwComp's 14 layers too
+    resized = "deeperforward/" in recipe.model or "cfse14" in name
     assert side == (28 if "mnist" in recipe.data and not resized else 32)
+
+
+@pytest.mark.parametrize("name", recipe_files.names())
+def test_a_bundled_recipe_scales_pixels_as_its_authors(name):
+    """The published code of FFLib and of Löwe feeds [0, 1], as support neurons' "normalization"
+    turned out to mean; CwComp's and CaFo's have constants of their own."""
+    recipe = recipe_files.load(name)
+    model = recipe.model.removeprefix("bp/")
+    imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    wanted = "set"
+    if model.startswith(("fflib/", "hinton/peer-norm")) or recipe.paper == "sn":
+        wanted = "off"
+    elif model.startswith("cwcomp/") and recipe.data != "mnist":
+        wanted = (0.5, 0.5) if recipe.data == "fashion_mnist" else imagenet
+    elif (model.startswith("cafo/") and recipe.data != "mnist") or (
+            model.startswith("deeperforward/") and recipe.data == "cifar100"):
+        wanted = (0.5, 0.5)
+    assert recipe.data_options["normalize"] == wanted
+    if recipe.paper != "sn":  # whose comparators are other papers' models
+        assert models.entry(recipe.model).scale_for(recipe.data) == wanted
 
 
 def test_no_number_stands_twice():
@@ -101,6 +122,7 @@ def test_training_changes_what_it_names_and_nothing_else():
     assert (used.optimizer, used.lr, used.epochs, used.batch_size) == ("adam", 0.08, 6, 32)
     assert used.lr_min is None and used.weight_decay == 0.0 and used.lr_epochs is None
     assert used.lr_drops == ((2, 0.5),) and used.momentum == 0.9
+    assert Training("adam", 0.1, 1, 1, lr_epochs=150).recipe(base).lr_epochs == 150
     assert Training("adam", 0.1, 1, 1).augmentation() is None
 
 
@@ -112,6 +134,10 @@ def test_training_changes_what_it_names_and_nothing_else():
     ("[train]", "[digits]\nepoch = 3\n[train]", "[digits] unknown key 'epoch'; known: epochs"),
     ("[train]", "[digits.options]\nwidth = 3\n[train]", "[digits.options] unknown key 'width'"),
     ("[train]", "[data_options]\nroot = '/'\n[train]", "[data_options] unknown key 'root'"),
+    ("[train]", "[data_options]\nnormalize = 'on'\n[train]", "normalize expected off, set, or"),
+    ("[train]", "[data_options]\nnormalize = [0.5]\n[train]", "normalize expected off, set, or"),
+    ("epochs = 6", "epochs = 6\nlr_epochs = 0", "lr_epochs expected a whole number"),
+    ("epochs = 6", "epochs = 6\ndrop_last = 1", "drop_last expected true or false"),
     ("row = \"TinyCNN\"\n", "", "missing key 'row'; required: name"),
     ("epochs = 6\n", "", "[train] missing key 'epochs'"),
     ("mean = 79.49\n", "", "[paper_result] missing key 'mean'"),

@@ -92,7 +92,7 @@ def test_label_channel() -> None:
 @pytest.mark.parametrize(("build", "said"), [
     (lambda: Overlay(1, IMAGE), "expected 2 or more classes, got 1"),
     (lambda: Overlay(10, (1, 2, 2)), "a label overlay needs 10 pixels, got an image of 4"),
-    (lambda: Overlay(K, IMAGE, value="most"), "must be one of max, got 'most'"),
+    (lambda: Overlay(K, IMAGE, value="most"), "expected a finite number or 'max', got 'most'"),
     (lambda: LabelChannel(K, (18,)), r"a label channel needs maps \(C, H, W\), got \(18,\)"),
     (lambda: LabelChannel(K, IMAGE, neutral="none"), "one of mean, random, got 'none'"),
     (lambda: LabelEncoding(K, IMAGE).base(images()), "LabelEncoding has no base"),
