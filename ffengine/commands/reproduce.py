@@ -10,21 +10,19 @@ import argparse
 import csv
 import io
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from ffengine import data, models
-from ffengine.commands.options import assignments, fitted_options, load_data, model_options
-from ffengine.commands.train import announce, make_trainer, sized, train_and_test
+from ffengine import data
+from ffengine.commands.cases import Case, case_of, hosts, with_shorter
+from ffengine.commands.options import fitted_options, load_data
+from ffengine.commands.train import announce, make_trainer, tested_at
 from ffengine.data import files
-from ffengine.data.catalog import SOURCES
 from ffengine.engine.budget import megabytes
 from ffengine.engine.checkpoint import write_atomically
 from ffengine.engine.guard import TrainingStopped
-from ffengine.engine.recipe import Recipe
 from ffengine.models import recipe_files
 from ffengine.models.recipe_files import RecipeFile
 
@@ -37,9 +35,11 @@ def run_reproduce(args: argparse.Namespace) -> tuple[str, list[Row]]:
         return listing()
     seeds, recipes = seeds_of(args.seeds), chosen(args.recipe)
     cases = [case_of(args, recipe) for recipe in recipes]
+    if len(cases) == 1:
+        cases = with_shorter(args, cases[0])
     path = Path(args.out or "runs") / f"reproduce-{Path(args.recipe).stem}.csv"
     rows: list[Row] = []
-    runner = Runner(args, cases)
+    runner = Runner(args, cases, seeds)
     for case in cases:
         runs: list[Row] = []
         error = None
@@ -47,7 +47,7 @@ def run_reproduce(args: argparse.Namespace) -> tuple[str, list[Row]]:
             try:
                 runs.append(runner.run(case, seed))
             except TrainingStopped as stop:
-                if len(cases) == 1:
+                if len(recipes) == 1:
                     raise
                 error = str(stop)
                 break
@@ -89,94 +89,40 @@ def seeds_of(text: str | None) -> tuple[int, ...] | None:
     raise ValueError(f"[cli] --seeds expected a count (5) or different seeds (0,3,7), got {text!r}")
 
 
-@dataclass(frozen=True)
-class Case:
-    """A recipe as it will run here: on its own data, or on what stands in for it."""
-
-    file: RecipeFile
-    data: str
-    options: dict[str, Any]
-    data_options: dict[str, Any]
-    recipe: Recipe
-    #: Whether the paper's data was looked for and is not here.
-    missing: bool
-
-    @property
-    def own(self) -> bool:
-        """Whether the paper's number is of the same data."""
-        return self.data == self.file.data
-
-    @property
-    def by_layer(self) -> bool:
-        return self.file.paper_result.metric == recipe_files.BEST_LAYER
-
-    @property
-    def plain(self) -> bool:
-        """Whether the model's recipe for digits rules, not the paper's."""
-        return stands_in(self.data, self.file)
-
-    @property
-    def where(self) -> str:
-        """The data, and why it is another than the paper's."""
-        if self.own:
-            return self.data
-        return f"{self.data} ({self.file.data} not here)" if self.missing else (
-            f"{self.data} (paper: {self.file.data})")
-
-    @property
-    def key(self) -> str:
-        """Equal for recipes that train the same network in the same way."""
-        train = self.file.train
-        return repr((self.file.model, self.data, sorted(self.options.items()),
-                     sorted(self.data_options.items()), self.recipe, train.sip,
-                     not self.plain and train.augment))
-
-
-def stands_in(name: str, file: RecipeFile) -> bool:
-    """Whether `name` is the bundled digits in the place of the recipe's data."""
-    return name == "digits" and name != file.data
-
-
-def case_of(args: argparse.Namespace, file: RecipeFile) -> Case:
-    """Which data it runs on, and with what numbers."""
-    entry = models.entry(file.model)
-    missing = args.data is None and not at_hand(file.data, args.data_root)
-    name = args.data or ("digits" if missing else file.data)
-    options, data_options = dict(file.options), dict(file.data_options)
-    if stands_in(name, file):
-        recipe = file.digits.recipe(entry.recipe_for(name))
-        # the paper's image size is of its data, and the model may want other options on digits
-        options = {k: v for k, v in options.items() if k != "image_size" and (
-            k not in entry.options_for(name))} | dict(file.digits.options)
-    else:
-        recipe = file.train.recipe(entry.recipe)
-    options |= model_options(file.model, args.options)
-    wanted = assignments(args.data_options, "--data-set")
-    return Case(file, name, options, wanted if name != file.data else data_options | wanted,
-                sized(recipe, args), missing)
-
-
-def at_hand(name: str, root: str | None) -> bool:
-    """Whether the data set can be read without the network."""
-    return name not in SOURCES or files.find(SOURCES[name], files.data_root(root)) is not None
-
-
 class Runner:
-    """Trains what has not been trained yet: recipes may differ in what is read off alone."""
+    """Trains what has not been trained yet: recipes may differ in what is read off alone, and a
+    recipe of fewer epochs is read off a longer one's training as it passes them.
+    """
 
-    def __init__(self, args: argparse.Namespace, cases: Sequence[Case]) -> None:
-        self.args = args
-        self._by_layer = {case.key for case in cases if case.by_layer}
-        self._done: dict[tuple[str, int], Row] = {}
+    def __init__(self, args: argparse.Namespace, cases: Sequence[Case],
+                 seeds: Sequence[int] | None) -> None:
+        self.args, self.hosts = args, hosts(args, cases, seeds)
+        self._by_layer = {self.hosts[case.file.name].key for case in cases if case.by_layer}
+        self._marks: dict[str, set[int]] = {}
+        for case in cases:
+            self._marks.setdefault(self.hosts[case.file.name].key, set()).add(case.epochs)
+        #: What a training gave after so many epochs, and what stopped it.
+        self._found: dict[tuple[str, int], dict[int, Row]] = {}
+        self._stopped: dict[tuple[str, int], TrainingStopped] = {}
 
     def run(self, case: Case, seed: int) -> Row:
         """What `ffengine train` reports; and each layer's accuracy, where a recipe asks for it."""
-        if (case.key, seed) not in self._done:
-            self._done[case.key, seed] = self._train(case, seed)
-        return self._done[case.key, seed]
+        host = self.hosts[case.file.name]
+        place = host.key, seed
+        if place not in self._found:
+            found = self._found.setdefault(place, {})
+            try:
+                for row in self._train(host, seed):
+                    found[row["epochs"]] = row
+            except TrainingStopped as stop:
+                self._stopped[place] = stop
+        if case.epochs not in self._found[place]:
+            raise self._stopped[place]
+        return self._found[place][case.epochs]
 
-    def _train(self, case: Case, seed: int) -> Row:
-        model, train = case.file.model, case.file.train
+    def _train(self, case: Case, seed: int) -> Iterator[Row]:
+        """A row for each number of epochs that is asked for."""
+        model, train, marks = case.file.model, case.file.train, sorted(self._marks[case.key])
         run = argparse.Namespace(**{**vars(self.args), "model": model, "data": case.data})
         if not run.quiet:
             print(f"{case.file.name}, seed {seed}", file=sys.stderr)
@@ -184,14 +130,17 @@ class Runner:
         trainer = make_trainer(run, case.recipe, fitted_options(model, splits, case.options),
                                case.data_options, seed, sip=train.sip)
         announce(run, trainer)
-        _, result = train_and_test(run, trainer, splits,
-                                   None if case.plain else train.augmentation())
-        result["epochs"] = trainer.settings.epochs  # a layer's, as the recipe counts them
-        if case.key in self._by_layer:
-            test = data.loader(splits.test, batch_size=trainer.settings.batch_size,
-                               device=trainer.device)
-            result["layer_accuracy"] = trainer.evaluate_layers(test)
-        return result
+        # a single number is that of a layer's epochs, where layers train in turn
+        stops = [trainer.epochs] if len(marks) == 1 else marks
+        for mark, (_, row) in zip(marks, tested_at(
+                run, trainer, splits, stops, data.augment.by_name(case.augment), case.drop_last),
+                strict=True):
+            row["epochs"] = mark
+            if case.key in self._by_layer:
+                test = data.loader(splits.test, batch_size=trainer.settings.batch_size,
+                                   device=trainer.device)
+                row["layer_accuracy"] = trainer.evaluate_layers(test)
+            yield row
 
 
 def row_of(case: Case, runs: Sequence[Row], error: str | None = None) -> Row:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -204,23 +205,38 @@ def new_folder(name: str) -> Path:
 def train_and_test(args: argparse.Namespace, trainer: Trainer, splits: data.Splits,
                    change: Augment | None = None) -> tuple[str, dict[str, Any]]:
     """Fit, test, and say what came out."""
+    (found,) = tested_at(args, trainer, splits, (trainer.epochs,), change)
+    return found
+
+
+def tested_at(args: argparse.Namespace, trainer: Trainer, splits: data.Splits,
+              marks: Sequence[int], change: Augment | None = None,
+              drop_last: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What came out after each of the epochs `marks`, in turn: (text, values)."""
     size, device = trainer.settings.batch_size, trainer.device
     # a full batch keeps its order, and with it its permuted negatives
     train = data.loader(splits.train, batch_size=size, shuffle=size < len(splits.train),
-                        seed=trainer.settings.seed, device=device, augment=change)
+                        seed=trainer.settings.seed, device=device, augment=change,
+                        drop_last=drop_last)
     valid, test = (data.loader(part, batch_size=size, device=device)
                    for part in (splits.valid, splits.test))
-    began = time.perf_counter()
-    history = trainer.fit(train, valid if len(splits.valid) else None)
-    seconds = time.perf_counter() - began
-    correct = trainer.evaluate(test)
-    plan, rows = trainer.plan_for(size), history.rows
-    peak = trainer.peak_bytes or (rows[-1].peak_bytes if rows else 0)
-    images = sum(r.images_per_second for r in rows) / len(rows) if rows else 0.0
-    result = {
-        "model": args.model, "data": args.data, "device": str(device),
+    seconds = 0.0
+    for mark in marks:
+        began = time.perf_counter()
+        trainer.fit(train, valid if len(splits.valid) else None, until=mark)
+        seconds += time.perf_counter() - began
+        result = values_of(args, trainer, splits, trainer.evaluate(test), seconds)
+        yield report_of(trainer, result), result
+
+
+def values_of(args: argparse.Namespace, trainer: Trainer, splits: data.Splits, correct: float,
+              seconds: float) -> dict[str, Any]:
+    """`--json` of a training run as it stands."""
+    size, rows = trainer.settings.batch_size, trainer.history.rows
+    return {
+        "model": args.model, "data": args.data, "device": str(trainer.device),
         "instruction_set": instruction_set(),
-        "backend": backends.resolve("train", trainer.backend, device.type, trainer.dtype),
+        "backend": backends.resolve("train", trainer.backend, trainer.device.type, trainer.dtype),
         "precision": trainer.settings.precision, **budget_values(trainer.planning),
         "epochs": trainer.settings.epochs,
         "epochs_in_all": len(rows),
@@ -229,15 +245,21 @@ def train_and_test(args: argparse.Namespace, trainer: Trainer, splits: data.Spli
         "valid_accuracy": rows[-1].valid_accuracy if rows else None,
         "layer_range": list(trainer.net.layer_range), "seconds": seconds,
         "seconds_per_epoch": sum(r.seconds for r in rows) / max(len(rows), 1),
-        "images_per_second": images, "peak_bytes": peak,
+        "images_per_second": sum(r.images_per_second for r in rows) / max(len(rows), 1),
+        "peak_bytes": trainer.peak_bytes or (rows[-1].peak_bytes if rows else 0),
         "floor_bytes": trainer.floor_bytes, "out": str(trainer.out),
-        "plan": plan_values(plan) if trainer.schedule.planned else None}
-    text = (f"test accuracy {100 * correct:.2f} % after {len(rows)} epochs in {seconds:.1f} s "
-            f"({images:.0f} images/s, {result['backend']}); peak {megabytes(peak)}, "
-            f"of it {megabytes(trainer.floor_bytes)} parameters and states; plan "
-            f"{plan_text(plan if trainer.schedule.planned else None)}; run in {trainer.out}"
+        "plan": plan_values(trainer.plan_for(size)) if trainer.schedule.planned else None}
+
+
+def report_of(trainer: Trainer, result: dict[str, Any]) -> str:
+    """The same for people."""
+    plan = trainer.plan_for(trainer.settings.batch_size) if trainer.schedule.planned else None
+    return (f"test accuracy {100 * result['test_accuracy']:.2f} % after "
+            f"{result['epochs_in_all']} epochs in {result['seconds']:.1f} s "
+            f"({result['images_per_second']:.0f} images/s, {result['backend']}); peak "
+            f"{megabytes(result['peak_bytes'])}, of it {megabytes(trainer.floor_bytes)} parameters "
+            f"and states; plan {plan_text(plan)}; run in {trainer.out}"
             f"{budget_text(trainer.planning)}")
-    return text, result
 
 
 def plan_values(plan: Plan) -> dict[str, Any]:

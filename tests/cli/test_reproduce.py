@@ -129,15 +129,15 @@ def test_a_paper_shares_runs_and_shows_what_failed(capsys, tmp_path, monkeypatch
     cifar10(tmp_path / "data" / "cifar10")
     monkeypatch.setattr(recipe_files, "FOLDER", folder)
     augmented = []
-    train_and_test = reproduce.train_and_test
+    tested_at = reproduce.tested_at
 
-    def counted(args, trainer, splits, augment):
+    def counted(args, trainer, splits, marks, augment, drop_last):
         if trainer.settings.lr > 1:
             raise TrainingStopped("[train] the loss of layer 2 became nan")
         augmented.append(augment is not None)
-        return train_and_test(args, trainer, splits, augment)
+        return tested_at(args, trainer, splits, marks, augment, drop_last)
 
-    monkeypatch.setattr(reproduce, "train_and_test", counted)
+    monkeypatch.setattr(reproduce, "tested_at", counted)
     a, b, c = rows_of(capsys, "mine", "--backend", "reference", "--quiet")
     assert augmented == [True] * 2 and a["seeds"] == b["seeds"] == [0, 1]
     assert b["metric"] == "best_layer_accuracy" and a["accuracies"] != []
@@ -150,6 +150,114 @@ def test_a_paper_shares_runs_and_shows_what_failed(capsys, tmp_path, monkeypatch
     assert augmented == [False] and (row["epochs"], row["batch_size"]) == (1, 256)
     status, _, err = run(capsys, "mine-c", "--quiet", "--backend", "reference")
     assert status == 2 and "the loss of layer" in err and err.count("\n") == 1
+
+
+@pytest.fixture
+def bundled(monkeypatch, tmp_path):
+    """`bundled(name, **changes)` writes a recipe among those that are bundled, data beside."""
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    cifar10(tmp_path / "data" / "cifar10")
+    monkeypatch.setattr(recipe_files, "FOLDER", folder)
+
+    def write(name, *changes):
+        text = RECIPE.format(name=name, metric="test_accuracy").replace("[0, 1]", "[0]")
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        (folder / f"{name}.toml").write_text(text)
+
+    return write
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Epochs at which each training was read."""
+    found, tested_at = [], reproduce.tested_at
+
+    def counted(args, trainer, splits, marks, *more):
+        found.append(list(marks))
+        return tested_at(args, trainer, splits, marks, *more)
+
+    monkeypatch.setattr(reproduce, "tested_at", counted)
+    return found
+
+
+STEADY = ("lr = 0.08", "lr = 0.08\nlr_min = 0.08")
+FALLING = ("lr = 0.08", "lr = 0.08\nlr_min = 0.08\nlr_drops = [[3, 0.1]]")
+QUIET = ["--backend", "reference", "--quiet"]
+
+
+def test_a_long_recipe_yields_the_rows_of_shorter_ones(capsys, bundled, trainings):
+    """Read off while it trains, and what those recipes give by themselves."""
+    bundled("mine-1epoch", ("epochs = 2\n", "epochs = 1\n"))
+    bundled("mine-3epochs", ("epochs = 2\n", "epochs = 3\n"))
+    bundled("mine-4epochs", FALLING, ("epochs = 2\n", "epochs = 4\n"))
+    bundled("mine-other", ("epochs = 2\n", "epochs = 2\nlr_epochs = 4\nlr_min = 0.01\n"))
+    bundled("mine-wide", ("[10, 10, 10, 10]", "[20, 10, 10, 10]"))
+    rows = rows_of(capsys, "mine-4epochs", *QUIET)
+    assert [r["recipe"] for r in rows] == ["mine-1epoch", "mine-3epochs", "mine-4epochs"]
+    assert trainings == [[1, 3, 4]] and [r["epochs"] for r in rows] == [1, 3, 4]
+    assert rows[0]["seconds"] < rows[2]["seconds"]
+    whole = rows_of(capsys, "mine", *QUIET)
+    assert [r["recipe"] for r in whole[:3]] == [r["recipe"] for r in rows]
+    assert trainings[1:] == [[1, 3, 4], [2], [2]]
+    alone = [rows_of(capsys, name, *QUIET)[-1] for name in ("mine-1epoch", "mine-3epochs")]
+    for mine, read, again in zip(alone, rows, whole, strict=False):
+        assert mine["accuracies"] == read["accuracies"] == again["accuracies"]
+    assert len({tuple(r["accuracies"]) for r in rows}) > 1
+
+
+def test_a_shorter_row_is_not_read_off_where_training_differs(capsys, bundled, trainings):
+    """A rate that falls over all epochs, more seeds than the longer recipe has, layers in turn."""
+    cosine = ("lr = 0.08", "lr = 0.08\nlr_min = 0.01")
+    bundled("mine-a", cosine)
+    bundled("mine-b", cosine, ("epochs = 2\n", "epochs = 3\n"))
+    assert len(rows_of(capsys, "mine-b", *QUIET)) == 1
+    assert len(rows_of(capsys, "mine", *QUIET)) == 2 and trainings == [[3], [2], [3]]
+    bundled("mine-a", ("epochs = 2\n", "epochs = 1\n"), ("[0]", "[0, 1]"))
+    bundled("mine-b")
+    trainings.clear()
+    assert [r["seeds"] for r in rows_of(capsys, "mine", *QUIET)] == [[0, 1], [0]]
+    assert trainings == [[1], [1], [2]]
+    trainings.clear()
+    assert len(rows_of(capsys, "mine", "--seeds", "1", *QUIET)) == 2 and trainings == [[1, 2]]
+    layers = (('"deeperforward/tinycnn"', '"sn/mlp"'), ("widths = [10, 10, 10, 10]",
+                                                         "layers = [10, 10]"))
+    for name, epochs in (("mine-a", 1), ("mine-b", 2)):
+        bundled(name, *layers, ("epochs = 2\n", f"epochs = {epochs}\n"))
+    trainings.clear()
+    a, b = rows_of(capsys, "mine", *QUIET, "--set", "in_channels=3")
+    assert trainings == [[2], [4]] and (a["epochs"], b["epochs"]) == (1, 2)
+
+
+def test_rows_read_before_a_failure_are_kept(capsys, bundled, monkeypatch):
+    bundled("mine-a", STEADY, ("epochs = 2\n", "epochs = 1\n"))
+    bundled("mine-b", STEADY)
+    tested_at = reproduce.tested_at
+
+    def stopped(*args):
+        yield next(tested_at(*args))
+        raise TrainingStopped("[train] the loss of layer 2 became nan")
+
+    monkeypatch.setattr(reproduce, "tested_at", stopped)
+    a, b = rows_of(capsys, "mine", *QUIET)
+    assert a["mean"] is not None and a["error"] is None
+    assert b["mean"] is None and "layer 2 became nan" in b["error"]
+
+
+def test_an_epochs_last_batch_is_left_out_where_a_recipe_says_so(capsys, bundled, monkeypatch):
+    bundled("mine-a", ("epochs = 2", "drop_last = true\nepochs = 2"))
+    bundled("mine-b")
+    steps, make = [], reproduce.make_trainer
+
+    def kept(*args, **more):
+        steps.append(make(*args, **more))
+        return steps[-1]
+
+    monkeypatch.setattr(reproduce, "make_trainer", kept)
+    rows_of(capsys, "mine", "--data-set", "valid=10", *QUIET)
+    assert [t.steps for t in steps] == [2 * 5, 2 * 6]  # 90 samples in batches of 16
 
 
 def test_without_a_name_the_recipes_are_listed(capsys):
