@@ -81,8 +81,9 @@ def test_reference_is_torch(order: Any, pool: Any, goodness: Any, affine: bool) 
         torch.testing.assert_close(ours, theirs.detach(), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("weight", [0.03, 0.0])
 @pytest.mark.parametrize("straight", [True, False])
-def test_reference_peer_is_loewe_s_formula(straight: bool) -> None:
+def test_reference_peer_is_loewe_s_formula(straight: bool, weight: float) -> None:
     config = peer_settings(relu_gradient="straight_through" if straight else "masked",
                            norm=Norm("none"))
     a = torch.randn(6, 20, dtype=torch.float64, requires_grad=True)
@@ -91,11 +92,13 @@ def test_reference_peer_is_loewe_s_formula(straight: bool) -> None:
     h = F.relu(a)
     if straight:
         h = h.detach() + a - a.detach()
-    mean = 0.9 * state + 0.1 * h[y == 1].mean(0)
-    penalty = 0.03 * ((mean.mean() - mean) ** 2).mean()
+    # the published code leaves the means alone where their penalty weighs nothing
+    mean = 0.9 * state + 0.1 * h[y == 1].mean(0) if weight else state.clone()
+    penalty = weight * ((mean.mean() - mean) ** 2).mean()
     logits = (h * h).sum(1) - 20
     (F.binary_cross_entropy_with_logits(logits, y.double()) + penalty).backward()  # type: ignore[no-untyped-call]
-    out = batch_pass(a.detach(), y, config=config, couple=Peer(), running_mean=state, want_da=True)
+    out = batch_pass(a.detach(), y, config=config, couple=Peer(weight), running_mean=state,
+                     want_da=True)
     for ours, theirs in ((out.da, a.grad), (out.penalty, penalty), (state, mean)):
         assert ours is not None and theirs is not None
         torch.testing.assert_close(ours, theirs.detach(), rtol=1e-12, atol=1e-12)
