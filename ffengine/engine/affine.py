@@ -226,3 +226,12 @@ def input_gradient(layer: LocalLayer, u: torch.Tensor, da: torch.Tensor) -> torc
             da, u, weight, None, [geometry.stride] * 2, [geometry.padding] * 2, [1, 1], False,
             [0, 0], geometry.groups, [True, False, False])[0]
     return found
+
+
+def through_norm(layer: LocalLayer, du: torch.Tensor, made: Normalised | None) -> torch.Tensor:
+    """dL/dx at the layer's input, from what `input_gradient` gave; written over it."""
+    norm = layer.pre_norm
+    if norm is None or made is None:
+        return du
+    dx_hat = du if norm.folded else du.mul_(norm.weight.detach().to(du.dtype))
+    return norm.input_gradient(dx_hat, made, training=True)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ffengine.engine import heads
+from ffengine.engine import heads, label_channel
 from ffengine.engine.batch import Batch, paired
 from ffengine.engine.context import Maps, StepContext
 from ffengine.engine.meter import MemoryMeter
@@ -205,6 +205,8 @@ class Rehearsal:
             ctx = self.context(y)
             if not self.schedule.runs_below:
                 ctx.g0[i] = self._empty((self.rows, 1), torch.float32)
+            if i == 0 and label_channel.learned(self.net) is not None:
+                ctx.labels = y[:self.samples], y[self.samples:]
             maps = Maps(as_laid_out(self._empty((tile, *self.net.shapes[i]))))
             if arriving.shortcut == "x":
                 maps.shortcut = maps.x
@@ -244,12 +246,14 @@ class Rehearsal:
             return self._keys[i]
         net, layer, turn = self.net, self.net.layer(i), self.turn
         tensors = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
-        optim = [replace(self.optimizer.config(p), lr=1.0) for p in layer.parameters()
-                 if p.requires_grad]
+        shown = label_channel.learned(net) if i == 0 else None
+        trained = [*layer.parameters(), *(() if shown is None else shown.parameters())]
+        optim = [replace(self.optimizer.config(p), lr=1.0) for p in trained if p.requires_grad]
         self._keys[i] = (
             tuple((n, tuple(t.shape), t.stride(), t.dtype) for n, t in tensors.items()),
             layer.config, layer.dropout, layer.couple, layer.geometry,
             layer.pre_norm and layer.pre_norm.kind, tuple(optim), net.wires[i], net.shapes[i],
+            shown and tuple(shown.weight.shape),
             net.shortcut_live_after(i), net.propagate, self.schedule.runs_below,
             i in turn.layers, i >= turn.start, self.context(torch.empty(0)).wants_z(i),
             i in self.read_by_heads, self.sums is None, self.dtype, self.device, self.backend,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ffengine.engine import label_channel
 from ffengine.engine.batch import paired
 from ffengine.engine.plan import Arriving, Entrance, TurnBytes, one_tile
 from ffengine.engine.rehearsal import Rehearsal
@@ -76,10 +77,11 @@ class NetSizes:
 
     def takes_all(self, i: int) -> bool:
         """The layer's turn needs the whole batch in one tile: pairs, batch statistics, features of
-        updated weights."""
+        updated weights, a label channel that it trains."""
         turn, updated = self.main.turn, self.main.net.propagate == "updated"
+        shown = i == 0 and label_channel.learned(self.main.net) is not None
         return self.one_step or (i >= turn.start and is_whole(self.main.net.layer(i))) or (
-            updated and i in turn.layers and i + 1 < turn.depth)
+            i in turn.layers and (shown or (updated and i + 1 < turn.depth)))
 
     @property
     def whole(self) -> bool:

@@ -122,7 +122,7 @@ def table() -> list[Watched]:
         Watched("gradient_update", gradient_update, "update", cost=costs.stepped),
         Watched("linear_step", linear_step, "linear_step", cost=costs.streamed),
         Watched("input_gradient", affine.input_gradient, "input_gradient", cost=costs.crossed),
-        Watched("through_norm", overlap.through_norm, "input_gradient", cost=costs.elementwise),
+        Watched("through_norm", affine.through_norm, "input_gradient", cost=costs.elementwise),
         Watched("along_routes", along_routes, "input_gradient", cost=costs.elementwise),
         Watched("routes", routes, "input_gradient", cost=costs.elementwise),
         Watched("rows", overlap.Rows.of, "maps", overlap.Rows, cost=costs.copied,
