@@ -27,8 +27,8 @@ from ffengine.engine.plan import Arriving, Entrance, Plan, TurnBytes
 from ffengine.engine.step import begin, layer_step, zeros_like_parameters
 from ffengine.nn.layers import LocalConv2d, LocalLinear, as_laid_out
 from ffengine.nn.recurrent import RecurrentNet
-from ffengine.ops import scratch
 from ffengine.ops.config import Loss, Tile
+from ffengine.ops.host import keeping_constants
 from ffengine.ops.weight_update import OptimConfig
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ class Rehearsal:
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        """Inside, tensors are fake and kernels only declare their scratch."""
-        with scratch.rehearsal(), self.mode, torch.no_grad():
+        """Inside, tensors are fake, and kernels only declare their scratch."""
+        with keeping_constants(None), self.mode, torch.no_grad():
             yield
 
     def _like(self, t: torch.Tensor) -> torch.Tensor:

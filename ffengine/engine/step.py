@@ -25,11 +25,11 @@ from ffengine.engine.context import BatchReport, Maps, StepContext, Turn
 from ffengine.engine.inputs import completed, entrance
 from ffengine.engine.plan import Plan, Run, one_tile
 from ffengine.nn.layers import LocalLayer, LocalLinear
-from ffengine.ops import scratch
 from ffengine.ops.batch_pass import batch_pass
 from ffengine.ops.config import Loss, Tile
 from ffengine.ops.linear_step import linear_step
 from ffengine.ops.local_pass import local_pass
+from ffengine.ops.memory_accounting import allocating
 from ffengine.ops.optimizer_step import step_dtype
 
 
@@ -101,7 +101,7 @@ def passes(run: Run, layers: list[int], turn: Turn) -> list[tuple[list[int], lis
 def train_tiles(ctx: StepContext, size: int, maps: Maps, layers: list[int], trained: list[int],
                 out: Maps) -> None:
     """The batch's tiles through `layers`; the last layer's maps into `out`, where it has any."""
-    with scratch.allocating("gradient"):
+    with allocating("gradient"):
         buffers = {i: zeros_like_parameters(ctx.net.layer(i)) for i in trained
                    if i in ctx.whose().layers and ctx.sums is None}
     for start in range(0, ctx.batch, size):

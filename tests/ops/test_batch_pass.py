@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ffengine.engine.meter import allocator_events
-from ffengine.ops import backends, scratch
+from ffengine.ops import backends
 from ffengine.ops.batch_call import BatchPassCall, BatchPassTensors
 from ffengine.ops.batch_pass import batch_pass, bytes_moved, extra_bytes
 from ffengine.ops.config import (
@@ -29,6 +29,7 @@ from ffengine.ops.config import (
     threshold,
 )
 from ffengine.ops.library_batch_pass import pack
+from ffengine.ops.memory_accounting import listening
 from tests.batch_pass_cases import (
     CL,
     NCHW,
@@ -398,10 +399,8 @@ def test_declared_bytes_are_the_bytes_held(goodness: Any, shape: tuple[int, ...]
 
             call()
             declared: list[int] = []
-            scratch.listen(declared.append)
-            with allocator_events() as events:
+            with listening(declared.append), allocator_events() as events:
                 r = call()
-            scratch.unlisten(declared.append)
             outputs = sum(t.untyped_storage().nbytes() for t in (r.z, r.da) if t is not None)
             bound = extra_bytes(shape, dtype, config, couple, want_z=want, want_da=want,
                                 channels_last=layout is CL and len(shape) == 4)
