@@ -17,11 +17,11 @@ from models.every import batch, network, state, trainer
 
 from ffengine.analysis.profile import record
 from ffengine.engine import meter
+from ffengine.engine.dry_run import DryRun
 from ffengine.engine.inputs import rows_of
 from ffengine.engine.meter import MemoryMeter, allocator_events
 from ffengine.engine.plan import one_tile
 from ffengine.engine.plans import planner_for
-from ffengine.engine.rehearsal import Rehearsal
 from ffengine.nn import LocalNet
 from ffengine.ops.config import LocalPassConfig, ce
 from ffengine.ops.local_pass import local_pass
@@ -88,7 +88,7 @@ def often() -> Iterator[None]:
 
 def dry_run() -> Any:
     job = trainer(network("trifecta/shallow")).planning.job
-    return Rehearsal(job.net, job.schedule, job.settings.optim(), torch.float32, 8).on()
+    return DryRun(job.net, job.schedule, job.settings.optim(), torch.float32, 8).on()
 
 
 def trained(net: LocalNet, steps: int = 3, **settings: Any) -> list[torch.Tensor]:

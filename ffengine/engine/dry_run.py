@@ -1,4 +1,4 @@
-"""Rehearsals: the engine's own step on tensors without memory, under the memory meter.
+"""Dry runs: the engine's own step on tensors without memory, under the memory meter.
 
 A network, its schedule and its optimizer are copied onto fake tensors: every allocation happens, in
 its order, and nothing is computed. What a plan says is therefore what the meter will read.
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from ffengine.nn.network import LocalNet
 
 
-#: Turns rehearsed so far, by everything that decides what they hold.
+#: What turns hold that were run dry so far, by everything that decides what they hold.
 _turns: dict[Any, TurnBytes] = {}
 
 
-class Rehearsal:
+class DryRun:
     """A network that trains by a schedule, on fake tensors, in one epoch and one turn of it.
 
     Args:
