@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from analysis.profiling import fix_rates
 from models.every import batch, network, state, trainer
 
 from ffengine.analysis.profile import record
-from ffengine.engine import meter
+from ffengine.engine import costs, meter
 from ffengine.engine.dry_run import DryRun
 from ffengine.engine.inputs import rows_of
 from ffengine.engine.meter import MemoryMeter, allocator_events
@@ -155,6 +156,30 @@ def test_two_trainers_end_where_each_ends_alone(name: str, often: None) -> None:
     together = [thread.result() for thread in threads]
     for beside, net in zip(together, nets, strict=True):
         assert equal(beside, trained(net, batch_size=8))
+
+
+def test_two_threads_measure_costs_one_after_the_other(
+        often: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Both read the same curves afterwards, and choose the same plan by them."""
+    monkeypatch.setenv("FFENGINE_CACHE", str(tmp_path))
+    running, most, timed = [0], [0], costs.LayerTimer.time
+
+    def time(self: Any, kind: str, n: int) -> float:
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        try:
+            return timed(self, kind, n)
+        finally:
+            running[0] -= 1
+
+    monkeypatch.setattr(costs.LayerTimer, "time", time)
+    net = network("deeperforward/tinycnn")
+    room = trainer(copy.deepcopy(net), batch_size=32).planning.planner(32).smallest().peak_bytes
+    threads = [Working(lambda: trainer(copy.deepcopy(net), batch_size=32,
+                                       memory_budget=room * 3 // 2).plan) for _ in range(2)]
+    first, second = [thread.result() for thread in threads]
+    assert first == second
+    assert most == [1]
 
 
 def sweep() -> None:
