@@ -14,7 +14,7 @@ from ffengine.engine.schedule import Schedule
 from ffengine.engine.trainer import Trainer
 from ffengine.models import create, entry
 from ffengine.nn import LocalNet
-from ffengine.ops import backends
+from ffengine.ops.product_rule import Products, products
 from ffengine.ops.weight_update import OptimConfig
 
 #: tf32: fp32 whose products a GPU's libraries round to TF32, on every side; in fp32 on none.
@@ -66,8 +66,8 @@ class Problem:
     def rules(self) -> Iterator[None]:
         """What holds for every side alike: how products are formed, and denormals flushed, as an
         expert sets it."""
-        rule = backends.Products(self.precision == "tf32", self.deterministic)
-        with backends.products(rule), flushed(self.x.device):
+        rule = Products(self.precision == "tf32", self.deterministic)
+        with products(rule), flushed(self.x.device):
             yield
 
     def network(self, model: str | None = None) -> LocalNet:

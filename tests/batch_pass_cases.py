@@ -159,6 +159,7 @@ def cases() -> dict[str, Case]:
         Case("wide-running", (3, 1400), settings(groups=1400), training=False),
         Case("peer", (5, 20), peer_settings(), Peer()),
         Case("peer-wide-bf16", (9, 70), peer_settings(), Peer(0.5, 0.3), brain),
+        Case("peer-without-weight", (5, 20), peer_settings(), Peer(0.0)),
         Case("peer-straight", (4, 20), peer_settings(norm=Norm("none"), **straight), Peer()),
     ]
     for layout, name in ((NCHW, "nchw"), (CL, "nhwc")):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo  # it lists torch's functions once, and must not find the poisoned ones below
 
 # one OpenMP barrier on a busy machine can wait a scheduler quantum: 20 ms for a cross_entropy of
 # twelve numbers; tests that are about threads ask for them

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ffengine.ops import scratch
+from ffengine.ops.host import keeping_constants
 
 #: With an index: without one torch asks the (absent) driver which device is meant.
 DEVICE = "cuda:0"
@@ -27,9 +28,10 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
     """Inside, tensors are fake, on "cuda:0" too; kernels of ours return at once.
 
     Without a GPU autograd's engine refuses CUDA tensors: its gradients are then told by their
-    shapes alone.
+    shapes alone. Real samples on the host are not pinned: torch has no fake of that.
     """
-    with _device_guard(), _shapes_of_gradients(), scratch.rehearsal({}), FakeTensorMode(
+    with _device_guard(), _shapes_of_gradients(), keeping_constants({}), mock.patch.object(
+            torch.Tensor, "pin_memory", lambda t: t), FakeTensorMode(
             allow_non_fake_inputs=True) as mode:
         yield mode
 

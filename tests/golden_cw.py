@@ -58,6 +58,11 @@ def convolution(row: dict[str, Any], cin: int, cout: int, classes: int, loss: st
     return layer
 
 
+def labels_of(row: dict[str, Any], classes: int) -> int:
+    """Labels that a layer of so many classes, or groups of them, can be trained on."""
+    return classes * (row.get("class_groups") or 1)
+
+
 @dataclass
 class CwComp(Archive):
     """A network, or one case: a layer with its arrays."""
@@ -70,8 +75,8 @@ class CwComp(Archive):
             return self.linear()
         shape = (c["cin"], *c["hw"])
         layer = convolution(c, c["cin"], c["cout"], c["C"], c["loss"])
-        return LocalNet([layer], num_classes=c["C"] * (c.get("class_groups") or 1),
-                        in_shape=shape, input_norm="none")
+        return LocalNet([layer], num_classes=labels_of(c, c["C"]), in_shape=shape,
+                        input_norm="none")
 
     def linear(self) -> LocalNet:
         """FC_LayerCW: rows normalised by their length, positive and negative; theta 2."""
@@ -86,9 +91,9 @@ class CwComp(Archive):
 
     def network(self) -> LocalNet:
         c = self.config
-        layers = [convolution(row, row["in_ch"], row["out_ch"],
-                              self.arrays[f"goodness.{i}"].shape[-1], c["loss"])
-                  for i, row in enumerate(c["layers"])]
+        widths = [self.arrays[f"goodness.{i}"].shape[-1] for i in range(len(c["layers"]))]
+        layers = [convolution(row, row["in_ch"], row["out_ch"], width, c["loss"])
+                  for row, width in zip(c["layers"], widths, strict=True)]
         optim = settings(c["classifier_optimizer"])
         last = len(layers) - 1
         shapes = dict(zip(c["param_names"], c["param_shapes"], strict=True))
@@ -96,7 +101,10 @@ class CwComp(Archive):
         head = LinearHead((last,), width, classes, loss="double-softmax", optim={
             "kind": optim.kind, "lr": optim.lr, "momentum": optim.momentum,
             "weight_decay": optim.weight_decay})
-        return LocalNet(layers, num_classes=c["classes"], in_shape=self.arrays["x"].shape[2:],
+        # a layer on class groups may tell apart fewer than there are
+        known = max(classes, *(labels_of(row, width) for row, width in
+                               zip(c["layers"], widths, strict=True)))
+        return LocalNet(layers, num_classes=known, in_shape=self.arrays["x"].shape[2:],
                         input_norm="none", layer_range=(last, last), heads=[head])
 
     @property

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from golden_common import DTYPES, EXACT, FP64, Errors
+from golden_common import DTYPES, EXACT, FP64, Archive, Errors
 from golden_paired import (
     Paired,
     Task,
@@ -182,6 +182,11 @@ def check_layers_plans(path: Path) -> None:
         errors.check()
 
 
+def has_peers(path: Path) -> bool:
+    """Its layers run the kernels of peer normalisation."""
+    return bool(Archive.open(path).config.get("peer"))
+
+
 def kind_of(path: Path) -> type[Paired]:
     return PeerNorm if path.name.startswith("loewe") else LayerAfterLayer
 
@@ -197,7 +202,8 @@ def checks_of(path: Path, folder: Path) -> dict[str, Callable[[], None]]:
         checks["plans"] = lambda: check_layers_plans(path)
     for name, dtype in DTYPES.items():
         checks[f"forced, cpu {name}"] = functools.partial(check_forced, kind, path, "cpu", dtype)
-    if path == min(path.parent.glob(f"{path.stem.split('_')[0]}_*.npz")):  # seconds: one file
+    if path == min(p for p in path.parent.glob(f"{path.stem.split('_')[0]}_*.npz")
+                   if has_peers(p) == has_peers(path)):  # seconds: one file of each kind
         checks["forced, triton fp32"] = lambda: check_interpreted(kind, path, folder,
                                                                   Path(__file__))
     return checks

@@ -1,6 +1,6 @@
 """What a training step would take on a device that is not at hand: seconds, and bytes at its peak.
 
-The engine's own step is rehearsed on fake tensors (ffengine.engine.rehearsal) while every call
+The engine's own step runs dry, on fake tensors (ffengine.engine.dry_run), while every call
 tells what it must move and compute (ffengine.analysis.profile.watch). A call takes at least
 max(bytes / bandwidth, FLOPs / rate), and every kernel the time from one launch to the next; their
 sum is the step's floor. What real steps take beside their floors, and what a call costs the host,
@@ -96,7 +96,7 @@ class Prediction:
     """A training step on a device.
 
     turn: whose, in words. plan: the fastest that fits what is usable, or, where none does, the
-    smallest; rehearsed on a device of type `rehearsed_on`. floor: least seconds. slow: what steps
+    smallest; run dry on a device of type `rehearsed_on`. floor: least seconds. slow: what steps
     took beside their floors, measured elsewhere, or None.
     """
 
@@ -155,10 +155,10 @@ class Prediction:
 
 
 class Predictor:
-    """Predicts steps of one phase of a schedule; a plan's calls are rehearsed once.
+    """Predicts steps of one phase of a schedule; a plan's calls run dry once.
 
-    Plans are made for the device type and back-end of `job`, which this machine can rehearse: torch
-    without CUDA cannot rehearse a GPU, and plans then count the scratch of the processor's kernels.
+    Plans are made for the device type and back-end of `job`, which this machine can run dry: torch
+    without CUDA cannot run a GPU's, and plans then count the scratch of the processor's kernels.
 
     Args:
         job: whose step, on a batch of its settings' size.
@@ -204,10 +204,10 @@ class Predictor:
         """(layer, name, cost) of the step's calls, in order: the same on every device."""
         key = (tuple(plan.cuts), tuple(plan.tile))
         if key not in self._calls:
-            rehearsal = self.planner.sizes.main
-            tally = Tally(rehearsal.net)
+            dry_run = self.planner.sizes.main
+            tally = Tally(dry_run.net)
             with watching(tally):
-                rehearsal.step(plan)
+                dry_run.step(plan)
             self._calls[key] = tally.calls
         return self._calls[key]
 

@@ -18,10 +18,11 @@ from torch import nn
 
 from ffengine.nn.layers import LocalLayer
 from ffengine.nn.norms import Normalised, PreNorm
-from ffengine.ops import backends, pieces
+from ffengine.ops import pieces
 from ffengine.ops.host import constant
 from ffengine.ops.optim import ConvGeometry
 from ffengine.ops.optimizer_step import step_dtype
+from ffengine.ops.product_rule import exact
 from ffengine.ops.weight_update import bias_gradient, gradient_update, weight_update
 
 if TYPE_CHECKING:
@@ -221,8 +222,17 @@ def input_gradient(layer: LocalLayer, u: torch.Tensor, da: torch.Tensor) -> torc
     weight = weight.to(da.dtype)
     if geometry is None:
         return da @ weight
-    with backends.exact(da.device.type):
+    with exact(da.device.type):
         found: torch.Tensor = torch.ops.aten.convolution_backward(
             da, u, weight, None, [geometry.stride] * 2, [geometry.padding] * 2, [1, 1], False,
             [0, 0], geometry.groups, [True, False, False])[0]
     return found
+
+
+def through_norm(layer: LocalLayer, du: torch.Tensor, made: Normalised | None) -> torch.Tensor:
+    """dL/dx at the layer's input, from what `input_gradient` gave; written over it."""
+    norm = layer.pre_norm
+    if norm is None or made is None:
+        return du
+    dx_hat = du if norm.folded else du.mul_(norm.weight.detach().to(du.dtype))
+    return norm.input_gradient(dx_hat, made, training=True)

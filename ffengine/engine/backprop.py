@@ -7,11 +7,12 @@ import contextlib
 import torch
 import torch.nn.functional as F
 
-from ffengine.engine import affine
+from ffengine.engine import affine, label_channel
 from ffengine.engine.batch import Batch
 from ffengine.engine.context import BatchReport, StepContext
 from ffengine.engine.plan import Plan
 from ffengine.engine.schedule import Schedule
+from ffengine.nn.network import LocalNet
 
 
 class Backprop(Schedule):
@@ -21,6 +22,12 @@ class Backprop(Schedule):
 
     planned = False
     adds_up = False
+
+    def begin(self, net: LocalNet, epochs: int) -> None:
+        if label_channel.learned(net) is not None:
+            raise ValueError("[schedule] backpropagation expected a network whose label channel is "
+                             "fixed, as its twin's is, got a learned one")
+        super().begin(net, epochs)
 
     def train(self, ctx: StepContext, item: Batch, plan: Plan, dtype: torch.dtype) -> BatchReport:
         net = ctx.net

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from ffengine.engine import heads
+from ffengine.engine import heads, label_channel
 from ffengine.engine.batch import Batch
 from ffengine.engine.cascade import Cascade
 from ffengine.engine.context import StepContext, Turn
@@ -26,7 +26,6 @@ from ffengine.engine.layerwise import Collaborative
 from ffengine.engine.optim import own_settings
 from ffengine.engine.schedule import Overlapping, of
 from ffengine.nn import differentiable
-from ffengine.nn.encoding import LabelChannel
 from ffengine.nn.network import LocalNet
 from ffengine.nn.recurrent import RecurrentNet
 from ffengine.ops.config import Peer
@@ -114,16 +113,17 @@ class UnfusedStep(_Baseline):
                 return None
             return torch_optimizer(trained, own.get(named[id(trained[-1])], optim), fused)
 
-        self._of_layers = [owned([*(self._before(i) if crossing else []),
-                                  *net.layer(i).parameters()]) for i in range(len(net.layers))]
+        self._of_layers = [owned([*self._before(i), *net.layer(i).parameters()])
+                           for i in range(len(net.layers))]
         self._of_heads = [owned(list(head.parameters())) for head in net.heads]
         self._optimizers = [o for o in (*self._of_layers, *self._of_heads) if o is not None]
 
     def _before(self, i: int) -> list[nn.Parameter]:
-        """What a loss at layer i trains beside it, when it crosses one boundary."""
+        """What a loss at layer i trains before it: the layer there, when it crosses one boundary,
+        or the encoding."""
         net = self.net
         if i:
-            return list(net.layer(i - 1).parameters())
+            return list(net.layer(i - 1).parameters()) if self.crosses else []
         return [] if net.encoding is None else list(net.encoding.parameters())
 
     def step(self, x: torch.Tensor, y: torch.Tensor, *, epoch: int = 0,
@@ -146,9 +146,8 @@ class UnfusedStep(_Baseline):
 
     def _embedded(self, rows: torch.Tensor, item: Batch, turn: Turn) -> torch.Tensor:
         """The rows, attached to a label embedding that the first layer's loss trains."""
-        encoding = self.net.encoding
-        if not (self.crosses and 0 in turn.layers and isinstance(encoding, LabelChannel)
-                and encoding.learned):
+        encoding = label_channel.learned(self.net)
+        if encoding is None or 0 not in turn.layers:
             return rows
         assert item.negatives is not None
         labels = torch.cat([encoding.rows(t, rows) for t in (item.y, item.negatives)])

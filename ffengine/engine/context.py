@@ -89,6 +89,8 @@ class StepContext:
     first: int = 0
     #: Columns in which the negative half of the entering rows differs from the positive one.
     differ: slice | None = None
+    #: Labels of the positive and of the negative half, where they train a label channel.
+    labels: tuple[torch.Tensor, torch.Tensor] | None = None
     #: Where the gradients of a batch's micro-batches add up.
     sums: Sums | None = None
     #: The plan spends bytes on fewer launches.

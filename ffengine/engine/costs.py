@@ -86,12 +86,12 @@ class Costs:
         key = (i, want_z, kind in STEPLESS)
         if key not in self._kept:
             self._kept[key] = curves().of(signature(self.job, *key))
-        points = self._kept[key].setdefault(kind, {})
-        missing = [n for n in self._wanted(kind) if n not in points]
-        if missing:
-            timer = LayerTimer(self.job, i, want_z)
-            points.update({n: timer.time(kind, n) for n in missing})
-            curves().changed = True
+        points, wanted = self._kept[key].setdefault(kind, {}), self._wanted(kind)
+        if any(n not in points for n in wanted):
+            with curves().lock:  # timed beside another thread's, both would be wrong
+                timer = LayerTimer(self.job, i, want_z)
+                points.update({n: timer.time(kind, n) for n in wanted if n not in points})
+                curves().changed = True
         return points
 
     def _wanted(self, kind: str) -> list[int]:

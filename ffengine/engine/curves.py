@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ class Curves:
 
     def __init__(self, path: Path, machine: str) -> None:
         self.path, self.machine, self.changed = path, machine, False
+        self.lock = threading.RLock()
         self._all: dict[str, Curve] = read(path, machine)
 
     def of(self, name: str) -> Curve:
@@ -80,19 +82,21 @@ class Curves:
 
     def save(self) -> None:
         """Into the file what was measured since; another process's curves stay."""
-        if not self.changed:
-            return
-        self.changed = False
-        machines = read_machines(self.path)
-        mine = machines.setdefault(self.machine, {})
-        mine.update({n: {kind: {str(t): s for t, s in points.items()}
-                         for kind, points in curve.items()} for n, curve in self._all.items()})
-        try:
-            write_atomically(self.path, json.dumps({
-                "format": FORMAT, "versions": versions(), "machines": machines},
-                indent=1).encode())
-        except OSError as error:
-            log.warning("[costs] measured costs are not kept: %s", error)
+        with self.lock:
+            if not self.changed:
+                return
+            self.changed = False
+            machines = read_machines(self.path)
+            mine = machines.setdefault(self.machine, {})
+            mine.update({n: {kind: {str(t): s for t, s in points.items()}
+                             for kind, points in list(curve.items())}
+                         for n, curve in list(self._all.items())})
+            try:
+                write_atomically(self.path, json.dumps({
+                    "format": FORMAT, "versions": versions(), "machines": machines},
+                    indent=1).encode())
+            except OSError as error:
+                log.warning("[costs] measured costs are not kept: %s", error)
 
 
 _curves: dict[tuple[Path, str], Curves] = {}
@@ -101,9 +105,7 @@ _curves: dict[tuple[Path, str], Curves] = {}
 def curves() -> Curves:
     """The curves of this machine, as it is set now, in the cache folder in force."""
     key = (cache_folder() / "costs.json", machine())
-    if key not in _curves:
-        _curves[key] = Curves(*key)
-    return _curves[key]
+    return _curves.get(key) or _curves.setdefault(key, Curves(*key))
 
 
 def cache_folder() -> Path:

@@ -23,6 +23,7 @@ def flushed(device: torch.device) -> Iterator[None]:
     if device.type != "cpu" or ext is None:
         yield
         return
+    torch.get_num_threads()  # a new thread of the host takes torch's number when it first asks
     before = ext.flush_denormals(True)
     try:
         yield

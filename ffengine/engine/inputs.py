@@ -9,6 +9,7 @@ import torch
 
 from ffengine.data import negatives
 from ffengine.data.seeding import negatives_generator
+from ffengine.engine import label_channel
 from ffengine.engine.batch import Batch, paired
 from ffengine.nn.layers import LocalLinear, as_laid_out
 
@@ -23,7 +24,8 @@ def rows_of(net: LocalNet, samples: int) -> int:
 
 
 def entrance(ctx: StepContext, item: Batch | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The first layer's input for all rows, laid out; ctx.y becomes the layers' targets.
+    """The first layer's input for all rows, laid out; ctx.y becomes the layers' targets, and
+    ctx.labels what a learned label channel shows.
 
     A batch that entered before (features of a frozen stack) passes as it is.
     """
@@ -37,6 +39,8 @@ def entrance(ctx: StepContext, item: Batch | torch.Tensor, dtype: torch.dtype) -
         ctx.differ = differing_columns(net, item, dtype)
     else:
         x = net.prepare(item.x.to(dtype))
+    if item.negatives is not None and label_channel.learned(net) is not None:
+        ctx.labels = item.y, item.negatives
     if paired(net) and ctx.y.shape[0] != x.shape[0]:
         half = x.shape[0] // 2
         ctx.y = torch.cat([ctx.y.new_ones(half), ctx.y.new_zeros(half)])
@@ -57,8 +61,14 @@ def differing_columns(net: LocalNet, item: Batch, dtype: torch.dtype) -> slice |
 
 
 def completed(ctx: StepContext, item: Batch, dtype: torch.dtype) -> Batch:
-    """The batch with its negatives, drawn where none were given."""
-    if item.negatives is not None or item.features is not None or not paired(ctx.net):
+    """The batch with its negatives, drawn where none were given; ValueError where rows that came
+    encoded would train a label channel whose labels nobody told."""
+    if item.negatives is not None or not paired(ctx.net):
+        return item
+    if item.features is not None:
+        if label_channel.learned(ctx.net) is not None and 0 in ctx.whose().layers:
+            raise ValueError("[train] a learned label channel expected samples, or features with "
+                             "the negatives that they show, got features alone")
         return item
     return replace(item, negatives=drawn(ctx, item, dtype))
 

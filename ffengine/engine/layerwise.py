@@ -96,7 +96,9 @@ class Layerwise(Schedule):
     def active(self, epoch: int) -> list[str]:
         stage = self.stage(epoch)
         prefix = f"layers.{stage}." if stage < len(self.net.layers) else "heads."
-        return [n for n in super().active(epoch) if n.startswith(prefix)]
+        # the first layer's loss trains a learned label channel
+        also = "encoding." if stage == 0 else prefix
+        return [n for n in super().active(epoch) if n.startswith((prefix, also))]
 
     def phases(self) -> list[list[str]]:
         return [self.active(stage * self.epochs) for stage in range(self.stages)]

@@ -8,6 +8,7 @@ rows of their own, each with a bound.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
@@ -39,11 +40,18 @@ class AllocatorLimit:
         return min(1.0, self.bytes / total)
 
 
+#: Of the process: what threads have in force on a device, and what was before them.
+_in_force: dict[torch.device, list[float]] = {}
+_before: dict[torch.device, float] = {}
+_lock = threading.Lock()
+
+
 class enforced:
     """`with enforced(limit, device):` torch raises OutOfMemoryError beyond the limit.
 
-    What other code of this process allocates meanwhile counts too. The limit that was in force
-    before comes back at the end; None, or a device without such a limit, changes nothing.
+    The allocator knows one limit for all threads: it is the sum of those in force, and what other
+    code of this process allocates meanwhile counts too. What was in force before the first comes
+    back after the last; None, or a device without such a limit, changes nothing.
     """
 
     def __init__(self, limit: AllocatorLimit | None, device: torch.device) -> None:
@@ -53,14 +61,24 @@ class enforced:
     def __enter__(self) -> enforced:
         if self.limit is not None:
             total = torch.cuda.get_device_properties(self.device).total_memory
-            self._before = torch.cuda.get_per_process_memory_fraction(self.device)
-            torch.cuda.set_per_process_memory_fraction(
-                min(self._before, self.limit.fraction(total)), self.device)
+            self._fraction = self.limit.fraction(total)
+            with _lock:
+                if not _in_force.setdefault(self.device, []):
+                    _before[self.device] = torch.cuda.get_per_process_memory_fraction(self.device)
+                _in_force[self.device].append(self._fraction)
+                self._set()
         return self
 
     def __exit__(self, *exc: object) -> None:
         if self.limit is not None:
-            torch.cuda.set_per_process_memory_fraction(self._before, self.device)
+            with _lock:
+                _in_force[self.device].remove(self._fraction)
+                self._set()
+
+    def _set(self) -> None:
+        before, fractions = _before[self.device], _in_force[self.device]
+        torch.cuda.set_per_process_memory_fraction(
+            min(before, sum(fractions)) if fractions else before, self.device)
 
 
 def limit_for(budget: int | None, planned: Iterable[torch.Tensor],

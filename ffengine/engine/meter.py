@@ -11,8 +11,11 @@ from __future__ import annotations
 import functools
 import math
 import os
+import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,11 +24,11 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ffengine.ops import scratch
+from ffengine.ops import memory_accounting
+from ffengine.ops.memory_accounting import is_fake, listening
 
 KINDS = ("parameter", "state", "gradient", "feature", "scratch")
 #: Ops that take working memory of their own; everything else allocates its outputs only.
@@ -37,23 +40,18 @@ CONVERSIONS = ("copy", "_like", "new_")
 
 #: Peak bytes inside a library op, by signature; a profile costs milliseconds, so all meters share.
 _inside: dict[Any, int] = {}
-#: The same as a rehearsal expects them.
+#: The same as a dry run expects them.
 _expected: dict[Any, int] = {}
 #: Output pixels of a call from which the library's choice of kernel no longer changes (measured on
 #: AVX-512 and AMX: the last change is at 64).
 SETTLED_PIXELS = 256
 
-#: Told (live bytes by kind, bytes inside the call that runs) at every change a meter sees.
-Listener = Callable[[dict[str, int], int], None]
-_listeners: list[Listener] = []
-
-
-def listen(callback: Listener) -> None:
-    _listeners.append(callback)
-
-
-def unlisten(callback: Listener) -> None:
-    _listeners.remove(callback)
+#: Told (live bytes by kind, bytes inside the call that runs) at every change that a meter made in
+#: this context sees.
+listeners: ContextVar[tuple[Callable[[dict[str, int], int], None], ...]] = ContextVar(
+    "meter's listeners", default=())
+#: torch's profiler is one for all threads.
+_profiler = threading.RLock()
 
 
 @dataclass
@@ -82,6 +80,8 @@ class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, **known: Iterable[torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.report = MemoryReport()
+        self._listeners = listeners.get()
+        self._kernels = listening(self._note)
         self._live = dict.fromkeys(KINDS, 0)
         self._refs: dict[int, Any] = {}
         for kind, tensors in known.items():
@@ -111,42 +111,50 @@ class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return sum(self._live.values())
 
     def _note(self, inside: int = 0) -> None:
-        for tell in _listeners:
+        for tell in self._listeners:
             tell(self._live, inside)
         total = self.live_bytes + inside
         if total > self.report.peak_bytes:
             self.report.peak_bytes = total
             self.report.at_peak = {**self._live, "scratch": self._live["scratch"] + inside}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """torch's own way of keeping its compiler out of a meter imports all of it, 160 MB."""
+        return False
+
     def __enter__(self) -> MemoryMeter:
-        scratch.listen(self._note)
+        if "torch._dynamo" in sys.modules:
+            keep_the_compiler_out()
+        self._kernels.__enter__()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exc: Any) -> None:
         super().__exit__(*exc)  # type: ignore[no-untyped-call]
-        scratch.unlisten(self._note)
+        self._kernels.__exit__(*exc)
+        self._listeners = ()  # of what dies later
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (),
                            kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, torch.Tensor):
-                self.track(leaf)
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        for t in given:
+            self.track(t)
         name = func.name()
         if any(word in name for word in LIBRARY_OPS) or casts(name, args, kwargs):
-            out = self._library_call(func, args, kwargs)
+            out = self._library_call(func, args, kwargs, dry=any(map(is_fake, given)))
         else:
             out = func(*args, **kwargs)
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor):
-                self.track(leaf, scratch.kind())
+                self.track(leaf, memory_accounting.kind.get())
         return out
 
-    def _library_call(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _library_call(self, func: Any, args: Any, kwargs: Any, dry: bool) -> Any:
         """Run a library op; its inside is measured at the first call of a signature."""
         key = (func.name(), *(signature(leaf) for leaf in tree_leaves((args, kwargs))))
-        if scratch.rehearsing():
+        if dry:
             out = func(*args, **kwargs)
             if key not in _expected:
                 _expected[key] = expected_inside(func, args, kwargs, out)
@@ -158,6 +166,14 @@ class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             out = func(*args, **kwargs)
         self._note(_inside[key])
         return out
+
+
+@functools.cache
+def keep_the_compiler_out() -> None:
+    """What a meter does is not for torch.compile, where somebody uses it."""
+    disable: Any = torch.compiler.disable
+    MemoryMeter.__torch_dispatch__ = disable(  # type: ignore[method-assign]
+        MemoryMeter.__torch_dispatch__)
 
 
 def casts(name: str, args: Any, kwargs: Any) -> list[int]:
@@ -200,7 +216,7 @@ def expected_inside(func: Any, args: Any, kwargs: Any, out: Any) -> int:
     """`call_measured`'s bytes for a call on fake tensors that answered `out`.
 
     Measured on zeros; a call on maps, on few samples where more would not change it. On a GPU the
-    library's workspace is not part of a rehearsal: `allocated` shows it.
+    library's workspace is not part of a dry run: `allocated` shows it.
     """
     outputs = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
     given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs))
@@ -246,19 +262,27 @@ def _on_zeros(func: Any, args: Any, kwargs: Any, samples: int | None) -> int:
 
 
 class allocator_events:
-    """Peak of the CPU allocator's live bytes inside the block, relative to its start."""
+    """Peak of the CPU allocator's live bytes inside the block, relative to its start.
+
+    Of this thread's allocations; another thread's block waits until this one ends.
+    """
 
     def __init__(self) -> None:
         self.peak = 0
-        self._profile: Any = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        # torch.profiler's would import torch's compile stack
+        self._profile: Any = torch.autograd.profiler.profile(profile_memory=True)
 
     def __enter__(self) -> allocator_events:
+        _profiler.acquire()
         self._profile.__enter__()
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        self._profile.__exit__(*exc)
-        results = self._profile.profiler.kineto_results
+        try:
+            self._profile.__exit__(*exc)
+        finally:
+            _profiler.release()
+        results = self._profile.kineto_results
         live = 0
         for _, size in sorted((e.start_ns(), e.nbytes()) for e in results.events()
                               if e.name() == "[memory]"):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from ffengine.engine.batch import Batch, joined, paired, whole
-from ffengine.ops import scratch
+from ffengine.ops.memory_accounting import allocating
 from ffengine.ops.optimizer_step import step_dtype
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Sums:
         """The sum so far, fp32 (fp64) in the parameter's layout."""
         key = (id(parameter), owner)
         if key not in self._sums:
-            with scratch.allocating("gradient"):
+            with allocating("gradient"):
                 self._sums[key] = torch.zeros_like(parameter, dtype=step_dtype(parameter.dtype),
                                                    requires_grad=False)
         return self._sums[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from ffengine.nn.layers import LocalLayer
-from ffengine.ops import scratch
+from ffengine.ops.memory_accounting import allocating
 from ffengine.ops.optim import SMALLEST_COMPRESSED, Half, state_bytes
 from ffengine.ops.weight_update import OptimConfig, OptimState
 
@@ -56,6 +57,11 @@ class LocalOptimizer(torch.optim.Optimizer):
         self.halves: dict[str, Half] = {}
         self.activate(self.named if active is None else active)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's, but without the wrapper that keeps compilers out: its first call imports
+        their whole stack, 160 MB."""
+        inspect.unwrap(super().add_param_group)(self, param_group)
+
     @property
     def kind(self) -> str:
         """Of the run; layers and heads may have another."""
@@ -66,7 +72,7 @@ class LocalOptimizer(torch.optim.Optimizer):
         wanted = {key(n, owner) for n in self.named if n in names for owner in self._owners[n]}
         for gone in [k for k in self.states if k not in wanted]:
             del self.states[gone]
-        with scratch.allocating("state"):
+        with allocating("state"):
             for name in self.named:
                 for owner in self._owners[name]:
                     k = key(name, owner)

@@ -14,12 +14,11 @@ from typing import NamedTuple
 
 import torch
 
-from ffengine.engine import affine, heads
+from ffengine.engine import affine, heads, label_channel
 from ffengine.engine.batch import Batch, joined, paired
 from ffengine.engine.context import BatchReport, StepContext
 from ffengine.engine.inputs import completed, entrance
 from ffengine.engine.step import sweep
-from ffengine.nn.encoding import LabelChannel
 from ffengine.nn.layers import LocalLayer, as_laid_out
 from ffengine.nn.norms import Normalised
 from ffengine.ops import routes as op
@@ -85,10 +84,9 @@ def train_overlapping(ctx: StepContext, item: Batch, dtype: torch.dtype) -> Batc
     with torch.no_grad():
         item = completed(ctx, item, dtype)
         results = heads.train_neutral(ctx, item, dtype)
-        labels = (item.y, item.negatives)
         maps, shortcut, held = [entrance(ctx, item, dtype)], None, None
         for i in range(turn.depth):
-            z, held = _turn(ctx, i, maps, held, labels)
+            z, held = _turn(ctx, i, maps, held)
             if z is not None:
                 maps = [z]
                 del z
@@ -102,14 +100,13 @@ def train_overlapping(ctx: StepContext, item: Batch, dtype: torch.dtype) -> Batc
     return ctx.report(results)
 
 
-def _turn(ctx: StepContext, i: int, maps: list[torch.Tensor], held: Held | None,
-          labels: tuple[torch.Tensor, torch.Tensor | None]) -> tuple[torch.Tensor | None,
-                                                                     Held | None]:
+def _turn(ctx: StepContext, i: int, maps: list[torch.Tensor],
+          held: Held | None) -> tuple[torch.Tensor | None, Held | None]:
     """(z, what layer i keeps for its successor) of the map in `maps`, which is taken out."""
     layer, turn = ctx.net.layer(i), ctx.whose()
     u, made = layer.enter(ctx.net.transform(i, maps.pop()), training=True)
     takes, keeps = i in turn.layers, i + 1 in turn.layers
-    crosses = takes and (held is not None or (i == 0 and _learned(ctx)))
+    crosses = takes and (held is not None or (i == 0 and ctx.labels is not None))
     z = _empty(layer, u) if ctx.wants_z(i) else None
     routes = _empty(layer, u, torch.uint8) if keeps else None
     du = torch.empty_like(u) if crosses else None
@@ -141,26 +138,17 @@ def _turn(ctx: StepContext, i: int, maps: list[torch.Tensor], held: Held | None,
         ctx.note(i, joined(losses, halves and losses[0].shape == goodness[0].shape[:1]),
                  joined(goodness, halves))
         if du is not None:
-            dx = through_norm(layer, du, made)
+            dx = affine.through_norm(layer, du, made)
             del du
             if held is not None:
                 _update_before(ctx, i - 1, held, dx, scale)
             else:
-                _update_embedding(ctx, dx, labels, scale)
+                label_channel.update(ctx, dx, scale)
         own = sums.done()
     if routes is None or made is None:
         affine.step_all(ctx, i, own, "")
         own = []
     return z, None if routes is None else Held(u, made, routes, own)
-
-
-def through_norm(layer: LocalLayer, du: torch.Tensor, made: Normalised | None) -> torch.Tensor:
-    """dL/dx at the layer's input, from what `affine.input_gradient` gave; written over it."""
-    norm = layer.pre_norm
-    if norm is None or made is None:
-        return du
-    dx_hat = du if norm.folded else du.mul_(norm.weight.detach().to(du.dtype))
-    return norm.input_gradient(dx_hat, made, training=True)
 
 
 def _update_before(ctx: StepContext, i: int, held: Held, dz: torch.Tensor, scale: float) -> None:
@@ -198,18 +186,3 @@ def _empty(layer: LocalLayer, u: torch.Tensor, dtype: torch.dtype | None = None)
     layout = torch.channels_last if len(shape) == 3 else torch.contiguous_format
     return torch.empty((u.shape[0], *shape), dtype=dtype or u.dtype, device=u.device,
                        memory_format=layout)
-
-
-def _learned(ctx: StepContext) -> bool:
-    encoding = ctx.net.encoding
-    return isinstance(encoding, LabelChannel) and encoding.learned
-
-
-def _update_embedding(ctx: StepContext, dx: torch.Tensor,
-                      labels: tuple[torch.Tensor, torch.Tensor | None], scale: float) -> None:
-    """The label embedding, from the gradient of the channel that showed it."""
-    encoding, (y, negatives) = ctx.net.encoding, labels
-    assert isinstance(encoding, LabelChannel) and negatives is not None
-    shown = dx.reshape(-1, *encoding.shape)[:, -1].flatten(1).to(encoding.weight.dtype)
-    rows = torch.cat([encoding.rows(t, shown) for t in (y, negatives)])
-    affine.step(ctx, "encoding", "weight", encoding.weight, rows.t() @ shown, scale=scale)

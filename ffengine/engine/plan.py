@@ -2,7 +2,7 @@
 
 Inside a run sample tiles go depth-first through its layers and add to the run's weight gradients;
 only at a cut does the whole batch's map (and a live shortcut) exist. A run's peak follows from what
-its layers' turns hold, which is rehearsed (ffengine.engine.rehearsal).
+its layers' turns hold, which a dry run tells (ffengine.engine.dry_run).
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ffengine.engine.dry_run import DryRun
 from ffengine.engine.plan import Plan, Planner, Seconds
-from ffengine.engine.rehearsal import Rehearsal
 from ffengine.engine.schedule import Schedule
 from ffengine.engine.settings import Settings
 from ffengine.engine.shapes import NetSizes
@@ -70,7 +70,7 @@ def sizes_for(job: Job, batch: int, epoch: int = 0, *, stored: bool = False, hel
         if job.schedule.phase(when[0]) == job.schedule.phase(epoch):
             found.setdefault(job.schedule.turn(*when), when)
     return NetSizes([
-        Rehearsal(job.net, job.schedule, optim, dtype, batch, when, stored=stored, micro=micro,
+        DryRun(job.net, job.schedule, optim, dtype, batch, when, stored=stored, micro=micro,
                   device=job.device, backend=job.backend, roomy=job.roomy)
         for when in found.values()], held)
 

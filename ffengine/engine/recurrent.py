@@ -88,7 +88,8 @@ class Recurrent(Schedule):
             halves = item.hidden
         else:
             source = generator("hidden", ctx.seed, ctx.step)
-            halves = [[torch.rand(1, w, generator=source) for w in net.widths] for _ in range(2)]
+            halves = [[torch.rand(1, w, generator=source, dtype=torch.float32)
+                       for w in net.widths] for _ in range(2)]
         return [torch.cat([send(t, x.device).to(x.dtype).expand(n, -1) for t in pair])
                 for pair in zip(*halves, strict=True)]
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from ffengine.engine import label_channel
 from ffengine.engine.batch import Batch
 from ffengine.engine.context import BatchReport, StepContext, Turn
 from ffengine.engine.plan import Plan
 from ffengine.engine.step import train_batch
-from ffengine.nn.encoding import LabelChannel
 from ffengine.nn.recurrent import RecurrentNet
 
 if TYPE_CHECKING:
@@ -50,13 +50,11 @@ class Schedule:
 
     def begin(self, net: LocalNet, epochs: int) -> None:
         """Tie the schedule to a network and to the recipe's epochs; ValueError if it cannot."""
-        learned = isinstance(net.encoding, LabelChannel) and net.encoding.weight.requires_grad
-        if learned and not self.crosses:
-            raise ValueError("[schedule] a learned label channel expected overlapping updates, got "
-                             f"{type(self).__name__}; with learned=False it stays random")
-        if learned and net.input_norm != "none":
-            raise ValueError("[schedule] a learned label channel expected input_norm=none, got "
-                             f"{net.input_norm}")
+        if label_channel.learned(net) is not None and (
+                net.input_norm != "none" or net.wires[0].pool_before):
+            before = "a pool" if net.input_norm == "none" else f"input_norm={net.input_norm}"
+            raise ValueError("[schedule] a learned label channel expected input_norm=none and no "
+                             f"pool before the first layer, got {before}")
         if isinstance(net, RecurrentNet) and not self.recurrent:
             raise ValueError("[schedule] a RecurrentNet expected recurrent training, got "
                              f"{type(self).__name__}")

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ffengine.engine import label_channel
 from ffengine.engine.batch import paired
+from ffengine.engine.dry_run import DryRun
 from ffengine.engine.plan import Arriving, Entrance, TurnBytes, one_tile
-from ffengine.engine.rehearsal import Rehearsal
 from ffengine.engine.schedule import Schedule, of
 from ffengine.nn.network import LocalNet, halved
 from ffengine.nn.recurrent import RecurrentNet
@@ -53,33 +54,34 @@ class NetSizes:
     """A network in one phase of its schedule, at one batch size and compute dtype.
 
     Args:
-        rehearsals: of the phase's turns.
+        dry_runs: of the phase's turns.
         held: bytes that lie in memory all the while: a store of features.
 
     Attributes:
         layers: of the whole network.
         span: the layers that a step runs through.
         batch: rows of a step.
-        one_step: a step is rehearsed in one piece: its schedule makes no runs, or takes turns
+        one_step: a step runs dry in one piece: its schedule makes no runs, or takes turns
             within the phase.
     """
 
-    def __init__(self, rehearsals: list[Rehearsal], held: int = 0) -> None:
-        self.rehearsals, self.held = rehearsals, held
-        self.main = main = rehearsals[0]
+    def __init__(self, dry_runs: list[DryRun], held: int = 0) -> None:
+        self.dry_runs, self.held = dry_runs, held
+        self.main = main = dry_runs[0]
         self.layers = layer_sizes(main.net, main.dtype)
         self.span = range(main.first, main.turn.depth)
         self.batch, self.itemsize = main.rows, main.dtype.itemsize
         #: Of a caller's sample and its label.
         self.input_bytes = math.prod(main.net.in_shape) * 4 + 8
-        self.one_step = len(rehearsals) > 1 or not main.schedule.tiles or not self.span
+        self.one_step = len(dry_runs) > 1 or not main.schedule.tiles or not self.span
 
     def takes_all(self, i: int) -> bool:
         """The layer's turn needs the whole batch in one tile: pairs, batch statistics, features of
-        updated weights."""
+        updated weights, a label channel that it trains."""
         turn, updated = self.main.turn, self.main.net.propagate == "updated"
+        shown = i == 0 and label_channel.learned(self.main.net) is not None
         return self.one_step or (i >= turn.start and is_whole(self.main.net.layer(i))) or (
-            updated and i in turn.layers and i + 1 < turn.depth)
+            i in turn.layers and (shown or (updated and i + 1 < turn.depth)))
 
     @property
     def whole(self) -> bool:
@@ -101,7 +103,7 @@ class NetSizes:
     def step_bytes(self) -> int:
         """Most that a step in one tile holds, in any of the phase's turns, beside the floor."""
         plan = one_tile(self.span, self.batch)
-        return max(r.step(plan) for r in self.rehearsals) - self.floor_bytes + self.held
+        return max(r.step(plan) for r in self.dry_runs) - self.floor_bytes + self.held
 
     def turn(self, i: int, tile: int, arriving: Arriving, passing: bool = False) -> TurnBytes:
         """Layer i's turn on a tile; `passing`: it trains in another pass."""
@@ -138,7 +140,7 @@ def measure(net: LocalNet, batch: int, dtype: torch.dtype, *, states: int = 2,
     if schedule is None:
         schedule = Schedule()
         schedule.net, schedule.epochs = net, 1
-    made = Rehearsal(net, schedule, optim, dtype, -(-batch // (1 + paired(net))), device=device,
+    made = DryRun(net, schedule, optim, dtype, -(-batch // (1 + paired(net))), device=device,
                      backend=backend)
     made.turn = replace(made.turn, layers=tuple(
         i for i in made.turn.layers if net.layer(i).weight.requires_grad))

@@ -18,18 +18,18 @@ from dataclasses import replace
 
 import torch
 
-from ffengine.engine import affine, heads
+from ffengine.engine import affine, heads, label_channel
 from ffengine.engine.affine import Buffers
 from ffengine.engine.batch import Batch
 from ffengine.engine.context import BatchReport, Maps, StepContext, Turn
 from ffengine.engine.inputs import completed, entrance
 from ffengine.engine.plan import Plan, Run, one_tile
 from ffengine.nn.layers import LocalLayer, LocalLinear
-from ffengine.ops import scratch
 from ffengine.ops.batch_pass import batch_pass
 from ffengine.ops.config import Loss, Tile
 from ffengine.ops.linear_step import linear_step
 from ffengine.ops.local_pass import local_pass
+from ffengine.ops.memory_accounting import allocating
 from ffengine.ops.optimizer_step import step_dtype
 
 
@@ -101,7 +101,7 @@ def passes(run: Run, layers: list[int], turn: Turn) -> list[tuple[list[int], lis
 def train_tiles(ctx: StepContext, size: int, maps: Maps, layers: list[int], trained: list[int],
                 out: Maps) -> None:
     """The batch's tiles through `layers`; the last layer's maps into `out`, where it has any."""
-    with scratch.allocating("gradient"):
+    with allocating("gradient"):
         buffers = {i: zeros_like_parameters(ctx.net.layer(i)) for i in trained
                    if i in ctx.whose().layers and ctx.sums is None}
     for start in range(0, ctx.batch, size):
@@ -200,7 +200,8 @@ def train_layer(ctx: StepContext, i: int, x: torch.Tensor, tile: Tile, buffers: 
     """x -> a -> sweep -> update; z, with `maps.addend`, where the next layer wants it."""
     layer, updated = ctx.net.layer(i), ctx.net.propagate == "updated"
     masks = layer.dropout > 0 and ctx.clock is not None  # from memory, which linear_step has not
-    if not want_z and ctx.sums is None and streams(layer, x, tile) and not masks:
+    shown = i == 0 and ctx.labels is not None
+    if not want_z and ctx.sums is None and streams(layer, x, tile) and not (masks or shown):
         stream_layer(ctx, i, x, tile)
         return None
     u, made = layer.enter(x, training=True)
@@ -212,8 +213,9 @@ def train_layer(ctx: StepContext, i: int, x: torch.Tensor, tile: Tile, buffers: 
     assert swept.da is not None and swept.loss is not None
     z = swept.z
     ctx.note(i, swept.loss, swept.g)
-    affine.update(ctx, i, u, made, swept, buffers, finish)
-    del swept, u, made
+    du = label_channel.train(ctx, u, made, swept) if shown else None
+    affine.update(ctx, i, u, made, swept, buffers, finish, du=du)
+    del swept, u, made, du
     if want_z and updated:
         z, _ = layer.sweep(preactivation(ctx, i, layer.enter(x, training=False)[0]),
                            shortcut=maps.taken(), backend=ctx.backend)

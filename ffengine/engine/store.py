@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ffengine.engine.budget import megabytes
-from ffengine.ops import scratch
+from ffengine.ops.memory_accounting import allocating
 
 Kind = Literal["ram", "disk", "recompute"]
 
@@ -120,7 +120,7 @@ class FeatureStore(ABC):
         fresh = ~self._written[found]
         if fresh.any():
             raise ValueError(f"[store] row {int(found[fresh][0])} was read before it was written")
-        with scratch.allocating("feature"):
+        with allocating("feature"):
             out = torch.empty((len(found), *self._dense), dtype=self.dtype)
         self._take(found, out)
         return out.permute(0, 3, 1, 2) if self.channels_last else out
@@ -172,7 +172,7 @@ class RamStore(FeatureStore):
                  channels_last: bool) -> None:
         super().__init__(rows, shape, dtype, channels_last)
         try:
-            with scratch.allocating("feature"):
+            with allocating("feature"):
                 self._data = torch.empty((rows, *self._dense), dtype=dtype)
         except RuntimeError:
             raise MemoryError(f"[store] expected {megabytes(self.nbytes)} of RAM for features, "

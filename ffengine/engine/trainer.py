@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ffengine.engine import checkpoint, micro, saving
+from ffengine.engine.ambient import left_outside, ordinary
 from ffengine.engine.batch import Batch, as_batch, batches_from, check_range, checked, label_count
 from ffengine.engine.budget import parse_bytes
 from ffengine.engine.capture import CapturedStep
@@ -43,7 +44,7 @@ from ffengine.engine.recipe import Recipe
 from ffengine.engine.schedule import Schedule, of
 from ffengine.engine.settings import LearningRate, SchedulerFactory, Settings
 from ffengine.nn.network import LocalNet
-from ffengine.ops import backends
+from ffengine.ops import backends, product_rule
 
 
 class Trainer:
@@ -128,13 +129,11 @@ class Trainer:
         self.progress, self.sip, self.notes = progress, sip and net.selects_range, notes or {}
         #: Features that a layer-wise schedule keeps between its stages.
         self.stored: Any = None
-        self.ended = False
         #: Where training stands: epoch, batches of it done, and steps in all.
         self.epoch, self.iteration, self.steps = 0, 0, 0
         self.best_accuracy: float | None = None
-        self.peak_bytes = 0
+        self.peak_bytes, self.ended, self._meter_next = 0, False, False
         self.write_into(out)
-        self._meter_next = False
         self._limit: AllocatorLimit | None = None
         self._shuffle, self.sums = torch.get_rng_state(), EpochSums()
         self.watch = Watch(self.device, depth=len(self.net.layers))
@@ -164,6 +163,7 @@ class Trainer:
         """Of a batch size; smaller batches keep the cuts of the largest one met."""
         return self.planning.plans(batch).largest
 
+    @left_outside
     def step(self, batch: Any, y: torch.Tensor | None = None, *, epoch: int | None = None,
              iteration: int | None = None) -> BatchReport:
         """Train on one batch the layers whose turn it is.
@@ -181,7 +181,7 @@ class Trainer:
                 GPU the range of labels is read at an epoch's first batch, else found late.
             TrainingStopped: the loss, or the samples, are not finite.
         """
-        item = checked(as_batch(batch, y), self.net, self.device)
+        item = ordinary(checked(as_batch(batch, y), self.net, self.device))
         if epoch is not None and epoch != self.epoch:
             self.epoch, self.iteration = epoch, 0
             self.optimizer.activate(self.schedule.active(epoch))
@@ -207,6 +207,7 @@ class Trainer:
                            self.backend, self.schedule.turn(self.epoch, self.iteration),
                            clock=self.clock.dropout if self.clock else None)
 
+    @left_outside
     def capture(self, x: torch.Tensor, y: torch.Tensor) -> CapturedStep:
         """The step on batches of this size as a CUDA graph, after two ordinary ones on (x, y)."""
         return CapturedStep(self, x, y)
@@ -227,7 +228,7 @@ class Trainer:
             self._limit = limit_for(self.budget, [
                 *self.net.parameters(), *self.optimizer.state_tensors(),
                 *self.optimizer.half_tensors(), item.x, item.y], self.device)
-        with enforced(self._limit, self.device), flushed(self.device), backends.exact(
+        with enforced(self._limit, self.device), flushed(self.device), product_rule.exact(
                 self.device.type):
             if self.micro_batch is None:
                 return step(self._context(item), item)
@@ -334,9 +335,8 @@ class Trainer:
             return self.evaluate(loader)
         from ffengine.adapt import sip
 
-        chosen = sip.select(self.net, samples_of(self, loader), backend=self.backend,
-                            dtype=self.dtype)
-        return chosen.accuracy
+        return sip.select(self.net, samples_of(self, loader), backend=self.backend,
+                          dtype=self.dtype).accuracy
 
     def _finish_epoch(self, lr: float, shown: float | None, valid: float | None, seconds: float,
                       speed: float, bar: Progress) -> None:

@@ -41,18 +41,21 @@ def network(rows: tuple[tuple[int, bool], ...], num_classes: int, image: tuple[i
             loss: Literal["symba", "threshold"] = "symba", alpha: float = 4.0, theta: float = 2.0,
             norm: str = "batch", update: str = "olu", residual: bool = False,
             readout: Literal["last", "last3", "head"] = "last", negatives: str = "random",
-            neutral: Literal["mean", "random"] = "mean", probes: bool = False) -> LocalNet:
+            neutral: Literal["mean", "random"] = "mean", probes: bool = False,
+            embedding: Literal["auto", "learned", "random"] = "auto") -> LocalNet:
     """Norm of the input -> conv3x3 (or linear) -> relu -> pool; the label as one more channel.
 
-    probes: a linear classifier per layer beside the training (fig. 8).
+    probes: a linear classifier per layer beside the training (fig. 8). embedding: "auto" is learned
+    with overlapping updates, random without (the paper's way; the code has a flag).
     """
     one_of("trifecta", "loss", loss, ("symba", "threshold"))
     one_of("trifecta", "readout", readout, ("last", "last3", "head"))
     one_of("trifecta", "norm", norm, ("none", *KINDS))
     one_of("trifecta", "update", update, ("layer", *UPDATES))
+    one_of("trifecta", "embedding", embedding, ("auto", "learned", "random"))
     schedule: Schedule = Together() if update == "layer" else Overlapping(UPDATES[update])
-    encoding = LabelChannel(num_classes, image, learned=isinstance(schedule, Overlapping),
-                            neutral=neutral)
+    learned = isinstance(schedule, Overlapping) if embedding == "auto" else embedding == "learned"
+    encoding = LabelChannel(num_classes, image, learned=learned, neutral=neutral)
     objective = symba(alpha) if loss == "symba" else threshold(theta)
     layers: list[LocalLayer] = []
     wires: list[Wire] = []

@@ -12,8 +12,10 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from ffengine.ops import backends, product
+from ffengine.ops import product
 from ffengine.ops.optim import ConvGeometry
+from ffengine.ops.product_rule import exact
+from ffengine.ops.tracing import traced
 
 #: Output pixels a sample up to which patches win; measured library / patches on 2 cores (AVX-512,
 #: AMX) at 4, 16 and 64 samples: 2x2 maps 3.2, 3.0, 2.7 (fp32, 400 channels) and 3.5, 3.2, 4.5
@@ -26,7 +28,7 @@ PATCH_ROWS, PATCH_BYTES = 256, 4 << 20
 def choose(out_pixels: int, kernel: tuple[int, int], dtype: torch.dtype,
            device: str) -> Literal["library", "patches"]:
     """Which of the two convolves maps of `out_pixels` pixels. Pure; the batch is not asked."""
-    if device != "cpu" or dtype is torch.float64 or torch.compiler.is_compiling():
+    if device != "cpu" or dtype is torch.float64 or traced():
         return "library"
     return "patches" if out_pixels <= PATCH_PIXELS and kernel != (1, 1) else "library"
 
@@ -37,7 +39,7 @@ def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
     height, width = geometry.output_size(x.shape[2], x.shape[3])
     if geometry.groups > 1 or choose(height * width, geometry.kernel, x.dtype,
                                      x.device.type) == "library":
-        with backends.exact(x.device.type):
+        with exact(x.device.type):
             return F.conv2d(x, weight, bias, geometry.stride, geometry.padding,
                             groups=geometry.groups)
     return _by_patches(x, weight, bias, geometry, (height, width))

@@ -159,8 +159,7 @@ class LabelChannel(LabelEncoding):
     """One more channel that shows the label's embedding, H x W (Trifecta, sec. 3).
 
     Args:
-        learned: the embedding is trained by the first layer's loss where that crosses to its input
-            (overlapping updates); else it stays random.
+        learned: the embedding is trained by the first layer's loss; else it stays random.
         neutral: "mean" of the embeddings, or the embedding of a "random" label, drawn once (from
             torch's generator).
 

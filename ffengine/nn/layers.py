@@ -20,6 +20,7 @@ from ffengine.ops import product
 from ffengine.ops.batch_pass import batch_pass
 from ffengine.ops.config import BatchNorm, Dropout, LocalPassConfig, Norm, Peer
 from ffengine.ops.local_pass import local_pass
+from ffengine.ops.tracing import traced
 from ffengine.ops.weight_update import ConvGeometry
 from ffengine.reference import local_pass as reference
 
@@ -187,9 +188,9 @@ class LocalLayer(nn.Module):
               backend: str = "auto") -> tuple[torch.Tensor | None, torch.Tensor]:
         """(z, g) of the pre-activation; arguments as `infer`."""
         config = self.config if norm is None else replace(self.config, norm=norm)
-        if torch.compiler.is_compiling():  # torch.compile and torch.export see plain PyTorch
-            traced, g = self._traced(a, config, training)
-            return traced if shortcut is None else traced + shortcut, g
+        if traced():  # those who trace see plain PyTorch
+            seen, g = self._traced(a, config, training)
+            return seen if shortcut is None else seen + shortcut, g
         if isinstance(self.couple, BatchNorm):
             made = batch_pass(
                 a, config=config, couple=self.couple, gamma=self.norm_weight, beta=self.norm_bias,
@@ -275,7 +276,7 @@ class LocalLinear(LocalLayer):
     def apply_weight(self, u: torch.Tensor, weight: torch.Tensor,
                      bias: torch.Tensor | None) -> torch.Tensor:
         # compilers first: a look at the batch size would bind an exported program to it
-        if not torch.compiler.is_compiling() and 1 < u.shape[0] <= FEW_ROWS and (
+        if not traced() and 1 < u.shape[0] <= FEW_ROWS and (
                 u.device.type == "cpu" and u.dtype is torch.float32 and not product.mkl_lags()):
             a = torch.mm(weight, u.t()).t().contiguous()
             return a if bias is None else a.add_(bias)

@@ -31,6 +31,7 @@ from ffengine.nn.norms import normalise_input
 from ffengine.nn.readout import Readout
 from ffengine.nn.try_labels import label_goodness
 from ffengine.ops.config import Norm
+from ffengine.ops.tracing import traced
 from ffengine.reference.local_pass import normalise
 
 
@@ -281,8 +282,8 @@ class LocalNet(nn.Module):
             features: is given z of every layer, as the next one sees it.
         """
         end = len(self.layers) - 1 if end is None else end
-        backend = "reference" if torch.compiler.is_compiling() else backend
-        if x is not None and not torch.compiler.is_compiling():
+        backend = "reference" if traced() else backend
+        if x is not None and not traced():
             x = as_laid_out(x)
         shortcut, out = None, []
         for i in range(start, end + 1):
@@ -307,7 +308,7 @@ class LocalNet(nn.Module):
         """What a head sees of samples x: (N, in_features), by a pass of its own."""
         training = training or self.batch_statistics
         if self.encoding is not None and head.image != "blank":
-            x = self.normalise_input(self.encoding.neutral(x), not torch.compiler.is_compiling())
+            x = self.normalise_input(self.encoding.neutral(x), not traced())
         else:
             x = self.blank(x)
         seen = Columns({i: math.prod(self.shapes[i + 1]) for i in head.layers})
@@ -330,7 +331,7 @@ class LocalNet(nn.Module):
 
     def activations(self, x: torch.Tensor, end: int, out: Receiver, backend: str = "auto") -> None:
         """Give h of layers 0..end, before their feature normalisation, of a prepared input."""
-        backend = "reference" if torch.compiler.is_compiling() else backend
+        backend = "reference" if traced() else backend
         for i in range(end + 1):
             layer = self.layer(i)
             h, _ = layer.infer(self.transform(i, x), norm=Norm("none"), backend=backend)

@@ -23,6 +23,7 @@ from ffengine.nn.network import LocalNet
 from ffengine.nn.readout import above
 from ffengine.ops.config import LocalPassConfig, Norm
 from ffengine.ops.local_pass import local_pass
+from ffengine.ops.tracing import traced
 from ffengine.reference.local_pass import local_pass as reference_pass
 
 LENGTH = Norm("length", eps=1e-4, length="l2")
@@ -89,7 +90,7 @@ class RecurrentNet(LocalNet):
         """(h_i', goodness (N, 1)) of layer i from its neighbours and its own state."""
         layer = self.layer(i)
         a = layer.preactivation(self.around(i, unit))
-        if torch.compiler.is_compiling():
+        if traced():
             z, g = reference_pass(a, config=layer.config, h_prev=h)[:2]
         else:
             z, g = local_pass(a, config=layer.config, h_prev=h.contiguous(), backend=backend)[:2]
@@ -167,7 +168,7 @@ class RecurrentNet(LocalNet):
             raise ValueError(f"[network] expected input (N, {', '.join(map(str, self.in_shape))}), "
                              f"got {tuple(x.shape)}")
         end = len(self.layers) - 1 if end is None else end
-        if torch.compiler.is_compiling():
+        if traced():
             return self._all_labels(x, hidden, backend)[:end + 1]
         step = max(1, CHUNK_ROWS // self.num_classes)
         parts = [self._all_labels(x[start:start + step], hidden, backend)

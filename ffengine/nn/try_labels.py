@@ -20,6 +20,7 @@ import torch
 
 from ffengine.nn.layers import as_laid_out
 from ffengine.nn.norms import input_scale
+from ffengine.ops.tracing import traced
 
 if TYPE_CHECKING:
     from ffengine.nn.network import LocalNet
@@ -37,7 +38,7 @@ def label_goodness(net: LocalNet, x: torch.Tensor, end: int,
     # the overlay's value is of the whole batch, whatever the chunks
     eye = torch.eye(count, dtype=x.dtype, device=x.device) * encoding.scale(x)
     marks = encoding.mark(eye)
-    if torch.compiler.is_compiling():
+    if traced():
         return _of_rows(net, x, marks, end, backend)
     widest = max(math.prod(shape) for shape in (*net.shapes, *(
         net.layer(i).out_shape(net.input_of(i, net.shapes[i])) for i in range(end + 1))))

@@ -6,16 +6,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import importlib.util
 import logging
 import os
 import re
-from collections.abc import Iterator
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -32,69 +30,6 @@ LEAST_CAPABILITY = {"triton": (8, 0), "cuda": (7, 5)}
 INTEGRATED = (53, 62, 72, 87, 101, 110)
 
 log = logging.getLogger("ffengine")
-
-
-class Products(NamedTuple):
-    """What the GPU libraries' products may be, ours within `exact` and everybody's else."""
-
-    #: fp32 operands rounded to 10 bits of mantissa.
-    tf32: bool = False
-    #: The same sum every time; otherwise what the library finds fastest.
-    deterministic: bool = True
-
-
-EXACT = Products()
-#: The rule that ours follow, and the one that torch's switches are set to.
-_rule: Products = EXACT
-_set: Products | None = None
-
-
-@contextlib.contextmanager
-def products(rule: Products) -> Iterator[None]:
-    """Every library product of the block by one rule: benchmarks compare sides under it."""
-    global _rule
-    before, _rule = _rule, rule
-    try:
-        with _switches(rule):
-            yield
-    finally:
-        _rule = before
-
-
-def exact(device: str) -> contextlib.AbstractContextManager[object]:
-    """Around library products: full fp32 ones and the same result every time on a GPU, unless
-    `products` says otherwise. Inside another one it costs nothing: a step has one around it all."""
-    if device != "cuda" or _set == _rule or torch.compiler.is_compiling():
-        return contextlib.nullcontext()
-    return _switches(_rule)
-
-
-@contextlib.contextmanager
-def _switches(rule: Products) -> Iterator[None]:
-    """torch's own, which hold for the whole process; what was set before comes back at the end.
-
-    The older ones, allow_tf32, may not even be read once a caller has set fp32_precision. A part
-    follows the whole until somebody sets it: the whole goes first, a part only where it still
-    differs, so that afterwards it follows again.
-    """
-    global _set
-    cudnn: Any = torch.backends.cudnn  # torch leaves its parts without annotations
-    wanted = [(cudnn, "enabled", True), (cudnn, "benchmark", not rule.deterministic),
-              (cudnn, "deterministic", rule.deterministic),
-              *((owner, "fp32_precision", "tf32" if rule.tf32 else "ieee") for owner in (
-                  torch.backends, cudnn, cudnn.conv, torch.backends.cuda.matmul))]
-    before: list[tuple[Any, str, Any]] = []
-    was, _set = _set, rule
-    try:
-        for owner, name, value in wanted:
-            if (found := getattr(owner, name)) != value:
-                before.append((owner, name, found))
-                setattr(owner, name, value)
-        yield
-    finally:
-        _set = was
-        for each in reversed(before):
-            setattr(*each)
 
 
 @functools.cache
@@ -246,7 +181,6 @@ def no_gpu_reason(torch_cuda: str | None, driver: int) -> str:
     return "no CUDA device"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def resolve(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
     """The back-end that runs `op`; ValueError if an explicit one cannot, never a silent switch."""
     if backend != "auto":
@@ -262,6 +196,11 @@ def resolve(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
             )
         return backend
     return _auto(op, device, dtype)
+
+
+# What torch.compiler.assume_constant_result sets; that imports torch's compile stack (160 MB, 2 s)
+# for those too who never compile.
+resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def auto_order(device: str, dtype: torch.dtype) -> tuple[tuple[str, ...], str]:

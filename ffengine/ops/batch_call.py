@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 import torch
 
-from ffengine.ops import backends, library_batch_pass, scratch
+from ffengine.ops import backends, library_batch_pass
 from ffengine.ops.call import _dtype_code
 from ffengine.ops.layout import nchw
+from ffengine.ops.memory_accounting import declare, is_fake, listeners
+from ffengine.ops.tracing import traced
 
 PHASE_STATS, PHASE_APPLY, PHASE_PEER_STATS, PHASE_PEER_APPLY, PHASE_MIDDLE = range(5)
 
@@ -73,15 +75,15 @@ class BatchPassCall:
 
 def run(backend: str, tensors: BatchPassTensors, call: BatchPassCall) -> None:
     """Hand a call to a kernel back-end; the one place that knows where they live."""
-    if torch.compiler.is_compiling():
+    if traced():
         library_batch_pass.batch_pass(backend, tensors, call)
         return
     if tensors.a.shape[0] == 0:
         return
     a = tensors.a
-    if backend == "cpu" and scratch.active():
-        scratch.declare(cpu_scratch(a, call))
-    if scratch.rehearsing():
+    if backend == "cpu" and listeners.get():
+        declare(cpu_scratch(a, call))
+    if is_fake(a):
         return
     if backend == "triton":
         from ffengine.kernels import batch_pass as kernels

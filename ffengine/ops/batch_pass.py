@@ -275,7 +275,7 @@ def _peer_penalty(r: _Request, couple: Peer, backend: str, a: torch.Tensor,
     """(penalty, its gradient (C,) on h of every positive row); r' over the state when training."""
     state = r.running_mean
     assert state is not None  # the op checked
-    if not r.training:
+    if not r.training or not couple.weight:
         return couple.weight * (state.mean() - state).square().mean(), None
     mean = torch.empty_like(state)
     run(backend, BatchPassTensors(a, y=r.y.contiguous(), moments=mean), call)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from ffengine.ops import backends, library, scratch
+from ffengine.ops import backends, library
 from ffengine.ops.config import (
     GOODNESS_CODES,
     LOSS_CODES,
@@ -18,6 +18,8 @@ from ffengine.ops.config import (
 )
 from ffengine.ops.host import constant
 from ffengine.ops.layout import memory_layout, nchw
+from ffengine.ops.memory_accounting import declare, is_fake, listeners
+from ffengine.ops.tracing import traced
 
 
 class LocalPassTensors(NamedTuple):
@@ -84,7 +86,7 @@ def make_call(a: torch.Tensor, config: LocalPassConfig, tile: Tile, scale: float
     z_channels: of the map that z is a slice of; None: z is dense.
     """
     last = memory_layout(a) is torch.channels_last
-    if torch.compiler.is_compiling():  # sizes may be symbols
+    if traced():  # sizes may be symbols
         return _flat(a, last, config, tile, scale, phase, with_loss, z_channels)
     key = (id(config), a.shape, last, tile, scale, phase, with_loss, z_channels)
     found = _made.get(key)
@@ -135,13 +137,13 @@ def run(backend: str, tensors: LocalPassTensors, call: LocalPassCall) -> None:
     """Hand a call to a kernel back-end; the one place that knows where they live."""
     if tensors.a.shape[0] == 0:
         return
-    if torch.compiler.is_compiling():
+    if traced():
         library.local_pass(backend, tensors, call)
         return
-    if backend == "cpu" and scratch.active():
-        scratch.declare(cpu_scratch(tensors.a, call, tensors.h_prev is not None,
-                                    tensors.shortcut is not None, tensors.z is not None))
-    if scratch.rehearsing():
+    if backend == "cpu" and listeners.get():
+        declare(cpu_scratch(tensors.a, call, tensors.h_prev is not None,
+                            tensors.shortcut is not None, tensors.z is not None))
+    if is_fake(tensors.a):
         return
     if backend == "triton":
         from ffengine.kernels import local_pass as kernels

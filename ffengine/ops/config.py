@@ -212,7 +212,8 @@ class Peer:
     """Peer normalisation, for `batch_pass` (Hinton; Löwe et al.'s code).
 
     r' = momentum r + (1 - momentum) mean of h over the positive rows; the penalty
-    weight mean_c (mean(r') - r'_c)^2 joins the batch objective.
+    weight mean_c (mean(r') - r'_c)^2 joins the batch objective. With weight 0 there is no peer
+    normalisation, and r stays as it is (the published code's way).
     """
 
     weight: float = 0.03

@@ -18,12 +18,14 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from ffengine.ops import backends, linear_tile, product, scratch
+from ffengine.ops import backends, linear_tile, product
 from ffengine.ops import local_pass as sweep
 from ffengine.ops import weight_update as update
 from ffengine.ops.config import LocalPassConfig, Loss, Norm, Tile
+from ffengine.ops.memory_accounting import allocating
 from ffengine.ops.optim import DTYPE_CODES, OptimConfig, OptimState, state_bytes
 from ffengine.ops.optimizer_step import check_state, step_dtype
+from ffengine.ops.tracing import traced
 from ffengine.reference import linear_step as reference
 
 __all__ = ["LinearStepOutput", "bytes_moved", "extra_bytes", "linear_step"]
@@ -159,7 +161,7 @@ def linear_step(
     recorded = torch.is_grad_enabled() and x.requires_grad
     call = call._replace(x=x.detach(), config=replace(config, norm=NO_NORM))
     result = _results(call)
-    if not torch.compiler.is_compiling():
+    if not traced():
         run(call, name, result)
     elif isinstance(config.loss, Loss):
         from ffengine.ops import library_linear_step as library
@@ -217,7 +219,7 @@ def run(c: Call, backend: str, result: LinearStepOutput) -> None:
             mine.copy_(value)
         dw, db = found.weight, None if c.bias is None else found.bias
     else:
-        with scratch.allocating("gradient"):
+        with allocating("gradient"):
             dw = c.grad_out.zero_() if c.grad_out is not None else torch.zeros_like(
                 c.weight, dtype=wide)
             db = c.bias_grad_out.zero_() if c.bias_grad_out is not None else (

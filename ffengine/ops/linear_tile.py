@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import torch
 
-from ffengine.ops import backends, product, scratch
+from ffengine.ops import backends, product
 from ffengine.ops.config import Norm
+from ffengine.ops.memory_accounting import is_fake
 from ffengine.ops.optim import DTYPE_CODES
 
 #: Bytes of a tile, at most: a full batch then works in well under 32 MB. On two idle CPU cores the
@@ -79,7 +80,7 @@ def forward(backend: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Ten
 def _prepare(backend: str, x: torch.Tensor, source: torch.Tensor, a: torch.Tensor,
              bias: torch.Tensor | None, scale: torch.Tensor | None, norm: Norm) -> None:
     """scale = 1 / (||x|| + eps), a = scale source + bias."""
-    if scratch.rehearsing():
+    if is_fake(x):
         return
     if backend == "triton":
         from ffengine.kernels import linear_step as kernels
@@ -99,7 +100,7 @@ def _prepare(backend: str, x: torch.Tensor, source: torch.Tensor, a: torch.Tenso
 def finish(backend: str, da: torch.Tensor, scale: torch.Tensor | None,
            sums: torch.Tensor | None, inv_scale: float) -> None:
     """sums (O,) += inv_scale * the column sums of da (n, O), then da *= scale, row by row."""
-    if (scale is None and sums is None) or (scratch.rehearsing() and backend == "cpu"):
+    if (scale is None and sums is None) or (is_fake(da) and backend == "cpu"):
         return
     if backend == "cpu":
         ext = backends.extension()
@@ -110,7 +111,7 @@ def finish(backend: str, da: torch.Tensor, scale: torch.Tensor | None,
     chunks = -(-da.shape[0] // CHUNK)
     partial = None if sums is None else torch.empty(
         chunks, da.shape[1], dtype=torch.float32, device=da.device)
-    if scratch.rehearsing():
+    if is_fake(da):
         return
     if backend == "triton":
         from ffengine.kernels import linear_step as kernels

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from ffengine.ops import backends, scratch
+from ffengine.ops import backends
 from ffengine.ops.call import (
     LocalPassCall,
     LocalPassTensors,
@@ -41,6 +41,8 @@ from ffengine.ops.layout import (
     numel,
     pooled_shape,
 )
+from ffengine.ops.memory_accounting import declare, is_fake
+from ffengine.ops.tracing import traced
 from ffengine.reference import local_pass as reference
 
 __all__ = ["LocalPassCall", "LocalPassOutput", "LocalPassTensors", "bytes_moved", "extra_bytes",
@@ -199,8 +201,8 @@ def _run_kernel(r: _Request, backend: str) -> LocalPassOutput:
     layout = memory_layout(r.a)
     a, layout = (r.a, layout) if layout else (r.a.contiguous(), torch.contiguous_format)
     tensors = _allocate(r, a, layout)
-    if backend == "triton" and scratch.rehearsing():  # a real call's show themselves
-        scratch.declare(_triton_partials(a, r.config, tensors.g.shape[1]))
+    if backend == "triton" and is_fake(a):  # a real call's show themselves
+        declare(_triton_partials(a, r.config, tensors.g.shape[1]))
     custom = r.y is not None and not isinstance(r.config.loss, Loss)
     loss, z = tensors.loss, tensors.z
 
@@ -323,7 +325,7 @@ def _check_da_out(a: torch.Tensor, da_out: torch.Tensor, y: Any, config: LocalPa
         raise ValueError(f"[local_pass] da_out must be {tuple(a.shape)} {a.dtype} on {a.device} in "
                          f"a's dense layout, got {tuple(da_out.shape)} {da_out.dtype} on "
                          f"{da_out.device} with strides {da_out.stride()}")
-    same = da_out is a or (not scratch.rehearsing() and da_out.data_ptr() == a.data_ptr())
+    same = da_out is a or (not is_fake(a) and da_out.data_ptr() == a.data_ptr())
     if same and (want_z or config.pool != "none"):
         raise ValueError("[local_pass] da_out=a expected want_z=False and no pool, got "
                          f"want_z={want_z}, pool={config.pool!r}")
@@ -349,8 +351,7 @@ def check_targets(y: Any, n: int, k: int, loss: Loss, device: torch.device, tile
             tile.batch // 2 if tile.paired else tile.batch):
         raise ValueError(f"[local_pass] a tile of {n} rows from row {tile.start} must fit the "
                          f"batch, got a batch of {tile.batch}")
-    if device.type == "cpu" and n and not (
-            torch.compiler.is_compiling() or scratch.rehearsing()):
+    if device.type == "cpu" and n and not (is_fake(y) or traced()):
         low, high = (int(v) for v in torch.aminmax(y))
         top = 2 if loss.binary else k
         if low < 0 or high >= top:

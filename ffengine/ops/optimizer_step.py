@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import torch
 
-from ffengine.ops import backends, scratch
+from ffengine.ops import backends
+from ffengine.ops.memory_accounting import is_fake
 from ffengine.ops.optim import (
     DTYPE_CODES,
     FORMAT_DTYPES,
@@ -90,7 +91,7 @@ def _from_memory(state: OptimState) -> dict[str, torch.Tensor | None]:
 def _plain_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState, optim: OptimConfig,
                 inv_scale: float, backend: str) -> None:
     if backend == "triton":
-        if scratch.rehearsing():
+        if is_fake(weight):
             return
         from ffengine.kernels import weight_update as kernels
 
@@ -102,7 +103,7 @@ def _plain_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState, opt
         reference.optimizer_step(weight, grad, state.m, state.v, optim, state.step + 1)
         return
     grad = grad if backend == "cuda" else grad.float()
-    if scratch.rehearsing():
+    if is_fake(weight):
         return
     arguments = (weight.data_ptr(), address(state.m), address(state.v), grad.data_ptr(),
                  weight.numel(), inv_scale, optim_call(optim, state.step + 1))
@@ -116,7 +117,7 @@ def _plain_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState, opt
 def _compressed_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
                      optim: OptimConfig, inv_scale: float, backend: str) -> None:
     if backend == "triton":
-        if scratch.rehearsing():
+        if is_fake(weight):
             return
         from ffengine.kernels import weight_update as kernels
 
@@ -128,7 +129,7 @@ def _compressed_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState
         grad = grad if inv_scale == 1.0 else grad * inv_scale
         state_formats.compressed_step(weight, grad, state, optim)
         return
-    if scratch.rehearsing():
+    if is_fake(weight):
         return
     arguments = (weight.data_ptr(), grad.data_ptr(), address(state.m), address(state.v),
                  address(state.m_scale), address(state.v_scale), weight.numel(), inv_scale,

@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from ffengine.ops.tracing import traced
+
 #: Rows, and multiplications, from which oneDNN's cost a call pays (8 x 100 -> 10: 3 | 12 us).
 LEAST_ROWS, LEAST_WORK = 3, 1 << 20
 #: Rows of a result that oneDNN, which takes no place to write to, makes at a time for another.
@@ -50,7 +52,7 @@ def choose(rows: int, weight_shape: tuple[int, ...], dtype: torch.dtype,
 def linear(x: torch.Tensor, weight: torch.Tensor,
            bias: torch.Tensor | None = None) -> torch.Tensor:
     """x weight^T + bias (n, out) of x (n, in) and weight (out, in), like F.linear."""
-    if torch.compiler.is_compiling() or _recorded(x, weight, bias) or x.dim() != 2 or choose(
+    if traced() or _recorded(x, weight, bias) or x.dim() != 2 or choose(
             len(x), tuple(weight.shape), x.dtype, x.device.type) == "torch":
         return F.linear(x, weight, bias)
     made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

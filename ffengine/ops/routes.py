@@ -15,7 +15,8 @@ import math
 
 import torch
 
-from ffengine.ops import backends, scratch
+from ffengine.ops import backends
+from ffengine.ops.memory_accounting import is_fake
 from ffengine.ops.optim import DTYPE_CODES
 from ffengine.ops.optimizer_step import extension
 
@@ -43,7 +44,7 @@ def routes(a: torch.Tensor, out: torch.Tensor, *, pool: bool, straight: bool,
                          f"of shape {tuple(out.shape)}")
     if not _kernel_takes(backend, a, out):
         out.copy_(_plain(a, pool, straight))
-    elif not scratch.rehearsing():
+    elif not is_fake(a):
         extension().routes_cpu(a.data_ptr(), out.data_ptr(), _shape(a), pool, straight,
                                 DTYPE_CODES[a.dtype])
 
@@ -68,7 +69,7 @@ def along_routes(found: torch.Tensor, dz: torch.Tensor, shape: tuple[int, ...], 
         return _plain_along(found, dz, shape, pool)
     da = torch.empty((dz.shape[0], *shape), dtype=dz.dtype, device=dz.device,
                      memory_format=_layout(dz))
-    if not scratch.rehearsing():
+    if not is_fake(dz):
         extension().along_routes_cpu(found.data_ptr(), dz.data_ptr(), da.data_ptr(), _shape(da),
                                       pool, DTYPE_CODES[dz.dtype])
     return da

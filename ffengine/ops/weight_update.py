@@ -16,7 +16,8 @@ from typing import Literal
 
 import torch
 
-from ffengine.ops import backends, scratch
+from ffengine.ops import backends, product_rule, tracing
+from ffengine.ops.memory_accounting import allocating, declare, is_fake, listeners
 from ffengine.ops.optim import (
     DTYPE_CODES,
     LINEAR,
@@ -185,7 +186,7 @@ def weight_update(
     Raises:
         TypeError, ValueError: one line with what was expected and what came.
     """
-    if torch.compiler.is_compiling():
+    if tracing.traced():
         from ffengine.ops import library
 
         library.weight_update(weight, x, da, optim, state, geometry, accumulate, finish, grad_out,
@@ -211,7 +212,7 @@ def _library_gradient(x: torch.Tensor, da: torch.Tensor, weight: torch.Tensor,
                       geometry: ConvGeometry, backend: str) -> torch.Tensor:
     """dW in weight's dtype; what has to be cast to it for that, some samples at a time."""
     n = x.shape[0]
-    if scratch.rehearsing() and x.device.type == "cuda" and x.dtype is weight.dtype:
+    if is_fake(x) and x.device.type == "cuda" and x.dtype is weight.dtype:
         return torch.empty_like(weight)  # as cuDNN lays it out; a fake operator forgets that
     numbers = geometry.stride, geometry.padding, geometry.groups
     if backend != "cpu" or x.dtype is weight.dtype or n == 0:
@@ -251,7 +252,7 @@ def _update_weight(p: Parameter, x: torch.Tensor, da: torch.Tensor, optim: Optim
     upcast = backend in ("reference", "cpu") or x.dtype is torch.float16
     dtype, half = step_dtype(x.dtype) if upcast else x.dtype, p.state and p.state.half
     weight = half.copy if half and half.copy.dtype is dtype else shaped_like(p.value, dtype)
-    with backends.exact(x.device.type):
+    with product_rule.exact(x.device.type):
         grad = _library_gradient(x, da, weight, geometry, backend)
     finish_gradient(p, as_laid_out(grad, p.value), optim, finish, da_scale, backend)
 
@@ -259,7 +260,7 @@ def _update_weight(p: Parameter, x: torch.Tensor, da: torch.Tensor, optim: Optim
 def _update_in_two(p: Parameter, x: torch.Tensor, da: torch.Tensor, shape: tuple[int, ...],
                    optim: OptimConfig, da_scale: float) -> None:
     """The gradient into a buffer, the caller's or a new one, and then the sweep that rounds."""
-    with scratch.allocating("gradient"):
+    with allocating("gradient"):
         buffer = p.accumulate if p.accumulate is not None else torch.empty_like(
             p.value, dtype=torch.float32)
     into = p._replace(accumulate=buffer, state=None, grad_out=None)
@@ -275,12 +276,11 @@ def _run_cpu(p: Parameter, x: torch.Tensor, da: torch.Tensor, shape: tuple[int, 
         is_channels_last(x), is_channels_last(da), not p.value.is_contiguous(),
         accumulate=add, finish=finish, inv_scale=1.0 / da_scale,
         optim=optim_call(optim, state.step + 1) if state else None)
-    ext = extension()
-    if scratch.active():
-        scratch.declare(_kernel_scratch(shape, x.dtype, p.accumulate is not None))
-    if scratch.rehearsing():
+    if listeners.get():
+        declare(_kernel_scratch(shape, x.dtype, p.accumulate is not None))
+    if is_fake(x):
         return
-    ext.weight_update_cpu(
+    extension().weight_update_cpu(
         x.data_ptr(), da.data_ptr(), p.value.data_ptr(), address(state.m if state else None),
         address(state.v if state else None), address(p.accumulate), address(p.grad_out), shape,
         DTYPE_CODES[x.dtype], call)

@@ -109,10 +109,10 @@ def peer_penalty(h: torch.Tensor, y: Any, couple: Peer, state: torch.Tensor,
                  training: bool) -> torch.Tensor:
     """weight mean_c (mean(r') - r'_c)^2, and r' in place over the state r when training.
 
-    Without a positive row, or when not training, r' is r.
+    Without a positive row, without weight, or when not training, r' is r.
     """
     after = state.clone()
-    if training:
+    if training and couple.weight:
         positive = y == 1
         rows = positive.sum()
         chosen = torch.where(positive[:, None], h, torch.zeros_like(h))

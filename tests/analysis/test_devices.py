@@ -161,7 +161,7 @@ def test_small_tiles_move_more_and_compute_the_same():
     assert whole.calls < tiled.calls
 
 
-def test_the_rehearsed_calls_are_those_of_a_real_step():
+def test_a_dry_runs_calls_are_those_of_a_real_step():
     torch.manual_seed(0)
     net = models.create("deeperforward/tinycnn", **SMALL)
     trainer = Trainer(net, batch_size=8, progress=False, backend="reference")

@@ -26,7 +26,7 @@ from ffengine.engine.inputs import rows_of
 from ffengine.engine.plans import phase_starts
 from ffengine.engine.schedule import of
 from ffengine.nn.differentiable import batch_statistics
-from ffengine.ops import backends
+from ffengine.ops.product_rule import exact
 from ffengine.ops.weight_update import OptimConfig
 
 NAMES = sorted(TINY)
@@ -304,7 +304,7 @@ def test_products_go_by_one_rule_on_every_side(precision: str, deterministic: bo
                 cudnn.benchmark)
 
     with made.rules():
-        with backends.exact("cuda"):
+        with exact("cuda"):
             ours = seen()
         theirs = seen()
     rounding = "tf32" if precision == "tf32" else "ieee"

@@ -14,6 +14,7 @@ from ffengine.cli import main
     (["fflib/ffnn", "propagate=later"], "stale, updated", "'later'"),
     (["trifecta/shallow", "update=never"], "layer, olu, olu-epoch", "'never'"),
     (["trifecta/shallow", "loss=l1"], "symba, threshold", "'l1'"),
+    (["trifecta/shallow", "embedding=fixed"], "auto, learned, random", "'fixed'"),
     (["trifecta/shallow", "norm=weight"], "none, batch, batch-running", "'weight'"),
     (["trifecta/fcn", "depth=1"], "2 layers or more", "got 1"),
     (["sn/cifar100", "superclasses=(0,1,0)"], "a super-class for every class", "class 3 has none"),

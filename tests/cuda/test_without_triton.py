@@ -1,5 +1,5 @@
-"""A CUDA machine without Triton, rehearsed: every network's step on the `cuda` back-end, its
-kernels emulated, while `triton` cannot be imported."""
+"""A CUDA machine without Triton, on tensors without values: every network's step on the `cuda`
+back-end, its kernels emulated, while `triton` cannot be imported."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_linear_step(extension: emulate.Extension) -> None:
                                     "optimizer_step"}
 
 
-def test_a_plan_is_rehearsed(extension: emulate.Extension) -> None:
+def test_a_plan_is_a_dry_run(extension: emulate.Extension) -> None:
     net = network("deeperforward/tinycnn")
     t = trainer(net, backend="cuda", memory_budget="20MB", batch_size=8, costs="modelled")
     assert t.plan is not None and t.plan.peak_bytes < 20_000_000

@@ -205,14 +205,19 @@ def test_the_limit_is_the_sum_of_its_rows() -> None:
     assert rows.fraction(1000) == 1.0
 
 
-def test_the_limit_is_in_force_inside_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def fake_allocator(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The fraction in force, of a GPU with 1 GB."""
     now = [0.75]
-    device = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties",
                         lambda d: type("Properties", (), {"total_memory": 10**9}))
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda d: now[0])
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction",
                         lambda fraction, d: now.__setitem__(0, fraction))
+    return now
+
+
+def test_the_limit_is_in_force_inside_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, device = fake_allocator(monkeypatch), torch.device("cuda", 0)
     with pytest.raises(KeyError), enforced(AllocatorLimit(10**8, 0, 10**7, 0), device):
         assert now == [0.11]
         raise KeyError
@@ -221,6 +226,22 @@ def test_the_limit_is_in_force_inside_only(monkeypatch: pytest.MonkeyPatch) -> N
         assert now == [0.75]
     with enforced(None, device):
         assert now == [0.75]
+
+
+def test_limits_of_two_threads_leave_room_for_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, device = fake_allocator(monkeypatch), torch.device("cuda", 0)
+    first, second, third = (enforced(AllocatorLimit(10**7 * n, 0, 0, 0), device)
+                            for n in (10, 20, 60))
+    first.__enter__()
+    second.__enter__()
+    assert now == pytest.approx([0.3])
+    third.__enter__()
+    assert now == [0.75]
+    third.__exit__()
+    first.__exit__()  # the first to come is not the last to go
+    assert now == pytest.approx([0.2])
+    second.__exit__()
+    assert now == [0.75]
 
 
 def test_what_others_hold_is_left_to_them(monkeypatch: pytest.MonkeyPatch) -> None:

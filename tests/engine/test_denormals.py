@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -34,6 +37,27 @@ def test_flushed_is_for_all_threads_and_ends() -> None:
     with pytest.raises(RuntimeError, match="ends all the same"), flushed(CPU):
         raise RuntimeError("ends all the same")
     assert survivors() == MANY
+
+
+COUNTS = """
+import threading, torch
+from ffengine.engine.denormals import flushed
+from ffengine.ops import backends
+torch.set_num_threads(1)
+def count():
+    with flushed(torch.device("cpu")):
+        print(backends.extension().num_threads())
+thread = threading.Thread(target=count)
+thread.start()
+thread.join()
+"""
+
+
+def test_a_new_thread_computes_on_as_many_cores_as_torch_was_told() -> None:
+    """The number changes the order of sums, and so the results."""
+    done = subprocess.run([sys.executable, "-c", COUNTS], capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "3"}, check=True)
+    assert done.stdout == "1\n"
 
 
 def test_a_device_that_needs_nothing_changes_nothing() -> None:

@@ -13,6 +13,7 @@ import ffengine as ff
 from ffengine.engine.schedule import Overlapping
 from ffengine.models.trifecta import network
 from ffengine.nn import LocalNet
+from ffengine.nn.norms import KINDS
 
 CLASSES, ROWS, LR = 5, 6, 1e-3
 IMAGE = (2, 8, 8)
@@ -39,17 +40,18 @@ def batch(step: int) -> ff.Batch:
 
 
 class Slow:
-    """Plain modules of blocks and an Adam a block that owns the block before it, too."""
+    """Plain modules of blocks and an Adam a block; where losses cross, it owns the block before
+    it, too."""
 
     def __init__(self, net: LocalNet, lr: float) -> None:
-        self.net = net
+        self.net, self.crosses = net, isinstance(net.schedule, Overlapping)
         self.p = {n: p.detach().clone().requires_grad_() for n, p in net.named_parameters()}
         self.running = {n: b.detach().clone() for n, b in net.named_buffers()}
         depth = len(net.layers)
         self.adams = []
         for i in range(depth):
-            own = {n: p for n, p in self.p.items() if n.startswith((f"layers.{i}.",
-                                                                    f"layers.{i - 1}."))}
+            before = f"layers.{i - self.crosses}."
+            own = {n: p for n, p in self.p.items() if n.startswith((f"layers.{i}.", before))}
             if i == 0:
                 own["encoding.weight"] = self.p["encoding.weight"]
             self.adams.append((own, torch.optim.Adam(own.values(), lr=lr)))
@@ -109,8 +111,8 @@ class Slow:
             inputs.append(z.detach())
         losses, gradients = {}, {}
         for i in turn:
-            x = first
-            if i:
+            x = inputs[i].detach() if i else first
+            if i and self.crosses:
                 below = self.block(i - 1, inputs[i - 1].detach())
                 x = below + (inputs[i] - below).detach()  # with the shortcut, if one joined
             losses[i] = self.loss(i, self.block(i, x))
@@ -132,6 +134,8 @@ class Slow:
     ("olu", {"norm": "batch", "dense": True}),
     ("olu-both", {"norm": "layer", "dense": True, "alpha": 0.1}),
     ("olu", {"norm": "batch", "residual": True}), ("olu-both", {"norm": "layer", "residual": True}),
+    *(("layer", {"norm": norm, "embedding": "learned"}) for norm in ("none", *KINDS)),
+    ("layer", {"norm": "batch", "embedding": "learned", "dense": True}),
 ], ids=str)
 def test_against_autograd(update: str, options: dict[str, Any]) -> None:
     net = net_of(update, **options)
@@ -140,7 +144,7 @@ def test_against_autograd(update: str, options: dict[str, Any]) -> None:
                    scheduler=lambda o: torch.optim.lr_scheduler.ConstantLR(o, 1.0))
     for step in range(4):
         epoch, iteration = (step, 0) if update == "olu-epoch" else (0, step)
-        turn = range(3) if update == "olu-both" else range(1 - step % 2, 3, 2)
+        turn = range(3) if update in ("olu-both", "layer") else range(1 - step % 2, 3, 2)
         report = t.step(batch(step), epoch=epoch, iteration=iteration)
         losses = slow.step(batch(step), turn)
         assert [i for i, loss in enumerate(report.losses) if loss is not None] == list(turn)
@@ -192,16 +196,10 @@ def test_the_embedding_rests_with_the_first_layer() -> None:
     (lambda net: setattr(net, "layers", net.layers[:1]), "2 layers or more, got 1"),
     (lambda net: setattr(net.layer(1), "dropout", 0.5), "layers normalised .*; layer 1 is not"),
     (lambda net: setattr(net, "propagate", "updated"), "propagate=stale, got updated"),
-    (lambda net: setattr(net, "input_norm", "layer"), "input_norm=none, got layer"),
+    (lambda net: setattr(net, "input_norm", "layer"), "input_norm=none .*, got input_norm=layer"),
 ])
 def test_networks_it_cannot_train(change: Any, said: str) -> None:
     net = net_of("olu", norm="none")
     change(net)
     with pytest.raises(ValueError, match=rf"^\[schedule\] .*expected {said}"):
         ff.Trainer(net, progress=False)
-
-
-def test_a_learned_channel_needs_overlap() -> None:
-    net = net_of("olu")
-    with pytest.raises(ValueError, match="expected overlapping updates, got Together"):
-        ff.Trainer(net, schedule=ff.engine.schedule.Together(), progress=False)

@@ -67,7 +67,7 @@ def metered(made: Job, samples: int, when: tuple[int, int], plan: Plan,
     optimizer = LocalOptimizer(
         [(n, p) for n, p in net.named_parameters() if p.requires_grad], optim,
         own=own_settings(net, optim), second=schedule.owners(), active=schedule.active(when[0]))
-    x, y = torch.randn(samples, *net.in_shape), torch.arange(samples) % 10
+    x, y = torch.randn(samples, *net.in_shape), torch.arange(samples) % net.num_classes
     item, rows = Batch(x, y), rows_of(net, samples)
     if stored:
         x = as_laid_out(torch.rand(rows, *schedule.stored_shape(schedule.phase(when[0]))))

@@ -10,6 +10,7 @@ from engine.training import same, weights
 
 import ffengine as ff
 from ffengine.data.superclasses import given
+from ffengine.engine.backprop import Backprop
 from ffengine.engine.cascade import Cascade
 from ffengine.engine.layerwise import Collaborative, Layerwise
 from ffengine.engine.recurrent import Recurrent
@@ -43,7 +44,7 @@ def network(name: str, **options: Any) -> LocalNet:
     ("fflib/ffrnn", lambda: Together(), "recurrent training", "got Together"),
     ("fflib/ffrnn", lambda: Layerwise(), "recurrent training", "got Layerwise"),
     ("cafo/cnn", lambda: Together(), "layers that train", "layer 0 frozen"),
-    ("trifecta/fcn", lambda: Together(), "overlapping updates", "got Together"),
+    ("trifecta/fcn", lambda: Backprop(), "label channel is fixed", "got a learned one"),
     ("sn/mlp", lambda: Layerwise(start=2), r"start at a layer of 0\.\.1", "got 2"),
     ("sn/mlp", lambda: Layerwise(features="tape"), "auto, recompute, ram or disk", "got 'tape'"),
     ("sn/mlp", lambda: Layerwise(stop_at=1.5), r"in \(0, 1\]", "got 1.5"),

@@ -70,7 +70,7 @@ def test_bytes_are_as_declared(kind):
     t = made(**KINDS[kind])
     states = t.optimizer.state_tensors()
     assert t.floor_bytes == nbytes(t.net.parameters()) + nbytes(states)
-    t.plan_for(8)  # a rehearsal, which is not to be metered
+    t.plan_for(8)  # a dry run, which is not to be metered
     with MemoryMeter(parameter=t.net.parameters(), state=states) as meter:
         t.step(*batch())
     assert meter.report.floor_bytes == t.floor_bytes

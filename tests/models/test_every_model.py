@@ -155,6 +155,17 @@ def test_exports_with_any_batch(name: str) -> None:
 
 
 @every
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit")
+def test_what_jit_traces_computes_any_batch(name: str) -> None:
+    """Kernels that torch does not see would leave the memory they write as it was found."""
+    net = network(name).eval()
+    traced = torch.jit.trace(net, batch(net, 2)[0], check_trace=False)
+    for n in (1, 5):
+        x, _ = batch(net, n)
+        torch.testing.assert_close(traced(x), net(x), rtol=1e-3, atol=1e-4)
+
+
+@every
 def test_predictions_ignore_the_rest_of_the_batch_and_leave_no_trace(name: str) -> None:
     net = network(name)
     t = trainer(net, precision="fp64")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ffengine.engine.meter import allocator_events
-from ffengine.ops import backends, scratch
+from ffengine.ops import backends
 from ffengine.ops.batch_call import BatchPassCall, BatchPassTensors
 from ffengine.ops.batch_pass import batch_pass, bytes_moved, extra_bytes
 from ffengine.ops.config import (
@@ -29,6 +29,7 @@ from ffengine.ops.config import (
     threshold,
 )
 from ffengine.ops.library_batch_pass import pack
+from ffengine.ops.memory_accounting import listening
 from tests.batch_pass_cases import (
     CL,
     NCHW,
@@ -81,8 +82,9 @@ def test_reference_is_torch(order: Any, pool: Any, goodness: Any, affine: bool) 
         torch.testing.assert_close(ours, theirs.detach(), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("weight", [0.03, 0.0])
 @pytest.mark.parametrize("straight", [True, False])
-def test_reference_peer_is_loewe_s_formula(straight: bool) -> None:
+def test_reference_peer_is_loewe_s_formula(straight: bool, weight: float) -> None:
     config = peer_settings(relu_gradient="straight_through" if straight else "masked",
                            norm=Norm("none"))
     a = torch.randn(6, 20, dtype=torch.float64, requires_grad=True)
@@ -91,11 +93,13 @@ def test_reference_peer_is_loewe_s_formula(straight: bool) -> None:
     h = F.relu(a)
     if straight:
         h = h.detach() + a - a.detach()
-    mean = 0.9 * state + 0.1 * h[y == 1].mean(0)
-    penalty = 0.03 * ((mean.mean() - mean) ** 2).mean()
+    # the published code leaves the means alone where their penalty weighs nothing
+    mean = 0.9 * state + 0.1 * h[y == 1].mean(0) if weight else state.clone()
+    penalty = weight * ((mean.mean() - mean) ** 2).mean()
     logits = (h * h).sum(1) - 20
     (F.binary_cross_entropy_with_logits(logits, y.double()) + penalty).backward()  # type: ignore[no-untyped-call]
-    out = batch_pass(a.detach(), y, config=config, couple=Peer(), running_mean=state, want_da=True)
+    out = batch_pass(a.detach(), y, config=config, couple=Peer(weight), running_mean=state,
+                     want_da=True)
     for ours, theirs in ((out.da, a.grad), (out.penalty, penalty), (state, mean)):
         assert ours is not None and theirs is not None
         torch.testing.assert_close(ours, theirs.detach(), rtol=1e-12, atol=1e-12)
@@ -395,10 +399,8 @@ def test_declared_bytes_are_the_bytes_held(goodness: Any, shape: tuple[int, ...]
 
             call()
             declared: list[int] = []
-            scratch.listen(declared.append)
-            with allocator_events() as events:
+            with listening(declared.append), allocator_events() as events:
                 r = call()
-            scratch.unlisten(declared.append)
             outputs = sum(t.untyped_storage().nbytes() for t in (r.z, r.da) if t is not None)
             bound = extra_bytes(shape, dtype, config, couple, want_z=want, want_da=want,
                                 channels_last=layout is CL and len(shape) == 4)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ffengine.engine.meter import allocator_events
-from ffengine.ops import scratch
 from ffengine.ops.config import Dropout, LocalPassConfig
 from ffengine.ops.local_pass import bytes_moved, extra_bytes, local_pass
+from ffengine.ops.memory_accounting import listening
 
 SHAPE = (6, 40, 8, 8)
 
@@ -24,10 +24,8 @@ def test_declared_bytes_are_the_bytes_held(config: LocalPassConfig, layout: torc
     y = torch.zeros(SHAPE[0], dtype=torch.int64)
     local_pass(a, y, config=config, want_da=True, backend="cpu")
     declared: list[int] = []
-    scratch.listen(declared.append)
-    with allocator_events() as events:
+    with listening(declared.append), allocator_events() as events:
         r = local_pass(a, y, config=config, want_da=True, backend="cpu")
-    scratch.unlisten(declared.append)
     outputs = sum(t.untyped_storage().nbytes() for t in r[:5] if t is not None)
     held = events.peak - outputs + max(declared)
     assert held == extra_bytes(SHAPE, dtype, config, channels_last=layout is torch.channels_last)

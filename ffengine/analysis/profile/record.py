@@ -25,6 +25,7 @@ from ffengine.engine.inputs import rows_of
 from ffengine.engine.plan import Plan
 from ffengine.engine.trainer import Trainer
 from ffengine.ops import backends
+from ffengine.ops.memory_accounting import listening
 
 
 class Start(NamedTuple):
@@ -116,11 +117,8 @@ def _phase(trainer: Trainer, start: Start, item: Batch, steps: int) -> Phase:
     step()  # the meter measures the library's own temporaries once, at their first call
     structure = Recorder(trainer, metered=True)
     trainer.meter_next()
-    meter.listen(structure.memory)
-    try:
+    with listening(structure.memory, meter.listeners):
         step(structure)
-    finally:
-        meter.unlisten(structure.memory)
     if any(r.order != structure.order for r in timed):
         raise ValueError("[profile] expected steps that make the same calls, got different ones")
     assert structure.plan is not None

@@ -1,8 +1,9 @@
 """Whose calls a profile notes: the engine's steps and the ops' public functions, from outside.
 
-While `watching`, the functions below are replaced, wherever the package holds them by name, by ones
-that tell the recorder when they begin and end; the engine itself knows nothing of it, and costs
-nothing when nobody profiles. A wrapper holds no tensor longer than the call it wraps did.
+While anybody is `watching`, the functions below are replaced, wherever the package holds them by
+name, by ones that tell the recorder of their own context when they begin and end; the engine itself
+knows nothing of it, and costs nothing when nobody profiles. A wrapper holds no tensor longer than
+the call it wraps did.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -122,7 +125,7 @@ def table() -> list[Watched]:
         Watched("gradient_update", gradient_update, "update", cost=costs.stepped),
         Watched("linear_step", linear_step, "linear_step", cost=costs.streamed),
         Watched("input_gradient", affine.input_gradient, "input_gradient", cost=costs.crossed),
-        Watched("through_norm", overlap.through_norm, "input_gradient", cost=costs.elementwise),
+        Watched("through_norm", affine.through_norm, "input_gradient", cost=costs.elementwise),
         Watched("along_routes", along_routes, "input_gradient", cost=costs.elementwise),
         Watched("routes", routes, "input_gradient", cost=costs.elementwise),
         Watched("rows", overlap.Rows.of, "maps", overlap.Rows, cost=costs.copied,
@@ -139,13 +142,18 @@ def table() -> list[Watched]:
     ]
 
 
-def told(watched: Watched, listener: Listener) -> Callable[..., Any]:
-    """The function, telling the listener."""
+#: Who watches in this context.
+_listener: ContextVar[Listener | None] = ContextVar("watching", default=None)
+
+
+def told(watched: Watched) -> Callable[..., Any]:
+    """The function, telling who watches."""
     function = watched.function
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
-        if not listener.open(watched, args):
+        listener = _listener.get()
+        if listener is None or not listener.open(watched, args):
             return function(*args, **options)
         result = function(*args, **options)
         listener.close(watched, result, args, options)
@@ -154,30 +162,47 @@ def told(watched: Watched, listener: Listener) -> Callable[..., Any]:
     @functools.wraps(function)
     def join(net: LocalNet, i: int, z: Any, shortcut: Any, met: bool = False) -> Any:
         # z is the callee's alone: a concatenated map frees it before the branch is pooled
-        moved, noted = [z], listener.open(watched, (net, i, shortcut, met))
+        moved, listener = [z], _listener.get()
+        noted = listener is not None and listener.open(watched, (net, i, shortcut, met))
         del z
         result = function(net, i, moved.pop(), shortcut, met)
-        if noted:
+        if listener is not None and noted:
             listener.close(watched, result, (net, i, shortcut, met), {})
         return result
 
     return join if function is LocalNet.join else call
 
 
+#: Where functions are replaced, what stood there, and how many watch.
+_places: list[tuple[Any, str, Any]] = []
+_watching, _lock = 0, threading.Lock()
+
+
 @contextlib.contextmanager
 def watching(listener: Listener) -> Iterator[None]:
-    """Every watched function tells `listener` inside the block."""
-    places: list[tuple[Any, str, Any]] = []
-    holders = [m for name, m in sorted(sys.modules.items()) if name.startswith("ffengine.")]
+    """Every watched function tells `listener` inside the block, in the block's own context."""
+    global _watching
+    with _lock:
+        if not _watching:
+            _replace()
+        _watching += 1
+    token = _listener.set(listener)
     try:
-        for watched in table():
-            wrapper = told(watched, listener)
-            for holder in [watched.owner] if watched.owner else holders:
-                for name, value in list(vars(holder).items()):
-                    if value is watched.function:
-                        places.append((holder, name, value))
-                        setattr(holder, name, wrapper)
         yield
     finally:
-        for holder, name, value in places:
-            setattr(holder, name, value)
+        _listener.reset(token)
+        with _lock:
+            _watching -= 1
+            while _places and not _watching:
+                setattr(*_places.pop())
+
+
+def _replace() -> None:
+    holders = [m for name, m in sorted(sys.modules.items()) if name.startswith("ffengine.")]
+    for watched in table():
+        wrapper = told(watched)
+        for holder in [watched.owner] if watched.owner else holders:
+            for name, value in list(vars(holder).items()):
+                if value is watched.function:
+                    _places.append((holder, name, value))
+                    setattr(holder, name, wrapper)

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from ffengine.ops import backends
-from ffengine.ops.backends import EXACT, Products
+from ffengine.ops.product_rule import EXACT, Products, exact, products
 
 OWNERS: dict[str, Any] = {"all": torch.backends, "cudnn": torch.backends.cudnn,
                           "conv": torch.backends.cudnn.conv, "matmul": torch.backends.cuda.matmul}
@@ -76,9 +76,9 @@ def test_ours_are_exact_whatever_the_user_set(caller: str) -> None:
     CALLERS[caller]()
     before = switches()
     for _ in range(2):
-        with backends.exact("cuda"):
+        with exact("cuda"):
             inside = switches()
-            with backends.exact("cuda"):
+            with exact("cuda"):
                 assert switches() == inside
             assert switches() == inside
         assert switches() == before
@@ -91,14 +91,14 @@ def test_ours_are_exact_whatever_the_user_set(caller: str) -> None:
 def test_one_rule_for_every_side(tf32: bool, deterministic: bool, caller: str) -> None:
     CALLERS[caller]()
     before, rule = switches(), Products(tf32, deterministic)
-    with backends.products(rule):
+    with products(rule):
         held(switches(), rule)  # theirs
-        with backends.exact("cuda"):
+        with exact("cuda"):
             held(switches(), rule)  # ours
-        with backends.products(EXACT), backends.exact("cuda"):
+        with products(EXACT), exact("cuda"):
             held(switches(), EXACT)
         held(switches(), rule)
-    with backends.exact("cuda"):
+    with exact("cuda"):
         held(switches(), EXACT)
     assert switches() == before
 
@@ -111,20 +111,20 @@ def held(found: dict[str, Any], rule: Products) -> None:
 
 def test_an_error_inside_leaves_no_rule_behind() -> None:
     before = switches()
-    with pytest.raises(RuntimeError), backends.products(Products(tf32=True, deterministic=False)):
+    with pytest.raises(RuntimeError), products(Products(tf32=True, deterministic=False)):
         raise RuntimeError
     assert switches() == before
-    with backends.exact("cuda"):
+    with exact("cuda"):
         held(switches(), EXACT)
 
 
 #: In a process where nobody has set a part yet.
 FOLLOWS = """
 import torch
-from ffengine.ops import backends
+from ffengine.ops.product_rule import exact
 cudnn = torch.backends.cudnn
 for value in ("tf32", "ieee"):
-    with backends.exact("cuda"):
+    with exact("cuda"):
         pass
     torch.backends.fp32_precision = value
     owners = (torch.backends, cudnn, cudnn.conv, torch.backends.cuda.matmul)
@@ -138,5 +138,54 @@ def test_parts_follow_the_whole_again() -> None:
 
 def test_a_cpu_is_left_alone() -> None:
     before = switches()
-    with backends.exact("cpu"):
+    with exact("cpu"):
         assert switches() == before
+
+
+def test_threads_of_one_rule_share_it_and_another_is_refused() -> None:
+    before, other = switches(), Products(tf32=True)
+    inside, over, said = threading.Event(), threading.Event(), []
+
+    def hold() -> None:
+        with exact("cuda"):
+            inside.set()
+            over.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert inside.wait(60)
+    with exact("cuda"):
+        held(switches(), EXACT)
+    held(switches(), EXACT)  # the other thread's still
+    try:
+        with products(other):
+            said.append("computes")
+    except RuntimeError as error:
+        said.append(str(error))
+    over.set()
+    thread.join()
+    assert switches() == before
+    assert said == [f"[products] expected {EXACT}, by which another thread computes (torch has one "
+                    f"setting for the process), got {other}"]
+    with products(other):  # nobody's any more
+        held(switches(), other)
+
+
+def test_the_last_thread_of_a_rule_puts_back_what_was_set() -> None:
+    before, first = switches(), exact("cuda")
+    first.__enter__()
+    thread, over = threading.Thread(target=lambda: hold()), threading.Event()
+    inside = threading.Event()
+
+    def hold() -> None:
+        with exact("cuda"):
+            inside.set()
+            over.wait(60)
+
+    thread.start()
+    assert inside.wait(60)
+    first.__exit__(None, None, None)
+    held(switches(), EXACT)
+    over.set()
+    thread.join()
+    assert switches() == before

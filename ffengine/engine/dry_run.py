@@ -1,4 +1,4 @@
-"""Rehearsals: the engine's own step on tensors without memory, under the memory meter.
+"""Dry runs: the engine's own step on tensors without memory, under the memory meter.
 
 A network, its schedule and its optimizer are copied onto fake tensors: every allocation happens, in
 its order, and nothing is computed. What a plan says is therefore what the meter will read.
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ffengine.engine import heads
+from ffengine.engine import heads, label_channel
 from ffengine.engine.batch import Batch, paired
 from ffengine.engine.context import Maps, StepContext
 from ffengine.engine.meter import MemoryMeter
@@ -27,8 +27,8 @@ from ffengine.engine.plan import Arriving, Entrance, Plan, TurnBytes
 from ffengine.engine.step import begin, layer_step, zeros_like_parameters
 from ffengine.nn.layers import LocalConv2d, LocalLinear, as_laid_out
 from ffengine.nn.recurrent import RecurrentNet
-from ffengine.ops import scratch
 from ffengine.ops.config import Loss, Tile
+from ffengine.ops.host import keeping_constants
 from ffengine.ops.weight_update import OptimConfig
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from ffengine.nn.network import LocalNet
 
 
-#: Turns rehearsed so far, by everything that decides what they hold.
+#: What turns hold that were run dry so far, by everything that decides what they hold.
 _turns: dict[Any, TurnBytes] = {}
 
 
-class Rehearsal:
+class DryRun:
     """A network that trains by a schedule, on fake tensors, in one epoch and one turn of it.
 
     Args:
@@ -90,8 +90,8 @@ class Rehearsal:
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        """Inside, tensors are fake and kernels only declare their scratch."""
-        with scratch.rehearsal(), self.mode, torch.no_grad():
+        """Inside, tensors are fake, and kernels only declare their scratch."""
+        with keeping_constants(None), self.mode, torch.no_grad():
             yield
 
     def _like(self, t: torch.Tensor) -> torch.Tensor:
@@ -205,6 +205,8 @@ class Rehearsal:
             ctx = self.context(y)
             if not self.schedule.runs_below:
                 ctx.g0[i] = self._empty((self.rows, 1), torch.float32)
+            if i == 0 and label_channel.learned(self.net) is not None:
+                ctx.labels = y[:self.samples], y[self.samples:]
             maps = Maps(as_laid_out(self._empty((tile, *self.net.shapes[i]))))
             if arriving.shortcut == "x":
                 maps.shortcut = maps.x
@@ -244,12 +246,14 @@ class Rehearsal:
             return self._keys[i]
         net, layer, turn = self.net, self.net.layer(i), self.turn
         tensors = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
-        optim = [replace(self.optimizer.config(p), lr=1.0) for p in layer.parameters()
-                 if p.requires_grad]
+        shown = label_channel.learned(net) if i == 0 else None
+        trained = [*layer.parameters(), *(() if shown is None else shown.parameters())]
+        optim = [replace(self.optimizer.config(p), lr=1.0) for p in trained if p.requires_grad]
         self._keys[i] = (
             tuple((n, tuple(t.shape), t.stride(), t.dtype) for n, t in tensors.items()),
             layer.config, layer.dropout, layer.couple, layer.geometry,
             layer.pre_norm and layer.pre_norm.kind, tuple(optim), net.wires[i], net.shapes[i],
+            shown and tuple(shown.weight.shape),
             net.shortcut_live_after(i), net.propagate, self.schedule.runs_below,
             i in turn.layers, i >= turn.start, self.context(torch.empty(0)).wants_z(i),
             i in self.read_by_heads, self.sums is None, self.dtype, self.device, self.backend,
