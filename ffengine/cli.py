@@ -56,6 +56,9 @@ def parser() -> argparse.ArgumentParser:
     _machine_flags(plan)
     _state_flags(plan)
     _device_profile_flag(plan, "; all: a row for every bundled one")
+    plan.add_argument("--steps", action="store_true",
+                      help="print how a batch becomes an update: the step's instructions, and the "
+                           "bytes that live after each")
     listed = command("devices", "devices", "list the device profiles that predictions know")
     listed.add_argument("--template", action="store_true",
                         help="print a profile of one's own to begin with")

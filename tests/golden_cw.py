@@ -25,10 +25,12 @@ from golden_steps import (
 )
 
 from ffengine.engine.batch import Batch
-from ffengine.engine.context import Maps, Turn
+from ffengine.engine.context import Turn
+from ffengine.engine.execute import layer_turn
 from ffengine.engine.inputs import entrance
+from ffengine.engine.instructions import Place
+from ffengine.engine.program import Facts, Layers
 from ffengine.engine.schedule import Interleaved, Together
-from ffengine.engine.step import train_layer
 from ffengine.nn import LinearHead, LocalConv2d, LocalLinear, LocalNet
 from ffengine.ops.config import (
     BatchNorm,
@@ -229,11 +231,14 @@ def note_outputs(errors: Errors, golden: CwComp, moment: Moment, t: int) -> None
         return
     stepper = golden.stepper(FP64, "reference")
     stepper.restore(moment.before)
-    ctx = stepper.context(moment.batch, Turn((0,), 1))
+    turn = Turn((0,), 2)  # as if a layer followed
+    ctx = stepper.context(moment.batch, turn)
+    layers = Layers(ctx.net, Facts(turn, ctx.batch), "x0", None)
+    layers.layer(0, ctx.batch)
     with torch.no_grad():
-        x = entrance(ctx, moment.batch, FP64)
-        z = train_layer(ctx, 0, x, Tile(0, ctx.batch), (None, None), True, want_z=True,
-                        maps=Maps(None))
+        tensors = {"x0": entrance(ctx, moment.batch, FP64)}
+        layer_turn(Place(ctx, FP64, Tile(0, ctx.batch), ctx.batch), 0, layers.lines, tensors)
+    z = tensors["x1"]
     if "out_digest" in golden.arrays:
         errors.note_digest("out_digest", z, golden.arrays["out_digest"][t])
     else:

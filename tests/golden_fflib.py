@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,8 +37,14 @@ from golden_paired import (
 
 from ffengine.analysis.sparsity import KINDS, sparsity, statistics
 from ffengine.engine.batch import Batch
+from ffengine.engine.context import BatchReport, StepContext
+from ffengine.engine.execute import perform, run_segment
+from ffengine.engine.instructions import Place
+from ffengine.engine.plan import one_tile
+from ffengine.engine.program import Facts, Instruction, Segment
 from ffengine.engine.recipe import Recipe
-from ffengine.engine.recurrent import Frame, Recurrent
+from ffengine.engine.recurrent import Recurrent
+from ffengine.engine.rows import Rows
 from ffengine.models import fflib
 from ffengine.nn import LocalNet, RecurrentNet
 from ffengine.nn.readout import above
@@ -201,6 +207,18 @@ class Unrolled(Feedforward):
         return f"layers.{i}.{'bias' if kind == 'fb' else 'weight'}", columns
 
 
+class Frame(NamedTuple):
+    """What a frame's updates saw: per layer goodness (2N, 1) and loss (2N,), positives first."""
+
+    goodness: list[torch.Tensor]
+    losses: list[torch.Tensor]
+
+
+def frame_of(ctx: StepContext) -> Frame:
+    """Of the frame that was last."""
+    return Frame(*([rows[i][-1] for i in sorted(rows)] for rows in (ctx.goodness, ctx.loss_rows)))
+
+
 @dataclass
 class Shot:
     """A frame of the fp64 reference: states before and after, and what its updates left."""
@@ -223,15 +241,30 @@ class Filmed(Recurrent):
         super().begin(net, epochs)
         self.shots: list[Shot] = []
 
-    def frame(self, ctx, net, h, unit) -> Frame:
-        if is_fake(h[0]):
-            return super().frame(ctx, net, h, unit)
-        before, states = snapshot(self.trainer), [t.clone() for t in h]
-        made = super().frame(ctx, net, h, unit)
-        grads = {n: t.clone() for n, t in self.trainer.grads.items()}
-        self.shots.append(Shot(before, states, ctx.y, made, grads, snapshot(self.trainer),
-                               [t.clone() for t in h[1:-1]]))
-        return made
+    def train(self, ctx, item, plan, dtype) -> BatchReport:
+        if is_fake(item.x):
+            return super().train(ctx, item, plan, dtype)
+        program = self.program(self.net, plan, Facts(ctx.whose(), ctx.batch))
+        tensors: dict[str, Any] = {"batch": item}
+        at, shots = Place(ctx, dtype, Rows(0, ctx.batch)), []
+        with torch.no_grad():
+            for part in program.parts:
+                h = tensors.get("h")
+                if isinstance(part, Segment) and part.title.startswith("frame"):
+                    before, states = snapshot(self.trainer), [t.clone() for t in h]
+                    run_segment(at, part, tensors)
+                    grads = {n: t.clone() for n, t in self.trainer.grads.items()}
+                    shots.append(Shot(before, states, ctx.y, frame_of(ctx), grads,
+                                      snapshot(self.trainer), []))
+                elif isinstance(part, Segment):
+                    run_segment(at, part, tensors)
+                else:
+                    perform(at, part, tensors)
+                if isinstance(part, Instruction) and part.op == "switch":
+                    shots[-1].new = [t.clone() for t in h[1:-1]]
+        self.shots += shots
+        ctx.optimizer.mark_stepped()
+        return ctx.report()
 
 
 @functools.lru_cache(maxsize=1)
@@ -290,7 +323,11 @@ def forced_frame(ours: Watched, shot: Shot, dtype: torch.dtype, draw: int = 0) -
     unit = [length_normalised(t) for t in h]
     ctx = ours.context(Batch(h[0], shot.targets.to(ours.device)), schedule.turn(0, 0))
     with torch.no_grad():
-        made = schedule.frame(ctx, net, list(h), list(unit))
+        program = schedule.program(net, one_tile(range(len(net.layers)), ctx.batch),
+                                   Facts(ctx.whose(), ctx.batch))
+        frame = next(p for p in program.parts if getattr(p, "title", "").startswith("frame"))
+        run_segment(Place(ctx, dtype, Rows(0, ctx.batch)), frame, {"h": list(h), "n": list(unit)})
+        made = frame_of(ctx)
         out: Tensors = {f"weight {n}": p.clone() for n, p in net.named_parameters()}
         restore(net, shot.after)
         new = [net.new_state(i, unit, h[i + 1], ours.backend)[0] for i in range(len(net.layers))]

@@ -19,13 +19,13 @@ from golden_common import DTYPES, EXACT, FP64, Archive, Envelope, Errors, draws,
 
 from ffengine.engine.batch import Batch
 from ffengine.engine.context import StepContext, Turn
+from ffengine.engine.execute import train_batch
 from ffengine.engine.inputs import entrance, rows_of
 from ffengine.engine.optim import LocalOptimizer, own_settings
 from ffengine.engine.plan import Plan, Planner
 from ffengine.engine.recipe import Recipe
 from ffengine.engine.schedule import Schedule
 from ffengine.engine.shapes import measure
-from ffengine.engine.step import train_batch
 from ffengine.engine.trainer import Trainer
 from ffengine.nn import LocalNet
 from ffengine.ops.optim import OptimConfig

@@ -19,6 +19,7 @@ from ffengine.commands.train import (
     plan_values,
     sized,
 )
+from ffengine.engine import listing
 from ffengine.engine.budget import megabytes, parse_bytes
 from ffengine.engine.planning import Planning
 from ffengine.engine.settings import Settings
@@ -50,7 +51,12 @@ def run_plan(args: argparse.Namespace) -> tuple[str, Any]:
         return plan_on(args, job)
     planning = Planning(job, budget, costs=args.costs)
     settings = planning.begin(recipe.batch_size, fixed=bool(args.states or args.weights))
-    return planned(args.model, settings, planning)
+    said, result = planned(args.model, settings, planning)
+    if args.steps:
+        found = listing.steps(planning, settings.batch_size)
+        said = "\n".join([said, "", *listing.text(found)])
+        result["steps"] = found
+    return said, result
 
 
 def planned(model: str, settings: Settings, planning: Planning) -> tuple[str, dict[str, Any]]:

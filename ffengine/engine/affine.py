@@ -34,7 +34,7 @@ class Swept:
     """What a layer's sweep left: see ffengine.ops.local_pass and batch_pass."""
 
     z: torch.Tensor | None
-    g: torch.Tensor
+    g: torch.Tensor | None
     loss: torch.Tensor | None
     da: torch.Tensor | None
     da_scale: float = 1.0
@@ -121,6 +121,8 @@ class GradientSums:
         #: Of the weight, against what it sees: x̂ where a norm is folded into it.
         self.against = torch.zeros_like(weight, dtype=self._wide)
         self._sums: dict[str, torch.Tensor] = {}
+        #: Of the da that came last.
+        self.scale = 1.0
         #: Of the input's map.
         self._size = torch.Size()
 
@@ -128,6 +130,7 @@ class GradientSums:
             du: torch.Tensor | None = None) -> None:
         """Add some rows: what the weight saw of them, x̂ (unfolded norms), da times `scale`."""
         layer, ctx, norm = self.layer, self.ctx, self.layer.pre_norm
+        self.scale = scale
         weight_update(layer.weight.detach(), u, da, optim=ctx.optimizer.config(layer.weight),
                       state=None, geometry=layer.geometry, accumulate=self.against, finish=False,
                       da_scale=scale, backend=ctx.backend)

@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 
 from ffengine.data.batches import Loader
 from ffengine.engine import heads
 from ffengine.engine.batch import Batch, as_batch, batches_from
-from ffengine.engine.context import BatchReport, StepContext, Turn
+from ffengine.engine.context import Turn
 from ffengine.engine.layerwise import Features, Layerwise
 from ffengine.engine.plan import Plan
+from ffengine.engine.program import Facts, Instruction, Program, finished
 from ffengine.ops.config import BatchNorm
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ class Cascade(Layerwise):
     def __init__(self, closed_form: bool = False, features: Features = "auto") -> None:
         super().__init__(features=features)
         self.closed_form = closed_form
-        self._gram: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def begin(self, net: LocalNet, epochs: int) -> None:
         if len(net.heads) != len(net.layers):
@@ -59,33 +58,19 @@ class Cascade(Layerwise):
         prefix = f"heads.{self.stage(epoch)}."
         return [n for n, _ in self.net.named_parameters() if n.startswith(prefix)]
 
-    def train(self, ctx: StepContext, item: Batch, plan: Plan, dtype: torch.dtype) -> BatchReport:
+    def compile(self, net: LocalNet, plan: Plan, facts: Facts) -> Program:
         if not self.closed_form:
-            return super().train(ctx, item, plan, dtype)
-        index = ctx.whose().heads[0]
-        head = heads.of(ctx.net, index)
-        with torch.no_grad():
-            x = item.features
-            if x is None:
-                x = ctx.net.head_features(head, item.x.to(dtype), backend=ctx.backend)
-            x = x.flatten(1).to(head.weight.dtype)
-            target = F.one_hot(item.y, head.num_classes).to(x.dtype)
-            gram, cross = x.t() @ x, x.t() @ target
-            if self._gram is not None:
-                gram, cross = gram.add_(self._gram[0]), cross.add_(self._gram[1])
-            self._gram = gram, cross
-            logits = head(x)
-        ctx.optimizer.mark_stepped()
-        return ctx.report({index: (F.cross_entropy(logits, item.y), logits)})
+            return super().compile(net, plan, facts)
+        return finished([Instruction("gram", h, (("batch", "batch"),))
+                         for h in facts.turn.heads], facts)
 
     def solve(self, epoch: int) -> None:
         """Set the stage's predictor to the least-squares solution of what it has seen."""
-        if self._gram is None:
+        head = heads.of(self.net, self.stage(epoch))
+        if head.gram is None:
             raise ValueError("[schedule] a closed-form predictor expected at least one batch, "
                              "got none")
-        gram, cross = self._gram
-        self._gram = None
-        head = heads.of(self.net, self.stage(epoch))
+        (gram, cross), head.gram = head.gram, None
         # features that are constant leave the system singular: the least-norm solution then
         solution = torch.linalg.lstsq(gram.cpu(), cross.cpu(), driver="gelsd").solution
         with torch.no_grad():

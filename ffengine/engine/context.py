@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from ffengine.engine import heads
-from ffengine.engine.batch import whole
+from ffengine.engine.batch import joined
 from ffengine.engine.micro import Adding, Sums
 from ffengine.engine.optim import LocalOptimizer
 from ffengine.nn.network import LocalNet
 from ffengine.ops.config import LocalPassConfig, Tile
-
-
-@dataclass
-class Maps:
-    """What travels between layers: the feature map and the live shortcut, (N, C, H, W)."""
-
-    x: torch.Tensor | None
-    shortcut: torch.Tensor | None = None
-    #: What the layer whose turn it is adds to its z.
-    addend: torch.Tensor | None = None
-
-    def taken(self) -> torch.Tensor | None:
-        """The addend, for the sweep that adds it: nobody else keeps it alive."""
-        addend, self.addend = self.addend, None
-        return addend
-
-    def rows(self, start: int, stop: int) -> Maps:
-        assert self.x is not None
-        cut = None if self.shortcut is None else self.shortcut[start:stop]
-        return Maps(self.x[start:stop], cut)
 
 
 @dataclass(frozen=True)
@@ -85,18 +66,16 @@ class StepContext:
     step: int = 0
     backend: str = "auto"
     turn: Turn | None = None
-    #: The first layer that is run: those below it gave the batch's features.
-    first: int = 0
     #: Columns in which the negative half of the entering rows differs from the positive one.
     differ: slice | None = None
     #: Labels of the positive and of the negative half, where they train a label channel.
     labels: tuple[torch.Tensor, torch.Tensor] | None = None
     #: Where the gradients of a batch's micro-batches add up.
     sums: Sums | None = None
-    #: The plan spends bytes on fewer launches.
-    roomy: bool = False
     #: int32 (1,) on the device, the step of dropout's masks, where kernels read it from memory.
     clock: torch.Tensor | None = None
+    #: Told of every instruction that has run: where, and which.
+    hook: Callable[[Any, Any], None] | None = None
     #: Handed gradients by layer index and parameter, when a test asks for them.
     grads: dict[tuple[int | str, str], torch.Tensor] | None = None
     #: Per layer, a term (rows, K) added to the goodness (collaborative FF).
@@ -107,10 +86,14 @@ class StepContext:
     #: Of layers whose mean loss is not that of `loss_rows`.
     loss_sum: dict[int, torch.Tensor] = field(default_factory=dict)
     goodness: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    #: A tile's rows are of both halves.
+    halves: bool = False
     coef: dict[int, list[torch.Tensor]] = field(default_factory=dict)
     penalties: dict[int, torch.Tensor] = field(default_factory=dict)
-    #: z of the layers that a head reads in this pass.
-    features: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    #: Class scores of the samples, where the step makes them itself.
+    scores: torch.Tensor | None = None
+    #: Of the heads that have trained, (mean loss, logits).
+    head_results: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     def whose(self) -> Turn:
         """The turn; by default everybody's."""
@@ -148,31 +131,25 @@ class StepContext:
         label_map = self.net.layer(i).label_map
         return y if label_map is None else label_map[y]
 
-    def read_by_heads(self) -> set[int]:
-        """Layers whose z a head reads in this pass."""
-        return {i for h in self.whose().heads for i in heads.of(self.net, h).layers
-                if heads.of(self.net, h).image == "pass"}
-
-    def wants_z(self, i: int) -> bool:
-        return i + 1 < self.whose().depth or i in self.read_by_heads()
-
-    def note(self, i: int, loss: torch.Tensor, g: torch.Tensor) -> None:
-        """Keep a tile's losses and goodness."""
+    def note(self, i: int, loss: torch.Tensor, g: torch.Tensor, halves: bool = False) -> None:
+        """Keep a tile's losses and goodness; `halves`: of rows of both halves, positives first."""
         self.goodness.setdefault(i, []).append(g)
         self.loss_rows.setdefault(i, []).append(loss)
+        self.halves = halves
 
-    def report(self, head_results: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None,
-               ) -> BatchReport:
+    def report(self) -> BatchReport:
         """What the step leaves."""
-        layers = range(len(self.net.layers))
-        results = head_results or {}
-        rows = {i: whole(tiles) for i, tiles in self.loss_rows.items()}
+        layers, results = range(len(self.net.layers)), self.head_results
+        # a pair's loss is one value for both halves
+        rows = {i: joined(tiles, self.halves and tiles[0].shape == self.goodness[i][0].shape[:1])
+                for i, tiles in self.loss_rows.items()}
         losses = {**means(rows), **self.loss_sum}
         return BatchReport(
             losses=[losses.get(i) for i in layers],
-            goodness=[whole(self.goodness.pop(i)) if i in self.goodness else None for i in layers],
+            goodness=[joined(self.goodness.pop(i), self.halves) if i in self.goodness else None
+                      for i in layers],
             heads=[results.get(h) for h in range(len(self.net.heads))],
-            row_losses=[rows.get(i) for i in layers], penalties=self.penalties)
+            row_losses=[rows.get(i) for i in layers], penalties=self.penalties, scores=self.scores)
 
 
 def means(rows: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:

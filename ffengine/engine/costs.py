@@ -25,16 +25,18 @@ import torch
 from torch import nn
 
 from ffengine.engine.batch import binary
-from ffengine.engine.context import Maps, StepContext, Turn
+from ffengine.engine.context import StepContext, Turn
 from ffengine.engine.curves import Curve, at, curves, over_tiles
+from ffengine.engine.execute import layer_turn
+from ffengine.engine.instructions import Place, Tensors, zeros_like_parameters
 from ffengine.engine.optim import LocalOptimizer, own_settings
+from ffengine.engine.program import Facts, Layers, freed
+from ffengine.engine.rows import Rows
 from ffengine.engine.shapes import is_whole
-from ffengine.engine.step import layer_step, zeros_like_parameters
 from ffengine.nn.layers import as_laid_out
 from ffengine.nn.network import LocalNet
 from ffengine.nn.recurrent import RecurrentNet
 from ffengine.ops import backends
-from ffengine.ops.config import Tile
 from ffengine.ops.weight_update import OptimConfig
 
 if TYPE_CHECKING:
@@ -161,14 +163,19 @@ class LayerTimer:
         rows = torch.arange(n, device=self.device)
         y = (rows < n // 2).long() if binary(self.net) else rows % self.net.num_classes
         batch = 2 * n if kind in ("adding", "finishing") else n
-        kept = zeros_like_parameters(self.layer) if kind == "adding" else (None, None)
+        whose = self.passes if kind == "pass" else self.trains
+        made = Layers(self.net, Facts(whose, batch), "x", None if shortcut is None else "s")
+        made.layer(self.i, n)
+        lines, _ = freed(made.lines, batch, frozenset({f"g{self.i}"}))
+        kept = zeros_like_parameters(self.layer) if kind == "adding" else None
 
         def turn() -> None:
             ctx = StepContext(self.net, self.optimizer, y, batch, backend=self.job.backend,
-                              turn=self.passes if kind == "pass" else self.trains)
-            buffers = zeros_like_parameters(self.layer) if kind == "finishing" else kept
-            layer_step(ctx, self.i, Maps(x, shortcut), Tile(0, batch), buffers,
-                       finish=kind != "adding")
+                              turn=whose)
+            at = Place(ctx, self.job.settings.dtype, Rows(0, n), kind != "adding")
+            sums = zeros_like_parameters(self.layer) if kind == "finishing" else kept
+            tensors: Tensors = {"x": x, "s": shortcut, f"g{self.i}": sums}
+            layer_turn(at, self.i, lines, tensors)
 
         with torch.no_grad():
             return self._median(turn)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,17 +17,29 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ffengine.engine import heads, label_channel
+from ffengine.engine import label_channel
 from ffengine.engine.batch import Batch, paired
-from ffengine.engine.context import Maps, StepContext
+from ffengine.engine.context import StepContext
+from ffengine.engine.execute import layer_turn, perform
+from ffengine.engine.instructions import Place, Tensors, zeros_like_parameters
 from ffengine.engine.meter import MemoryMeter
 from ffengine.engine.micro import Sums
 from ffengine.engine.optim import LocalOptimizer, halved_weights, own_settings
-from ffengine.engine.plan import Arriving, Entrance, Plan, TurnBytes
-from ffengine.engine.step import begin, layer_step, zeros_like_parameters
+from ffengine.engine.plan import Arriving, Entrance, Plan, TurnBytes, one_tile
+from ffengine.engine.program import (
+    Facts,
+    Instruction,
+    Layers,
+    Mode,
+    compile_step,
+    freed,
+    joining,
+    read_by_heads,
+)
+from ffengine.engine.rows import Rows
 from ffengine.nn.layers import LocalConv2d, LocalLinear, as_laid_out
 from ffengine.nn.recurrent import RecurrentNet
-from ffengine.ops.config import Loss, Tile
+from ffengine.ops.config import Loss
 from ffengine.ops.host import keeping_constants
 from ffengine.ops.weight_update import OptimConfig
 
@@ -36,6 +48,8 @@ if TYPE_CHECKING:
     from ffengine.nn.network import LocalNet
 
 
+#: Takes an instruction that has run, and the bytes that live after it.
+Told = Callable[[Instruction, int], None]
 #: What turns hold that were run dry so far, by everything that decides what they hold.
 _turns: dict[Any, TurnBytes] = {}
 
@@ -85,8 +99,8 @@ class DryRun:
         #: The first layer that is run.
         self.first = self.turn.start if stored or not schedule.runs_below else 0
         self._keys: dict[int, tuple[Any, ...]] = {}
-        self._seen: dict[tuple[int, int, Arriving, bool], TurnBytes] = {}
-        self.read_by_heads = self.context(torch.empty(0)).read_by_heads()
+        self._seen: dict[tuple[int, int, Arriving, Mode], TurnBytes] = {}
+        self.read_by_heads = read_by_heads(self.net, self.turn)
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -150,56 +164,73 @@ class DryRun:
 
     def context(self, y: torch.Tensor) -> StepContext:
         return StepContext(self.net, self.optimizer, y, self.rows, backend=self.backend,
-                           turn=self.turn, first=self.first, sums=self.sums, roomy=self.roomy,
-                           clock=self._clock)
+                           turn=self.turn, sums=self.sums, clock=self._clock)
 
-    def step(self, plan: Plan) -> int:
-        """Peak of a whole step."""
+    @property
+    def facts(self) -> Facts:
+        """Of the programs of this turn."""
+        return Facts(self.turn, self.rows, self.first, self.roomy, self.sums is not None,
+                     self._clock is not None)
+
+    def step(self, plan: Plan, told: Told | None = None) -> int:
+        """Peak of a whole step; `told` of every instruction and of the bytes that live after it."""
         with self.on():
             item = self.batch()
             with self._meter(item.x, item.y) as meter:
                 # what an epoch gathers is all there from the second step on
                 for _ in range(1 if self.schedule.resumes_within else 2):
-                    self.schedule.train(self.context(item.y), item, plan, self.dtype)
+                    ctx = self.context(item.y)
+                    if told is not None:
+                        ctx.hook = lambda at, line: told(line, meter.live_bytes)
+                    self.schedule.train(ctx, item, plan, self.dtype)
         return meter.report.peak_bytes
 
     def entrance(self) -> Entrance:
-        """What a step of `train_batch` holds outside its runs."""
+        """What a step holds outside its segments."""
+        depth = self.turn.depth
+        program = compile_step(self.net, one_tile(range(self.first, depth), self.rows), self.facts)
+        lines = [part for part in program.parts if isinstance(part, Instruction)]
         with self.on():
             item = self.batch()
             with self._meter(item.x, item.y) as meter:
                 ctx = self.context(item.y)
-                maps, results = begin(ctx, self.schedule.enter(ctx, item, self.dtype), self.dtype)
+                at = Place(ctx, self.dtype, Rows(0, self.rows))
+                tensors: Tensors = {"batch": self.schedule.enter(ctx, item, self.dtype)}
+                for line in lines:
+                    if line.op != "head":
+                        perform(at, line, tensors)
                 live = meter.live_bytes - self.floor_bytes
-                mine = maps.x is not None and not _shares(maps.x, item.x)
-                x = _bytes(maps.x) if mine and maps.x is not None else 0
-                del maps
-                ctx.features = {i: [self._empty((self.rows, *self.net.shapes[i + 1]))]
-                                for i in self.read_by_heads}
-                results |= heads.train_on_pass(ctx)
+                first = tensors.pop(f"x{self.first}", None)
+                x = 0 if first is None or _shares(first, item.x) else _bytes(first)
+                del first
+                for line in lines:
+                    if line.op == "head":
+                        perform(at, line, {
+                            name: self._empty((self.rows, *self.net.shapes[int(name[1:])]))
+                            for _, name in line.reads})
         return Entrance(live - x, x, meter.report.peak_bytes - self.floor_bytes)
 
     def layer(self, i: int, tile: int, arriving: Arriving, shortcut: tuple[int, ...] | None,
-              passing: bool) -> TurnBytes:
-        """Layer i's turn on a tile of so many rows: `layer_step`.
+              mode: Mode) -> TurnBytes:
+        """Layer i's turn on a tile of so many rows.
 
         Args:
             shortcut: per-sample shape of the shortcut that is live before it.
-            passing: see `layer_step`.
+            mode: as of `Layers.layer`.
         """
-        at = (i, tile, arriving, passing)
+        at = (i, tile, arriving, mode)
         if at not in self._seen:
-            made = functools.partial(self._layer, i, tile, arriving, shortcut, passing)
+            made = functools.partial(self._layer, i, tile, arriving, shortcut, mode)
             if type(self.net.layer(i)) not in (LocalConv2d, LocalLinear):
                 self._seen[at] = made()  # nobody knows what its class decides
             else:
-                key = (*self._key(i), tile, tile < self.rows, arriving, shortcut, passing)
+                key = (*self._key(i), tile, tile < self.rows, arriving, shortcut, mode)
                 self._seen[at] = _turns[key] if key in _turns else made()
                 _turns[key] = self._seen[at]
         return self._seen[at]
 
     def _layer(self, i: int, tile: int, arriving: Arriving, shortcut: tuple[int, ...] | None,
-               passing: bool) -> TurnBytes:
+               mode: Mode) -> TurnBytes:
         with self.on():
             y = self._empty((self.rows,), torch.int64)
             ctx = self.context(y)
@@ -207,38 +238,42 @@ class DryRun:
                 ctx.g0[i] = self._empty((self.rows, 1), torch.float32)
             if i == 0 and label_channel.learned(self.net) is not None:
                 ctx.labels = y[:self.samples], y[self.samples:]
-            maps = Maps(as_laid_out(self._empty((tile, *self.net.shapes[i]))))
-            if arriving.shortcut == "x":
-                maps.shortcut = maps.x
-            elif arriving.shortcut is not None and shortcut is not None:
-                maps.shortcut = as_laid_out(self._empty((tile, *shortcut)))
-            held = [maps.x if arriving.x == "held" else None,
-                    maps.shortcut if arriving.shortcut == "held" else None]
+            x = f"x{i}"
+            beside = None if arriving.shortcut is None else x if arriving.shortcut == "x" else "s"
+            tensors: Tensors = {x: as_laid_out(self._empty((tile, *self.net.shapes[i])))}
+            if beside == "s" and shortcut is not None:
+                tensors["s"] = as_laid_out(self._empty((tile, *shortcut)))
+            held = {name for name, word in (("s", arriving.shortcut), (x, arriving.x))
+                    if word == "held"}
+            made = Layers(self.net, self.facts, x, beside)
+            made.layer(i, tile, mode)
+            ends = {made.x, *([made.shortcut] if made.shortcut else [])}
+            lines, _ = freed(made.lines, self.rows, frozenset(held | ends))
             tiled = tile < self.rows and i in self.turn.layers and self.sums is None and (
-                not passing)
-            sums = zeros_like_parameters(self.net.layer(i)) if tiled else (None, None)
-            known = [t for t in (y, *ctx.g0.values(), *held, *sums, *self.net.layer(i).buffers())
-                     if t is not None]
+                mode != "pass")
+            sums = zeros_like_parameters(self.net.layer(i)) if tiled else ()
+            if tiled:
+                tensors[f"g{i}"] = sums
+                held.add(f"g{i}")
+            known = [t for t in (y, *ctx.g0.values(), *(tensors[name] for name in held - {f"g{i}"}),
+                                 *sums, *self.net.layer(i).buffers()) if t is not None]
             with self._meter(*known) as meter:
                 before = meter.live_bytes
-                for t in (maps.x, maps.shortcut):
-                    if t is not None:
-                        meter.track(t)
-                del t
-                layer_step(ctx, i, maps, Tile(0, self.rows), sums, finish=True,
-                           passing=passing)
-                after, leaving = meter.live_bytes - before, self._leaving(i, maps, held)
-        own = sum(_bytes(t) for t, word in zip((maps.x, maps.shortcut), leaving, strict=True)
-                  if word == "own" and t is not None)
+                for name in {x, "s"} & tensors.keys():
+                    meter.track(tensors[name])
+                layer_turn(Place(ctx, self.dtype, Rows(0, tile)), i, lines, tensors)
+                after, leaving = meter.live_bytes - before, self._leaving(i, made, held)
+        own = sum(_bytes(tensors[name]) for name, word in zip(
+            (made.x, made.shortcut), leaving, strict=True) if word == "own" and name in tensors)
         return TurnBytes(meter.report.peak_bytes - before, after - own, leaving)
 
-    def _leaving(self, i: int, maps: Maps, held: list[torch.Tensor | None]) -> Arriving:
-        x: Literal["own", "held"] = "held" if i in self.read_by_heads else "own"
-        if maps.shortcut is None:
+    def _leaving(self, i: int, made: Layers, held: set[str]) -> Arriving:
+        x: Literal["own", "held"] = "held" if i in made.read else "own"
+        if made.shortcut is None:
             return Arriving(x)
-        if maps.x is not None and _shares(maps.x, maps.shortcut):
+        if made.shortcut == made.x:
             return Arriving(x, "x" if x == "own" else "held")
-        return Arriving(x, "held" if maps.shortcut is held[1] else "own")
+        return Arriving(x, "held" if made.shortcut in held else "own")
 
     def _key(self, i: int) -> tuple[Any, ...]:
         """Turns of two layers with one key hold the same, on the same maps."""
@@ -254,8 +289,8 @@ class DryRun:
             layer.config, layer.dropout, layer.couple, layer.geometry,
             layer.pre_norm and layer.pre_norm.kind, tuple(optim), net.wires[i], net.shapes[i],
             shown and tuple(shown.weight.shape),
-            net.shortcut_live_after(i), net.propagate, self.schedule.runs_below,
-            i in turn.layers, i >= turn.start, self.context(torch.empty(0)).wants_z(i),
+            net.shortcut_live_after(i, joining(net, turn)), net.propagate, self.schedule.runs_below,
+            i in turn.layers, i >= turn.start, i + 1 < turn.depth,
             i in self.read_by_heads, self.sums is None, self.dtype, self.device, self.backend,
             self.roomy,
             torch.get_num_threads())

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from ffengine.engine.batch import whole
 from ffengine.nn.heads import LinearHead
 from ffengine.ops.weight_update import weight_update
 from ffengine.reference.local_pass import sparsemax, sparsemax_loss
@@ -17,9 +16,6 @@ if TYPE_CHECKING:
     from ffengine.engine.context import StepContext
     from ffengine.nn.network import LocalNet
 
-Results = dict[int, tuple[torch.Tensor, torch.Tensor]]
-
-
 def of(net: LocalNet, index: int) -> LinearHead:
     """Head `index`, typed."""
     head = net.heads[index]
@@ -27,32 +23,13 @@ def of(net: LocalNet, index: int) -> LinearHead:
     return head
 
 
-def train_neutral(ctx: StepContext, item: Batch | torch.Tensor, dtype: torch.dtype) -> Results:
-    """Train the heads whose features come from a pass of their own: (mean loss, logits) each."""
-    turn = ctx.whose()
-    own = [h for h in turn.heads if of(ctx.net, h).image == "neutral" or not turn.depth]
-    if not own or isinstance(item, torch.Tensor):
-        return {}
-    done: Results = {}
-    for h in own:
-        features = item.features
-        if features is None:
-            features = ctx.net.head_features(of(ctx.net, h), item.x.to(dtype),
-                                             backend=ctx.backend)
-        done[h] = train_head(ctx, h, features.flatten(1), item.y)
-    return done
-
-
-def train_on_pass(ctx: StepContext) -> Results:
-    """Train the heads that read this pass's features."""
-    turn = ctx.whose()
-    done: Results = {}
-    for h in turn.heads if turn.depth else ():
-        head = of(ctx.net, h)
-        if head.image == "pass":
-            parts = [whole([t.flatten(1) for t in ctx.features[i]]) for i in head.layers]
-            done[h] = train_head(ctx, h, whole(parts, 1), ctx.y)
-    return done
+def train_on_own_pass(ctx: StepContext, index: int, item: Batch,
+                      dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Train a head on features of a pass of its own: (mean loss, logits)."""
+    features = item.features
+    if features is None:
+        features = ctx.net.head_features(of(ctx.net, index), item.x.to(dtype), backend=ctx.backend)
+    return train_head(ctx, index, features.flatten(1), item.y)
 
 
 def train_head(ctx: StepContext, index: int, features: torch.Tensor,

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ffengine.data.batches import Loader
-from ffengine.engine import affine
 from ffengine.engine.batch import Batch, paired, whole
 from ffengine.engine.budget import megabytes
-from ffengine.engine.context import BatchReport, StepContext, Turn
+from ffengine.engine.context import StepContext, Turn
 from ffengine.engine.inputs import completed, entrance
 from ffengine.engine.plan import Plan
+from ffengine.engine.program import Facts, Instruction, Program
 from ffengine.engine.schedule import Schedule
 from ffengine.engine.store import FeatureStore, choose_store, free_disk
-from ffengine.nn.collaborative import CollaborativeNet
+from ffengine.nn.collaborative import CollaborativeNet, gamma_owner
 from ffengine.nn.layers import as_laid_out
 from ffengine.ops.host import send
 
@@ -283,19 +283,10 @@ class Collaborative(Layerwise):
         ctx.g0[stage], ctx.others = gamma.to(others.dtype) * others, others
         return replace(item, features=kept.pop())
 
-    def train(self, ctx: StepContext, item: Batch, plan: Plan, dtype: torch.dtype) -> BatchReport:
-        net, stage = ctx.net, ctx.whose().layers[0]
+    def compile(self, net: LocalNet, plan: Plan, facts: Facts) -> Program:
+        """The stage's step, then gamma's."""
+        made, (stage,) = super().compile(net, plan, facts), facts.turn.layers
         assert isinstance(net, CollaborativeNet)
-        report = super().train(ctx, item, plan, dtype)
-        if net.gamma.requires_grad:
-            assert ctx.others is not None
-            slope = whole(ctx.coef[stage]) * net.group_size(stage)
-            grad = torch.zeros_like(net.gamma)
-            grad[stage] = (slope * ctx.others.to(slope.dtype)).sum().to(grad.dtype)
-            affine.step(ctx, "net", "gamma", net.gamma, grad, gamma_owner(stage))
-        return report
-
-
-def gamma_owner(layer: int) -> str:
-    """Whose optimizer state steps a layer's gamma."""
-    return f"layer {layer}" if layer else ""
+        if not net.gamma.requires_grad:
+            return made
+        return replace(made, parts=(*made.parts, Instruction("update_gamma", stage)))

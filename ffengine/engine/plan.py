@@ -282,6 +282,8 @@ class _Walk:
         self.one_by_one, self.turns = one_by_one, math.ceil(sizes.batch / tile)
         #: Of the layers so far when they are only passed, in bytes and in seconds.
         self.passed, self.again = 0, 0.0
+        #: Peaks of the passes in which the layers so far train alone.
+        self.below: list[int] = []
         self.whole = tile >= sizes.batch
         self.arriving = None if sizes.one_step else self._first()
         self.peak = self.grads = self.kept = 0
@@ -306,9 +308,11 @@ class _Walk:
         made, gradient = self.sizes.turn(i, self.tile, self.arriving), self.sizes.gradient_bytes(i)
         if self.one_by_one:
             # what it and the layers before it keep is not there yet: `_peak` adds that of all
-            here = gradient + max(self.passed, made.peak) - made.kept - self.turns * self.kept
-            self.peak = here if i == self.start else max(self.peak, here)
-            passing = self.sizes.turn(i, self.tile, self.arriving, passing=True)
+            alone, passing = (self.sizes.turn(i, self.tile, self.arriving, mode)
+                              for mode in ("alone", "pass"))
+            beside = gradient - self.turns * self.kept
+            self.peak = max([beside + max(self.passed, made.peak) - made.kept, *self.below])
+            self.below.append(beside + max(self.passed, alone.peak) - alone.kept)
             self.passed = max(self.passed, passing.peak)
         else:
             self.peak = max(self.peak, self.kept + made.peak)
@@ -328,8 +332,8 @@ class _Walk:
         ours = layers.start > sizes.span.start or sizes.one_step or bool(sizes.entrance.x)
         ours = ours and not self.one_by_one  # which reads its input once more
         over_x = ours and not keep_alias and last_layer.out_shape == first.x_shape
-        over_s = new_shortcut and not self.one_by_one and (keep_alias or (
-            not first.shortcut_in_is_x
+        over_s = new_shortcut and (carried or (
+            not self.one_by_one and not first.shortcut_in_is_x
             and first.shortcut_in_shape == last_layer.shortcut_out_shape))
         peak = sizes.step_bytes if sizes.one_step else self._peak(
             over_x, over_s, last, new_shortcut, layers)

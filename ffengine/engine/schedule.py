@@ -14,13 +14,19 @@ import torch
 from ffengine.engine import label_channel
 from ffengine.engine.batch import Batch
 from ffengine.engine.context import BatchReport, StepContext, Turn
+from ffengine.engine.execute import train_batch
+from ffengine.engine.overlap import compile_overlapping
 from ffengine.engine.plan import Plan
-from ffengine.engine.step import train_batch
+from ffengine.engine.program import Facts, Program, compile_step
 from ffengine.nn.recurrent import RecurrentNet
 
 if TYPE_CHECKING:
     from ffengine.engine.trainer import Trainer
     from ffengine.nn.network import LocalNet
+
+
+#: Programs that a schedule keeps: a phase has few, a run few batch sizes.
+MOST_PROGRAMS = 64
 
 
 class Schedule:
@@ -59,6 +65,7 @@ class Schedule:
             raise ValueError("[schedule] a RecurrentNet expected recurrent training, got "
                              f"{type(self).__name__}")
         self.net, self.epochs = net, epochs
+        self.__dict__.pop("_programs", None)
         frozen = [i for i in self.turn(0, 0).layers if not net.layer(i).weight.requires_grad]
         if frozen:
             raise ValueError(f"[schedule] {type(self).__name__} expected layers that train, got "
@@ -100,7 +107,20 @@ class Schedule:
 
     def train(self, ctx: StepContext, item: Batch, plan: Plan, dtype: torch.dtype) -> BatchReport:
         """Train on the batch the layers of `ctx.turn`."""
-        return train_batch(ctx, self.enter(ctx, item, dtype), plan, dtype)
+        return train_batch(ctx, self.enter(ctx, item, dtype), plan, dtype, self.program)
+
+    def program(self, net: LocalNet, plan: Plan, facts: Facts) -> Program:
+        """A step as instructions; the same ones as long as `begin` is not called again."""
+        made: dict[tuple[Plan, Facts], Program] = self.__dict__.setdefault("_programs", {})
+        if (plan, facts) not in made:
+            if len(made) >= MOST_PROGRAMS:
+                made.clear()
+            made[plan, facts] = self.compile(net, plan, facts)
+        return made[plan, facts]
+
+    def compile(self, net: LocalNet, plan: Plan, facts: Facts) -> Program:
+        """Write the instructions of a step."""
+        return compile_step(net, plan, facts)
 
     def enter(self, ctx: StepContext, item: Batch, dtype: torch.dtype) -> Batch:
         """The batch as the plan's runs take it; a schedule may look at all of it first."""
@@ -218,10 +238,8 @@ class Overlapping(Schedule):
         return {n: ("next",) for n, _ in self.net.layers.named_parameters(prefix="layers")
                 if not n.startswith(last)}
 
-    def train(self, ctx: StepContext, item: Batch, plan: Plan, dtype: torch.dtype) -> BatchReport:
-        from ffengine.engine.overlap import train_overlapping
-
-        return train_overlapping(ctx, item, dtype)
+    def compile(self, net: LocalNet, plan: Plan, facts: Facts) -> Program:
+        return compile_overlapping(net, facts)
 
 
 def of(net: LocalNet, given: Schedule | None) -> Schedule:

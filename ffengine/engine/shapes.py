@@ -14,6 +14,7 @@ from ffengine.engine import label_channel
 from ffengine.engine.batch import paired
 from ffengine.engine.dry_run import DryRun
 from ffengine.engine.plan import Arriving, Entrance, TurnBytes, one_tile
+from ffengine.engine.program import Mode, joining
 from ffengine.engine.schedule import Schedule, of
 from ffengine.nn.network import LocalNet, halved
 from ffengine.nn.recurrent import RecurrentNet
@@ -68,7 +69,7 @@ class NetSizes:
     def __init__(self, dry_runs: list[DryRun], held: int = 0) -> None:
         self.dry_runs, self.held = dry_runs, held
         self.main = main = dry_runs[0]
-        self.layers = layer_sizes(main.net, main.dtype)
+        self.layers = layer_sizes(main.net, main.dtype, joining(main.net, main.turn))
         self.span = range(main.first, main.turn.depth)
         self.batch, self.itemsize = main.rows, main.dtype.itemsize
         #: Of a caller's sample and its label.
@@ -105,9 +106,9 @@ class NetSizes:
         plan = one_tile(self.span, self.batch)
         return max(r.step(plan) for r in self.dry_runs) - self.floor_bytes + self.held
 
-    def turn(self, i: int, tile: int, arriving: Arriving, passing: bool = False) -> TurnBytes:
-        """Layer i's turn on a tile; `passing`: it trains in another pass."""
-        return self.main.layer(i, tile, arriving, self.layers[i].shortcut_in_shape, passing)
+    def turn(self, i: int, tile: int, arriving: Arriving, mode: Mode = "train") -> TurnBytes:
+        """Layer i's turn on a tile, in one of its passes."""
+        return self.main.layer(i, tile, arriving, self.layers[i].shortcut_in_shape, mode)
 
     def gradient_bytes(self, i: int) -> int:
         """Where the tiles of a run add up layer i's gradients."""
@@ -154,8 +155,9 @@ def is_whole(layer: LocalLayer) -> bool:
         layer.couple is not None or layer.pre_norm is not None)
 
 
-def layer_sizes(net: LocalNet, dtype: torch.dtype) -> tuple[LayerSizes, ...]:
-    """Every layer's, following the live shortcut through the chain."""
+def layer_sizes(net: LocalNet, dtype: torch.dtype, depth: int) -> tuple[LayerSizes, ...]:
+    """Every layer's, following the live shortcut through the chain; the first `depth` may join it.
+    """
     item, out = dtype.itemsize, []
     accumulate = 8 if dtype is torch.float64 else 4
     shape: tuple[int, ...] | None = None
@@ -169,7 +171,7 @@ def layer_sizes(net: LocalNet, dtype: torch.dtype) -> tuple[LayerSizes, ...]:
             shape, is_x = (halved(joined), False) if wire.branch_pool else (joined, True)
         else:
             is_x = False
-        live = net.shortcut_live_after(i)
+        live = net.shortcut_live_after(i, depth)
         if not live:
             shape, is_x = None, False
         weight, pixels = layer.weight, math.prod(a_shape[1:])

@@ -43,3 +43,8 @@ class CollaborativeNet(LocalNet):
     def group_size(self, i: int) -> int:
         """What dL/dg was divided by to give coef."""
         return 1 if self.layer(i).config.goodness == "sum_sq" else self.shapes[i + 1][0]
+
+
+def gamma_owner(layer: int) -> str:
+    """Whose optimizer state steps a layer's gamma."""
+    return f"layer {layer}" if layer else ""

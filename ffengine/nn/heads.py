@@ -83,6 +83,8 @@ class LinearHead(nn.Module):
         else:
             nn.init.constant_(weight, float(init == "ones"))
         self.weight = nn.Parameter(weight)
+        #: X'X and X'Y of the batches so far, where least squares will set the weight.
+        self.gram: tuple[torch.Tensor, torch.Tensor] | None = None
         self.bias = nn.Parameter(torch.zeros(num_classes)) if bias else None
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

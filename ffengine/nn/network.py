@@ -252,9 +252,10 @@ class LocalNet(nn.Module):
             shortcut = None
         return z, shortcut
 
-    def shortcut_live_after(self, i: int) -> bool:
-        """A later layer still joins the shortcut that is live after layer i."""
-        for wire in self.wires[i + 1:]:
+    def shortcut_live_after(self, i: int, depth: int | None = None) -> bool:
+        """A later layer, of the first `depth` if not of all, still joins the shortcut that is live
+        after layer i."""
+        for wire in self.wires[i + 1:depth]:
             if wire.join != "none":
                 return True
             if wire.branch:

@@ -9,8 +9,9 @@ import torch
 
 from ffengine.analysis.profile import record, table, watch
 from ffengine.analysis.profile.spans import Sum
-from ffengine.engine import step
+from ffengine.engine import execute
 from ffengine.engine.meter import MemoryMeter
+from ffengine.engine.rows import Rows
 from ffengine.engine.trainer import Trainer
 from ffengine.ops import linear_step, local_pass, weight_update
 from tests.analysis.profiling import COPY_RATE, PRODUCT_RATE, fix_rates, profiled, trainer
@@ -197,8 +198,8 @@ def test_nothing_stays_watched():
     made = trainer()
     profiled(made)
     assert {(w.name, w.function) for w in watch.table()} == before
-    assert step.layer_step.__module__ == "ffengine.engine.step"
-    assert not hasattr(step.layer_step, "__wrapped__") and "train" not in vars(made.schedule)
+    assert execute.layer_turn.__module__ == "ffengine.engine.execute"
+    assert not hasattr(execute.layer_turn, "__wrapped__") and "train" not in vars(made.schedule)
 
 
 def test_nothing_stays_watched_after_an_error():
@@ -207,8 +208,8 @@ def test_nothing_stays_watched_after_an_error():
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"), watch.watching(Breaks()):
-        step.store(None, None, 0, 0)
-    assert not hasattr(step.store, "__wrapped__")
+        Rows(0, 1).put(torch.zeros(1), torch.zeros(1))
+    assert not hasattr(Rows.put, "__wrapped__")
 
 
 def test_steps_that_differ_are_refused(monkeypatch):

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from bench import base, compare, counters, declared, machine_code, results, steps, timing
-from ffengine.engine import step as engine_step
+from ffengine.engine import execute, sweep
 from ffengine.ops import local_pass as op
 
 ROOT = Path(__file__).parents[2]
@@ -188,26 +188,26 @@ def test_counting_a_step_twice_gives_the_same() -> None:
 
 
 def test_planted_bytes_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    before, plain = counted(), engine_step.layer_step
+    before, plain = counted(), execute.layer_turn
 
     def wasteful(*arguments: Any, **named: Any) -> None:
         kept = torch.empty(100_000)
         plain(*arguments, **named)
         del kept
 
-    monkeypatch.setattr(engine_step, "layer_step", wasteful)
+    monkeypatch.setattr(execute, "layer_turn", wasteful)
     found = moved(before, counted())
     assert any("peak_bytes" in text for text in found), found
 
 
 def test_planted_launch_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    before, plain = counted(), engine_step.local_pass
+    before, plain = counted(), sweep.local_pass
 
     def twice(a: torch.Tensor, *rest: Any, **named: Any) -> Any:
         plain(a.clone(), *rest, **{**named, "out": None, "da_out": None})
         return plain(a, *rest, **named)
 
-    monkeypatch.setattr(engine_step, "local_pass", twice)
+    monkeypatch.setattr(sweep, "local_pass", twice)
     found = moved(before, counted())
     assert any("kernels" in text for text in found), found
 

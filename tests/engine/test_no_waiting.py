@@ -43,7 +43,8 @@ def brought(net: LocalNet, t: Trainer, n: int = SAMPLES) -> Sent:
                     (torch.float32, tuple(t.clock.table.shape))])
     if isinstance(net.schedule, Backprop):
         return sent
-    if paired(net) and net.negatives in ("random", "permuted"):
+    layers = t.schedule.turn(t.epoch, t.iteration).depth  # heads alone need no negatives
+    if layers and paired(net) and net.negatives in ("random", "permuted"):
         sent[torch.int64, (n,)] += 1
     if isinstance(net, RecurrentNet):  # initial states of both halves
         sent.update((torch.float32, (1, width)) for _ in range(2) for width in net.widths)

@@ -10,11 +10,11 @@ import torch
 
 from ffengine import models
 from ffengine.engine.context import StepContext
+from ffengine.engine.execute import train_batch
 from ffengine.engine.meter import MemoryMeter, MemoryReport
 from ffengine.engine.optim import LocalOptimizer
 from ffengine.engine.plan import Plan, Planner
 from ffengine.engine.shapes import measure
-from ffengine.engine.step import train_batch
 from ffengine.nn import LocalNet
 from ffengine.ops.weight_update import OptimConfig
 
@@ -112,7 +112,8 @@ def test_a_budget_too_small_names_the_smallest() -> None:
 
 
 def test_a_larger_batch_needs_no_less() -> None:
-    peaks = [planner("resnet17", batch).smallest().peak_bytes for batch in (1, 2, 5, 8, 32)]
+    # a single sample has no tiles, and so no passes in which layers train alone
+    peaks = [planner("resnet17", batch).smallest().peak_bytes for batch in (2, 5, 8, 32)]
     assert peaks == sorted(peaks)
 
 

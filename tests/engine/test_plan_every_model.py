@@ -12,6 +12,7 @@ from ffengine import models
 from ffengine.engine import micro
 from ffengine.engine.batch import Batch
 from ffengine.engine.context import StepContext
+from ffengine.engine.execute import train_batch
 from ffengine.engine.inputs import rows_of
 from ffengine.engine.meter import MemoryMeter
 from ffengine.engine.optim import LocalOptimizer, own_settings
@@ -20,7 +21,6 @@ from ffengine.engine.plans import Job, phase_starts, planner_for, plans_for
 from ffengine.engine.schedule import of
 from ffengine.engine.settings import Settings
 from ffengine.engine.shapes import measure
-from ffengine.engine.step import train_batch
 from ffengine.engine.trainer import Trainer
 from ffengine.nn import LocalNet
 from ffengine.nn.layers import as_laid_out
@@ -159,7 +159,8 @@ def test_a_run_that_cannot_fit_names_what_its_phase_needs() -> None:
 
 
 def deep(blocks: int, planes: tuple[int, ...], image_size: int) -> LocalNet:
-    """Stages of `blocks` basic blocks: doubling them doubles the depth at equal width."""
+    """Stages of `blocks` basic blocks: doubling them doubles the depth at equal width. Of a stage's
+    two first blocks one joins another map and, in the last stage, one is joined by nobody."""
     return models.create("deeperforward/resnet33", planes=planes, counts=(blocks,) * len(planes),
                          image_size=image_size)
 
@@ -168,7 +169,7 @@ def deep(blocks: int, planes: tuple[int, ...], image_size: int) -> LocalNet:
 def test_twice_the_depth_adds_parameters_and_states_only(batch: int) -> None:
     planes = (100, 200, 400, 800)
     with torch.device("meta"):
-        once, twice = (deep(blocks, planes, 32) for blocks in (2, 4))
+        once, twice = (deep(blocks, planes, 32) for blocks in (3, 6))
     first, second = (Planner(measure(net, batch, torch.float32)).smallest()
                      for net in (once, twice))
     assert len(twice.layers) > 1.8 * len(once.layers)
@@ -177,7 +178,7 @@ def test_twice_the_depth_adds_parameters_and_states_only(batch: int) -> None:
 
 def test_twice_the_depth_as_metered() -> None:
     working = []
-    for blocks in (2, 4):
+    for blocks in (3, 6):
         net = deep(blocks, (40, 80), 16)
         plan = Planner(measure(net, 32, torch.float32)).smallest()
         optimizer = LocalOptimizer(net.named_parameters(), OptimConfig(lr=1e-5))

@@ -7,11 +7,11 @@ import torch
 
 from ffengine import models
 from ffengine.engine.context import BatchReport, StepContext
+from ffengine.engine.execute import train_batch
 from ffengine.engine.meter import MemoryMeter
 from ffengine.engine.optim import LocalOptimizer
 from ffengine.engine.plan import Planner
 from ffengine.engine.shapes import measure
-from ffengine.engine.step import train_batch
 from ffengine.nn import LocalLinear, LocalNet
 from ffengine.ops.config import LocalPassConfig, Norm, symba
 from ffengine.ops.weight_update import OptimConfig

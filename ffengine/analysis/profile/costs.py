@@ -104,12 +104,12 @@ def elementwise(result: Any, *args: Any, **_: Any) -> Cost:
 
 
 def copied(result: torch.Tensor, *_: Any) -> Cost:
-    """overlap.Rows.of: a tile's rows of both halves, side by side."""
+    """Rows.of: a tile's rows of both halves, side by side."""
     return Cost(2 * size(result))
 
 
 def put(result: None, rows: Any, whole: Any, part: torch.Tensor) -> Cost:
-    """overlap.Rows.put: a tile's rows copied into the whole map."""
+    """Rows.put: a tile's rows copied into the whole map."""
     return Cost(2 * size(part))
 
 
@@ -132,16 +132,19 @@ def joined(result: Any, net: Any, i: int, shortcut: torch.Tensor | None, met: bo
     return Cost(moved + (size(z, after) if wire.branch_pool else 0))
 
 
-def placed(result: torch.Tensor, ctx: Any, i: int, *_: Any) -> Cost:
-    """step.joined_map: the shortcut read and written."""
-    return Cost(2 * size(result[:, ctx.net.layer(i).weight.shape[0]:]))
+def concatenated(result: Any, *_: Any) -> Cost:
+    """instructions.concatenate: both maps read, and written as one."""
+    return Cost(2 * size(*result))
 
 
-def stored(result: None, piece: Any, out: Any, start: int, stop: int) -> Cost:
-    """step.store: a tile's maps copied into the whole batch's."""
-    return Cost(2 * sum(size(part) for kept, part in ((out.x, piece.x),
-                                                      (out.shortcut, piece.shortcut))
-                        if kept is not None))
+def placed(result: Any, at: Any, line: Any, *_: Any) -> Cost:
+    """instructions.place: the shortcut read and written."""
+    return Cost(2 * size(result[0][:, at.ctx.net.layer(line.index).weight.shape[0]:]))
+
+
+def branched(result: Any, *_: Any) -> Cost:
+    """instructions.branch: a map read, its pooled form written."""
+    return Cost(5 * size(*result))
 
 
 def classified(result: Any, ctx: Any, index: int, features: torch.Tensor, y: Any) -> Cost:

@@ -96,7 +96,7 @@ class Recorder:
             self._forwarded = where["layer"]
         elif watched.part == "sweep" and where["layer"] is None:
             where["layer"] = self._forwarded
-        self.spans.append(Span(watched.name, watched.part, parent, **where))
+        self.spans.append(Span(where.pop("name", watched.name), watched.part, parent, **where))
         self.costs.append(None)
 
     def memory(self, live: dict[str, int], inside: int) -> None:

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ffengine.analysis.profile import costs
-from ffengine.engine import affine, heads, inputs, overlap, recurrent, step
+from ffengine.engine import affine, execute, heads, inputs, instructions
+from ffengine.engine.program import Segment
+from ffengine.engine.rows import Rows
 from ffengine.nn.layers import LocalLayer, LocalLinear
 from ffengine.nn.network import LocalNet
 from ffengine.nn.recurrent import RecurrentNet
@@ -66,13 +68,21 @@ class Listener(Protocol):
         """The call that was noted last ends."""
 
 
-def _layer_step(ctx: Any, i: int, maps: Any, tile: Any, *_: Any, **__: Any) -> Where:
-    return {"layer": i, "tile": (tile.start, maps.x.shape[0])}
+def _turn(at: instructions.Place, i: int, *_: Any) -> Where:
+    return {"layer": i, "tile": (at.rows.start, at.rows.count)}
 
 
 def _second(_: Any, i: int, *__: Any, **___: Any) -> Where:
     """Of functions (ctx or net, layer, ...)."""
     return {"layer": i}
+
+
+def _segment(_: instructions.Place, segment: Segment, *__: Any) -> Where:
+    return {"segment": segment.run, "name": segment.title.partition(" ")[0]}
+
+
+def _line(_: Any, line: Any, *__: Any) -> Where:
+    return {"layer": line.index}
 
 
 def _self(layer: Any, *_: Any, **__: Any) -> Where:
@@ -83,12 +93,8 @@ def _of(sums: affine.GradientSums, *_: Any, **__: Any) -> Where:
     return {"layer": sums.layer}
 
 
-def _copies(rows: overlap.Rows, _: Any) -> bool:
+def _copies(rows: Rows, _: Any) -> bool:
     return bool(rows.half) and rows.stop - rows.start < rows.half
-
-
-def _puts(_: overlap.Rows, whole: Any, part: Any) -> bool:
-    return whole is not None and part is not None
 
 
 def _shapes(net: LocalNet, i: int, x: Any) -> bool:
@@ -102,11 +108,8 @@ def _joins(net: LocalNet, i: int, _: Any, met: bool) -> bool:
 def table() -> list[Watched]:
     """Everything that is watched, scopes first."""
     return [
-        Watched("segment", step.train_run, where=lambda ctx, run, maps: {"segment": run}),
-        Watched("layer", step.layer_step, where=_layer_step),
-        Watched("layer", overlap._turn, where=_second),
-        Watched("layer before", overlap._update_before, where=_second),
-        Watched("frame", recurrent.Recurrent.frame, owner=recurrent.Recurrent),
+        Watched("segment", execute.run_segment, where=_segment),
+        Watched("layer", execute.layer_turn, where=_turn),
         Watched("new state", RecurrentNet.new_state, owner=RecurrentNet, where=_second),
         Watched("inference", LocalLayer.infer, owner=LocalLayer, where=_self),
         Watched("update", affine.update, "update", where=_second),
@@ -125,20 +128,21 @@ def table() -> list[Watched]:
         Watched("gradient_update", gradient_update, "update", cost=costs.stepped),
         Watched("linear_step", linear_step, "linear_step", cost=costs.streamed),
         Watched("input_gradient", affine.input_gradient, "input_gradient", cost=costs.crossed),
-        Watched("through_norm", affine.through_norm, "input_gradient", cost=costs.elementwise),
+        Watched("through_norm", affine.through_norm, "input_gradient", where=_self,
+                cost=costs.elementwise),
         Watched("along_routes", along_routes, "input_gradient", cost=costs.elementwise),
         Watched("routes", routes, "input_gradient", cost=costs.elementwise),
-        Watched("rows", overlap.Rows.of, "maps", overlap.Rows, cost=costs.copied,
-                relevant=_copies),
-        Watched("rows", overlap.Rows.put, "maps", overlap.Rows, cost=costs.put, relevant=_puts),
+        Watched("rows", Rows.of, "maps", Rows, cost=costs.copied, relevant=_copies),
+        Watched("store", Rows.put, "maps", Rows, cost=costs.put),
         Watched("train_head", heads.train_head, "head", cost=costs.classified),
         Watched("entrance", inputs.entrance, "maps", cost=costs.entered),
         Watched("transform", LocalNet.transform, "maps", LocalNet, where=_second,
                 cost=costs.transformed, relevant=_shapes),
         Watched("join", LocalNet.join, "maps", LocalNet, where=_second, cost=costs.joined,
                 relevant=_joins),
-        Watched("joined_map", step.joined_map, "maps", where=_second, cost=costs.placed),
-        Watched("store", step.store, "maps", cost=costs.stored),
+        Watched("join", instructions.concatenate, "maps", where=_line, cost=costs.concatenated),
+        Watched("join", instructions.place, "maps", where=_line, cost=costs.placed),
+        Watched("branch", instructions.branch, "maps", where=_line, cost=costs.branched),
     ]
 
 

@@ -1,0 +1,71 @@
+"""What the instructions of a recurrent network's frames do; see instructions.py for how they are
+written."""
+
+from __future__ import annotations
+
+import torch
+
+from ffengine.data.seeding import generator
+from ffengine.engine.inputs import drawn
+from ffengine.engine.instructions import Made, Place, Tensors
+from ffengine.engine.program import Instruction
+from ffengine.nn.recurrent import RecurrentNet, label_rows, length_normalised
+from ffengine.ops.host import send
+
+
+def states(at: Place, line: Instruction, given: Tensors) -> Made:
+    """States of both halves' rows, image below and label above, as they are and normalised."""
+    ctx, item, net = at.ctx, given["batch"], at.ctx.net
+    assert isinstance(net, RecurrentNet)
+    x, n = item.x.to(at.dtype), len(item.x)
+    other = item.negatives if item.negatives is not None else drawn(ctx, item, at.dtype)
+    labels = torch.cat([label_rows(t, net.num_classes, at.dtype) for t in (item.y, other)])
+    ctx.y = torch.cat([item.y.new_ones(n), item.y.new_zeros(n)])
+    halves = item.hidden
+    if halves is None:  # uniform in [0, 1), one draw for all samples
+        source = generator("hidden", ctx.seed, ctx.step)
+        halves = [[torch.rand(1, w, generator=source, dtype=torch.float32)
+                   for w in net.widths] for _ in range(2)]
+    hidden = [torch.cat([send(t, x.device).to(x.dtype).expand(n, -1) for t in pair])
+              for pair in zip(*halves, strict=True)]
+    return net.ends(torch.cat([x, x]), labels, hidden)
+
+
+def first_state(at: Place, line: Instruction, given: Tensors) -> Made:
+    """The first sweep, bottom up, in place: a layer sees the new state below it."""
+    net, i, h, n = at.ctx.net, line.index, given["h"], given["n"]
+    assert isinstance(net, RecurrentNet)
+    h[i + 1] = net.new_state(i, n, h[i + 1], at.ctx.backend)[0]
+    n[i + 1] = length_normalised(h[i + 1])
+    return ()
+
+
+def around(at: Place, line: Instruction, given: Tensors) -> Made:
+    """What a recurrent layer sees: the states below and above it."""
+    net = at.ctx.net
+    assert isinstance(net, RecurrentNet)
+    return (net.around(line.index, given["n"]),)
+
+
+def new_state(at: Place, line: Instruction, given: Tensors) -> Made:
+    """A layer's state after the frame, by the updated weights from the old states."""
+    net, i = at.ctx.net, line.index
+    assert isinstance(net, RecurrentNet)
+    return (net.new_state(i, given["n"], given["h"][i + 1], at.ctx.backend)[0],)
+
+
+def switch(at: Place, line: Instruction, given: Tensors) -> Made:
+    """The frame's end: all states become the new ones."""
+    h, n = given.pop("h"), given.pop("n")
+    h[1:-1] = given.values()
+    n[1:-1] = [length_normalised(t) for t in h[1:-1]]
+    return ()
+
+
+def mean_of_frames(at: Place, line: Instruction, given: Tensors) -> Made:
+    """The step reports each layer's mean loss over the frames, and the last frame's goodness."""
+    ctx = at.ctx
+    ctx.loss_sum = {i: torch.stack(rows).mean() for i, rows in ctx.loss_rows.items()}
+    ctx.goodness = {i: rows[-1:] for i, rows in ctx.goodness.items()}
+    ctx.loss_rows = {}
+    return ()

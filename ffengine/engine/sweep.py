@@ -1,0 +1,56 @@
+"""A layer's own part of a step: its pre-activation, and the sweep over it."""
+
+from __future__ import annotations
+
+import torch
+
+from ffengine.engine.affine import Swept
+from ffengine.engine.context import StepContext
+from ffengine.nn.layers import LocalLinear
+from ffengine.ops.batch_pass import batch_pass
+from ffengine.ops.config import Tile
+from ffengine.ops.local_pass import local_pass
+
+
+def preactivation(ctx: StepContext, i: int, u: torch.Tensor) -> torch.Tensor:
+    """a of what the layer's weight sees; what both halves share of it is multiplied once."""
+    layer = ctx.net.layer(i)
+    if i == 0 and ctx.differ is not None and u.shape[0] == ctx.batch:
+        assert isinstance(layer, LocalLinear)
+        return layer.of_halves(u, ctx.differ)
+    return layer.preactivation(u, layer.operands(u, ctx.half(i, u.dtype)))
+
+
+def sweep(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, *, want_z: bool,
+          shortcut: torch.Tensor | None = None,
+          into: torch.Tensor | None = None, h_prev: torch.Tensor | None = None) -> Swept:
+    """The layer's goodness, loss and gradients at a; z, or da, over a unless it pools.
+
+    Args:
+        shortcut: added to z.
+        into: where z goes instead.
+        h_prev: the layer's old state (recurrent networks).
+    """
+    layer, n = ctx.net.layer(i), a.shape[0]
+    config, clock = ctx.dropout(i)
+    y, out = ctx.targets(i, tile, n), a if config.pool == "none" else None
+    out = out if into is None else into
+    if layer.couple is None:
+        g0 = ctx.g0.get(i)
+        made = local_pass(
+            a, y, config=config, out=out if want_z else None, want_z=want_z, want_da=True,
+            da_out=None if want_z else out, tile=tile, shortcut=shortcut, clock=clock,
+            h_prev=h_prev,
+            g0=None if g0 is None else g0[tile.start:tile.start + n], backend=ctx.backend)
+        if i in ctx.g0 and made.coef is not None:
+            ctx.coef.setdefault(i, []).append(made.coef)
+        return Swept(made.z, made.g, made.loss, made.da, made.da_scale)
+    both = batch_pass(
+        a, y, config=config, couple=layer.couple, gamma=layer.norm_weight, beta=layer.norm_bias,
+        running_mean=layer.running_mean, running_var=layer.running_var, out=out if want_z else None,
+        want_z=want_z, want_da=True, backend=ctx.backend)
+    if both.penalty is not None:
+        ctx.penalties[i] = both.penalty
+    if both.z is not None and shortcut is not None:
+        both.z.add_(shortcut)
+    return Swept(both.z, both.g, both.loss, both.da, both.da_scale, both.dgamma, both.dbeta)
