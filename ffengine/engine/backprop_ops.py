@@ -27,6 +27,7 @@ def backpropagate(at: Place, line: Instruction, given: Tensors) -> Made:
         wide = torch.promote_types(named[0][1].dtype, torch.float32)
         logits = net.differentiable_logits(item.x.to(wide))
         loss = F.cross_entropy(logits.to(wide), item.y)
+    torch.clear_autocast_cache()  # of weights; inside another autocast they would live on
     gradients = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
     ctx.loss_sum[line.index], ctx.scores = loss.detach(), logits.detach()
     return ([(n, p, g) for (n, p), g in zip(named, gradients, strict=True) if g is not None],)
