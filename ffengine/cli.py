@@ -50,10 +50,19 @@ def parser() -> argparse.ArgumentParser:
     _train_flags(train)
     evaluate = command("eval", "runs", "accuracy of a trained run on its test set")
     _run_flags(evaluate)
+    evaluate.add_argument("--data", help="another data set to judge on, e.g. folder:PATH (default: "
+                          "the run's)")
+    _data_set_flag(evaluate)
     _machine_flags(evaluate)
+    predict = command("predict", "predict", "classes that a trained run gives to files")
+    _run_flags(predict)
+    predict.add_argument("files", nargs="+", metavar="FILES",
+                         help="images, folders of them, .csv (rows of numbers) or .npz (array x)")
+    _machine_flags(predict)
     plan = command("plan", "show", "memory plan of a training step, from shapes alone")
     _model_flags(plan)
     _machine_flags(plan)
+    _data_source_flags(plan)
     _state_flags(plan)
     _device_profile_flag(plan, "; all: a row for every bundled one")
     plan.add_argument("--steps", action="store_true",
@@ -127,11 +136,19 @@ def _device_profile_flag(made: argparse.ArgumentParser, more: str = "") -> None:
                       help=f"a device that `ffengine devices` lists, or a file of one{more}")
 
 
-def _data_flags(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--data", help="data set")
+def _data_source_flags(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--data", help="data set: a name, folder:PATH, npz:PATH or csv:PATH")
     made.add_argument("--data-root", help="folder that holds the data, or is to hold it")
+    _data_set_flag(made)
+
+
+def _data_set_flag(made: argparse.ArgumentParser) -> None:
     made.add_argument("--data-set", action="append", default=[], metavar="KEY=VALUE",
                       dest="data_options", help="an option of the data set, e.g. train=256")
+
+
+def _data_flags(made: argparse.ArgumentParser) -> None:
+    _data_source_flags(made)
     made.add_argument("--epochs", type=int)
     made.add_argument("--lr", type=float)
     made.add_argument("--quiet", action="store_true", help="no progress on standard error")
@@ -197,5 +214,6 @@ def describe(error: Exception) -> str:
 def fail(text: str, status: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print("ffengine: " + " ".join(text.split()), file=sys.stderr, flush=True)
+    lines = (line.strip() for line in text.splitlines())  # a path may have spaces that count
+    print("ffengine: " + " ".join(filter(None, lines)), file=sys.stderr, flush=True)
     return status

@@ -6,7 +6,7 @@ import importlib
 from types import ModuleType
 
 #: Top-level module -> what installs it, where the two names differ.
-PACKAGES = {"sklearn": "scikit-learn"}
+PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}
 
 
 def need(module: str, who: str) -> ModuleType:

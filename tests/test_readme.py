@@ -26,6 +26,13 @@ def test_own_loss() -> None:
     assert torch.isfinite(report.losses[0])
 
 
+def test_own_data() -> None:
+    samples = torch.utils.data.TensorDataset(torch.rand(40, 1, 8, 8), torch.arange(40) % 4)
+    names: dict[str, object] = {"ff": ff, "train_set": samples, "test_set": samples}
+    exec(block("ff.data.splits"), names)
+    assert [len(names[part].image_set) for part in ("train", "valid", "test")] == [36, 4, 40]
+
+
 def test_own_layer() -> None:
     splits = ff.data.load("synthetic", shape=(1, 28, 28), train=32, valid=8, test=8)
     train, valid = (ff.data.loader(s, batch_size=8) for s in (splits.train, splits.valid))

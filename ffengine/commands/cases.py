@@ -10,7 +10,7 @@ from typing import Any
 from ffengine import models
 from ffengine.commands.options import assignments, model_options, shaped_like
 from ffengine.commands.train import job_of, sized
-from ffengine.data import files
+from ffengine.data import files, own
 from ffengine.data.catalog import SOURCES
 from ffengine.engine.recipe import Recipe
 from ffengine.models import recipe_files
@@ -28,6 +28,8 @@ class Case:
     recipe: Recipe
     #: Whether the paper's data was looked for and is not here.
     missing: bool
+    #: What results on the data are called.
+    label: str
 
     @property
     def own(self) -> bool:
@@ -49,7 +51,7 @@ class Case:
         if self.own:
             return self.data
         return f"{self.data} ({self.file.data} not here)" if self.missing else (
-            f"{self.data} (paper: {self.file.data})")
+            f"{self.label} (paper: {self.file.data})")
 
     @property
     def epochs(self) -> int:
@@ -102,7 +104,7 @@ def case_of(args: argparse.Namespace, file: RecipeFile) -> Case:
     recipe = replace(sized(recipe, args), epochs=recipe.epochs if args.epochs is None else (
         args.epochs))
     return Case(file, name, options, wanted if name != file.data else data_options | wanted,
-                recipe, missing)
+                recipe, missing, own.label(name, args.data_root))
 
 
 def at_hand(name: str, root: str | None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from ffengine import data, models
-from ffengine.data import superclasses
+from ffengine.data import own, superclasses
 from ffengine.data.catalog import COARSE_CLASSES, SOURCES
 from ffengine.data.scale import SET
 from ffengine.engine import checkpoint
@@ -20,6 +21,8 @@ from ffengine.models.cwcomp import ILT
 from ffengine.nn import LocalNet
 from ffengine.ops import backends
 
+#: Options that are numbers of channels or units, a group of which belongs to each class.
+WIDTHS = ("layers", "widths", "planes", "channels")
 #: Sides the bundled 8x8 digits are enlarged to, in turn, until a network's pools fit.
 DIGITS_SIDES = (8, 16, 32)
 
@@ -73,8 +76,10 @@ def device_of(args: argparse.Namespace) -> torch.device:
     return device
 
 
-def image_side(model: str, dataset: str, options: dict[str, Any]) -> int | None:
-    """Side to resize to: what --set says; digits as small as fits; files as the paper has it."""
+def image_side(model: str, dataset: str, options: dict[str, Any],
+               root: str | None = None) -> int | None:
+    """Side to resize to: what --set says; digits as small as fits; image files as the paper has it.
+    """
     if "image_size" in options:
         return int(options["image_size"])
     if dataset == "digits":
@@ -85,18 +90,27 @@ def image_side(model: str, dataset: str, options: dict[str, Any]) -> int | None:
                     **options, "num_classes": 10, "in_channels": 1, "image_size": side}))
                 return side
         return DIGITS_SIDES[-1]
-    if dataset in SOURCES:
+    if dataset in SOURCES or (own.is_own(dataset) and own.holds_images(dataset, root)):
         usual = models.entry(model).options().get("image_size")
         return usual if isinstance(usual, int) else None
     return None
 
 
 def load_data(model: str, dataset: str, options: dict[str, Any], data_options: dict[str, Any],
-              seed: int, root: str | None) -> data.Splits:
-    """The data set, at the size the network takes, scaled as its authors scale it."""
-    side = image_side(model, dataset, options)
-    return data.load(dataset, root=root, image_size=side, seed=seed,
-                     **scaled(model, dataset, data_options))
+              seed: int, root: str | None, classes: Sequence[str] | None = None) -> data.Splits:
+    """The data set, at the size the network takes, scaled as its authors scale it.
+
+    classes: of a run, where one's own data is to be labelled as it was then.
+    """
+    side = image_side(model, dataset, options, root)
+    wanted = scaled(model, dataset, data_options)
+    if dataset.startswith("folder:") and "in_channels" in options:
+        wanted = {"channels": options["in_channels"], **wanted}
+    splits = data.load(dataset, root=root, image_size=side, seed=seed, classes=classes, **wanted)
+    if splits.shape[1] != splits.shape[2]:
+        raise ValueError(f"[cli] --data expected square images, got {splits.shape[1]}x"
+                         f"{splits.shape[2]}; --set image_size=SIDE resizes them")
+    return splits
 
 
 def scaled(model: str, dataset: str, data_options: dict[str, Any]) -> dict[str, Any]:
@@ -106,17 +120,22 @@ def scaled(model: str, dataset: str, data_options: dict[str, Any]) -> dict[str, 
 
 @dataclass(frozen=True)
 class Outline:
-    """What is known of a data set before it is loaded; `train` samples or more are trained on."""
+    """What is known of a data set before it is loaded; `train` samples are trained on, or more
+    where that is not exact.
+    """
 
     name: str
     num_classes: int
     shape: tuple[int, ...]
     train: int
+    exact: bool = True
 
 
 def outline(model: str, dataset: str, options: dict[str, Any],
             data_options: dict[str, Any]) -> Outline | None:
     """A data set's outline, at the size the network takes; None where only its files tell."""
+    if own.is_own(dataset):
+        return None
     side = image_side(model, dataset, options)
     if dataset == "synthetic":
         shape, classes, train = (data_options.get(name, usual) for name, usual in (
@@ -131,7 +150,7 @@ def outline(model: str, dataset: str, options: dict[str, Any],
     if source is None or side is None or "valid" in data_options:
         return None
     classes = COARSE_CLASSES if data_options.get("coarse") else source.num_classes
-    return Outline(dataset, classes, (len(source.mean), side, side), 45_000)
+    return Outline(dataset, classes, (len(source.mean), side, side), 45_000, exact=False)
 
 
 def fitted_options(model: str, splits: data.Splits | Outline,
@@ -151,7 +170,25 @@ def fitted_options(model: str, splits: data.Splits | Outline,
     if clusters is not None and isinstance(splits, data.Splits):
         found["superclasses"] = superclasses.cluster(
             splits.train.images, splits.train.labels, clusters).map
-    return found
+    return in_groups(model, found, options) if own.is_own(splits.name) else found
+
+
+def in_groups(model: str, fitted: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The options with widths that fall into as many groups as one's own data has classes (and
+    super-classes): the paper's, or these rounded up in proportion; those that --set gives stay.
+    """
+    with contextlib.suppress(ValueError), torch.device("meta"):
+        models.create(model, **fitted)
+        return fitted
+    usual, supers = models.entry(model).options(), fitted.get("superclasses")
+    groups = math.lcm(fitted["num_classes"], max(supers) + 1 if isinstance(supers, tuple) else 1)
+    rounded = {}
+    for name in WIDTHS:
+        if name in usual and name not in given:
+            unit = math.gcd(*usual[name])
+            rounded[name] = tuple(width // unit * (-(-unit // groups) * groups)
+                                  for width in usual[name])
+    return {**fitted, **rounded}
 
 
 def cluster_count(options: dict[str, Any]) -> int | None:

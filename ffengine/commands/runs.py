@@ -11,15 +11,18 @@ import torch
 
 from ffengine import data
 from ffengine.commands.options import (
+    Outline,
     assignments,
     device_of,
     load_data,
     open_run,
+    outline,
     saved_data_options,
     saved_options,
 )
 from ffengine.engine.trainer import Trainer
 from ffengine.needs import need
+from ffengine.nn import LocalNet
 
 
 def run_eval(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
@@ -28,23 +31,50 @@ def run_eval(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     if "data" not in notes:
         raise ValueError(f"[checkpoint] expected a run of `ffengine train`, got {run.found.path}")
     name, options = run.found.meta["model"]["name"], saved_options(run.found)
-    splits = load_data(name, notes["data"], options,
-                       assignments(saved_data_options(notes), "--data-set"), saved["seed"],
-                       args.data_root)
+    dataset, data_options = judged_on(args, notes)
+    check_fits(run.net, outline(name, dataset, options, data_options))
+    splits = load_data(name, dataset, options, data_options, saved["seed"], args.data_root,
+                       notes.get("classes") if data.own.is_own(dataset) else None)
+    check_fits(run.net, splits)
     trainer = Trainer(run.net, batch_size=saved["batch_size"], backend=args.backend or "auto",
                       precision=args.precision or saved["precision"], device=device_of(args),
                       progress=False)
     test = data.loader(splits.test, batch_size=saved["batch_size"], device=trainer.device)
     correct, layers = trainer.evaluate(test), trainer.evaluate_layers(test)
     start, end = run.net.layer_range
-    result = {"model": name, "data": notes["data"], "checkpoint": str(run.found.path),
-              "epochs": run.found.meta["position"]["epoch"], "test_samples": len(splits.test),
-              "test_accuracy": correct, "layer_accuracy": layers, "layer_range": [start, end]}
-    rows = [f"test accuracy {100 * correct:.2f} % ({name} on {notes['data']}, layers "
+    result = {"model": name, "data": dataset, "data_label": splits.called,
+              "checkpoint": str(run.found.path), "epochs": run.found.meta["position"]["epoch"],
+              "test_samples": len(splits.test), "test_accuracy": correct,
+              "layer_accuracy": layers, "layer_range": [start, end]}
+    rows = [f"test accuracy {100 * correct:.2f} % ({name} on {splits.called}, layers "
             f"{start}-{end}, {run.found.path})"]
     rows += [f"  layer {i:3d}  " + ("super-classes" if a is None else f"{100 * a:6.2f} %")
              for i, a in enumerate(layers)]
     return "\n".join(rows), result
+
+
+def check_fits(net: LocalNet, seen: data.Splits | Outline | None) -> None:
+    """ValueError for data that the network cannot be judged on, as far as it is known."""
+    wanted = net.num_classes, tuple(net.in_shape)
+    if seen is not None and (seen.num_classes, seen.shape) != wanted:
+        raise ValueError(f"[cli] eval expected data of {wanted[0]} classes and images of "
+                         f"{wanted[1]}, got {seen.num_classes} and {seen.shape}")
+
+
+def judged_on(args: argparse.Namespace, notes: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The data set and its options: the run's; or --data, all of it that has no test part of its
+    own, read and scaled as the run's was.
+    """
+    kept = assignments(saved_data_options(notes), "--data-set")
+    wanted = assignments(args.data_options, "--data-set")
+    if args.data is None:
+        return notes["data"], {**kept, **wanted}
+    if not data.own.is_own(args.data):
+        return args.data, {"normalize": kept["normalize"], **wanted}
+    fits = {"normalize", "label", "shape", "range", "channels"}
+    known = {"normalize", *data.own.options_of(args.data)}
+    return args.data, {"test": "all", **{k: v for k, v in kept.items() if k in fits & known},
+                       **wanted}
 
 
 def run_export(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:

@@ -10,7 +10,15 @@ from typing import Any
 
 from ffengine import models
 from ffengine.commands.devices import plan_on
-from ffengine.commands.options import model_options, shaped_like
+from ffengine.commands.options import (
+    assignments,
+    fitted_options,
+    load_data,
+    model_options,
+    outline,
+    scaled,
+    shaped_like,
+)
 from ffengine.commands.train import (
     budget_text,
     budget_values,
@@ -18,10 +26,13 @@ from ffengine.commands.train import (
     plan_text,
     plan_values,
     sized,
+    training_recipe,
+    within,
 )
 from ffengine.engine import listing
 from ffengine.engine.budget import megabytes, parse_bytes
 from ffengine.engine.planning import Planning
+from ffengine.engine.recipe import Recipe
 from ffengine.engine.settings import Settings
 from ffengine.engine.shapes import LayerSizes
 from ffengine.env import env_report, env_text
@@ -41,8 +52,10 @@ def run_env(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 
 def run_plan(args: argparse.Namespace) -> tuple[str, Any]:
-    options = model_options(args.model, args.options)
-    recipe, budget = sized(models.entry(args.model).recipe, args), parse_bytes(args.memory_budget)
+    options, budget = model_options(args.model, args.options), parse_bytes(args.memory_budget)
+    recipe = sized(models.entry(args.model).recipe, args)
+    if args.data is not None:
+        recipe, options = on_data(args, options)
     job = job_of(args, recipe, shaped_like(args.model, options))
     if not job.schedule.planned:
         raise ValueError(f"[cli] plan expected a model of layer-local training, got {args.model}, "
@@ -51,7 +64,7 @@ def run_plan(args: argparse.Namespace) -> tuple[str, Any]:
         return plan_on(args, job)
     planning = Planning(job, budget, costs=args.costs)
     settings = planning.begin(recipe.batch_size, fixed=bool(args.states or args.weights))
-    said, result = planned(args.model, settings, planning)
+    said, result = planned(args.model, args.data, settings, planning)
     if args.steps:
         found = listing.steps(planning, settings.batch_size)
         said = "\n".join([said, "", *listing.text(found)])
@@ -59,16 +72,36 @@ def run_plan(args: argparse.Namespace) -> tuple[str, Any]:
     return said, result
 
 
-def planned(model: str, settings: Settings, planning: Planning) -> tuple[str, dict[str, Any]]:
+def on_data(args: argparse.Namespace, options: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
+    """Recipe and options with which `train` would train on --data; only one's own is read."""
+    data_options = scaled(args.model, args.data, assignments(args.data_options, "--data-set"))
+    recipe = training_recipe(args)
+    seen = outline(args.model, args.data, options, data_options)
+    if seen is None:
+        splits = load_data(args.model, args.data, options, data_options, 0, args.data_root)
+        return within(recipe, len(splits.train)), fitted_options(args.model, splits, options)
+    if seen.exact:
+        recipe = within(recipe, seen.train)
+    return recipe, fitted_options(args.model, seen, options)
+
+
+def planned(model: str, dataset: str | None, settings: Settings,
+            planning: Planning) -> tuple[str, dict[str, Any]]:
     """The plan of a run, phase by phase where its schedule has several."""
     found = planning.plans(settings.batch_size)
     plan, sizes = found.largest, planning.planner(settings.batch_size).sizes
-    result = {"model": model, "batch_size": settings.batch_size,
+    net = planning.job.net
+    shape = "x".join(map(str, net.in_shape))
+    whose = "the model's own; --data D fits them to a data set" if dataset is None else (
+        f"of {dataset}")
+    result = {"model": model, "data": dataset, "in_shape": list(net.in_shape),
+              "num_classes": net.num_classes, "batch_size": settings.batch_size,
               "precision": settings.precision, **budget_values(planning), **plan_values(plan),
               "phases": [{"epoch": epoch, **plan_values(p)} for epoch, p in found.phases],
               "layers": [layer_values(i, s) for i, s in enumerate(sizes.layers)]}
     rows = [f"{model}, batch {settings.batch_size}, {settings.precision}: {plan_text(plan)}"
             f"{budget_text(planning)}",
+            f"  input {shape}, {net.num_classes} classes ({whose})",
             f"  floor {megabytes(plan.floor_bytes)} (parameters and optimizer states), working "
             f"{megabytes(plan.working_bytes)}",
             f"  {'run':>3} {'layers':>9} {'tile':>5} {'working':>10}"]

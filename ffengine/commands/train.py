@@ -52,7 +52,8 @@ def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         take_from_run(args, found)
     if args.model is None or args.data is None:
         raise ValueError("[cli] train expected MODEL and --data, or --resume; models: "
-                         f"{', '.join(models.names())}; data: {', '.join(data.NAMES)}")
+                         f"{', '.join(models.names())}; data: "
+                         f"{', '.join((*data.NAMES, *data.own.FORMS))}")
     seed = 0 if args.seed is None else args.seed
     emulated = emulate(args)
     recipe, options = training_recipe(args), model_options(args.model, args.options)
@@ -60,13 +61,14 @@ def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         options = {**saved_options(found), **options}
     data_options = scaled(args.model, args.data, assignments(args.data_options, "--data-set"))
     refuse_early(args, recipe, options, data_options)
-    splits = load_data(args.model, args.data, options,
-                       data_options, seed, args.data_root)
+    splits = load_data(args.model, args.data, options, data_options, seed, args.data_root,
+                       None if found is None else found.meta["notes"].get("classes"))
     if args.baselines and args.model.startswith("bp/"):
         raise ValueError("[cli] --baselines expected a model of local training, got "
                          f"{args.model}, which is one of its opponents")
     options = fitted_options(args.model, splits, options)
-    trainer = make_trainer(args, within(recipe, splits), options, data_options, seed)
+    trainer = make_trainer(args, within(recipe, len(splits.train)), options, data_options, seed)
+    trainer.notes |= told(splits, args, data_options)
     trainer.write_into(run_folder(args))
     announce(args, trainer)
     if found is not None:
@@ -99,6 +101,15 @@ def refuse_early(args: argparse.Namespace, recipe: Recipe, options: dict[str, An
     job = job_of(args, recipe, fitted)
     if job.schedule.planned:
         rung(job, recipe.batch_size, budget, fixed=bool(args.states or args.weights))
+
+
+def told(splits: data.Splits, args: argparse.Namespace,
+         data_options: dict[str, Any]) -> dict[str, Any]:
+    """What a run keeps of its data, so that it is found, labelled and scaled alike from anywhere.
+    """
+    return {"data": data.own.settled(args.data, args.data_root), "data_label": splits.called,
+            "data_options": words({**data_options, **splits.settled}),
+            "classes": None if splits.classes is None else list(splits.classes)}
 
 
 def job_of(args: argparse.Namespace, recipe: Recipe, options: dict[str, Any]) -> Job:
@@ -149,9 +160,9 @@ def sized(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     return replace(recipe, batch_size=args.batch_size or recipe.batch_size)
 
 
-def within(recipe: Recipe, splits: data.Splits) -> Recipe:
+def within(recipe: Recipe, train: int) -> Recipe:
     """The recipe with a batch of at most the training set: full-batch recipes ask for more."""
-    return replace(recipe, batch_size=min(recipe.batch_size, max(len(splits.train), 1)))
+    return replace(recipe, batch_size=min(recipe.batch_size, max(train, 1)))
 
 
 def make_trainer(args: argparse.Namespace, recipe: Recipe, options: dict[str, Any],
@@ -173,7 +184,8 @@ def announce(args: argparse.Namespace, trainer: Trainer) -> None:
     if not args.quiet:
         count = sum(p.numel() for p in trainer.net.parameters())
         where = "" if trainer.out is None else f", into {trainer.out}"
-        print(f"{args.model} on {args.data}: {count:,} parameters, plan "
+        name = trainer.notes.get("data_label", args.data)
+        print(f"{args.model} on {name}: {count:,} parameters, plan "
               f"{plan_text(trainer.plan if trainer.schedule.planned else None)}{where}"
               f"{budget_text(trainer.planning)}", file=sys.stderr)
 
@@ -186,7 +198,7 @@ def run_folder(args: argparse.Namespace) -> Path:
             raise ValueError(f"[cli] --out expected a folder without a run, got {out}; "
                              f"--resume {out} goes on with it")
         return out
-    return new_folder(f"{args.model.replace('/', '-')}-{args.data}")
+    return new_folder(f"{args.model.replace('/', '-')}-{data.own.slug(args.data)}")
 
 
 def new_folder(name: str) -> Path:
@@ -234,8 +246,8 @@ def values_of(args: argparse.Namespace, trainer: Trainer, splits: data.Splits, c
     """`--json` of a training run as it stands."""
     size, rows = trainer.settings.batch_size, trainer.history.rows
     return {
-        "model": args.model, "data": args.data, "device": str(trainer.device),
-        "instruction_set": instruction_set(),
+        "model": args.model, "data": args.data, "data_label": splits.called,
+        "device": str(trainer.device), "instruction_set": instruction_set(),
         "backend": backends.resolve("train", trainer.backend, trainer.device.type, trainer.dtype),
         "precision": trainer.settings.precision, **budget_values(trainer.planning),
         "epochs": trainer.settings.epochs,
@@ -254,7 +266,7 @@ def values_of(args: argparse.Namespace, trainer: Trainer, splits: data.Splits, c
 def report_of(trainer: Trainer, result: dict[str, Any]) -> str:
     """The same for people."""
     plan = trainer.plan_for(trainer.settings.batch_size) if trainer.schedule.planned else None
-    return (f"test accuracy {100 * result['test_accuracy']:.2f} % after "
+    return (f"test accuracy {100 * result['test_accuracy']:.2f} % on {result['data_label']} after "
             f"{result['epochs_in_all']} epochs in {result['seconds']:.1f} s "
             f"({result['images_per_second']:.0f} images/s, {result['backend']}); peak "
             f"{megabytes(result['peak_bytes'])}, of it {megabytes(trainer.floor_bytes)} parameters "

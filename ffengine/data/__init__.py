@@ -1,15 +1,17 @@
-"""Image data: seven data sets, their splits, vectorised loaders and seeded augmentation.
+"""Image data: seven data sets or one's own, splits, vectorised loaders, seeded augmentation.
 
-``load(name)`` gives `Splits` of three `ImageSet`s; ``loader(image_set, batch_size=...)`` gives
-normalised ``(x float32 (B, C, H, W), y int64 (B,))`` batches; `augment` holds what may be put
-between the two; `negatives` says what a wrong sample is, `superclasses` what coarser labels are.
+``load(name)``, or ``splits(train, test)`` of any torch data sets, gives `Splits` of three
+`ImageSet`s; ``loader(image_set, batch_size=...)`` gives normalised
+``(x float32 (B, C, H, W), y int64 (B,))`` batches; `augment` holds what may be put between the two;
+`negatives` says what a wrong sample is, `superclasses` what coarser labels are.
 """
 
-from . import augment, negatives, superclasses
+from . import augment, negatives, own, superclasses
 from .batches import Loader, loader
 from .catalog import NAMES
+from .datasets import splits
 from .image_set import ImageSet, Splits
 from .loading import load
 
 __all__ = ["NAMES", "ImageSet", "Loader", "Splits", "augment", "load", "loader",
-           "negatives", "superclasses"]
+           "negatives", "own", "splits", "superclasses"]

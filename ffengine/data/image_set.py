@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -139,7 +140,12 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set ready for training; `shape` is (C, H, W)."""
+    """A data set ready for training; `shape` is (C, H, W).
+
+    classes: names in the order of labels, where they are known. label: what results on it are
+    called; "" is its name. settled: options of one's own data as they were resolved here, with
+    which the same, or another, data set is read alike.
+    """
 
     name: str
     train: ImageSet
@@ -147,6 +153,14 @@ class Splits:
     test: ImageSet
     num_classes: int
     shape: tuple[int, int, int]
+    classes: tuple[str, ...] | None = None
+    label: str = ""
+    settled: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def called(self) -> str:
+        """The name that results are told under."""
+        return self.label or self.name
 
     @property
     def fine_to_coarse(self) -> Tensor | None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from . import builtin, formats
+from . import builtin, formats, own
 from .catalog import COARSE_CLASSES, NAMES, SOURCES, Source
 from .files import data_root, obtain
 from .image_set import ImageSet, Splits
 from .scale import SET, constants
+from .sizes import check_int, resize
 from .split import hold_out
 
 _FILE_OPTIONS = ("valid_split", "urls", "checksums")
@@ -24,7 +24,6 @@ _OPTIONS = {
     "digits": ("valid_split",),
     "synthetic": ("shape", "num_classes", "train", "test"),
 }
-_RESIZE_CHUNK = 4096
 
 
 def load(
@@ -37,21 +36,25 @@ def load(
     download: bool = True,
     coarse: bool = False,
     normalize: Any = SET,
+    classes: Sequence[str] | None = None,
     **options: Any,
 ) -> Splits:
-    """The data set `name` (one of `NAMES`), split in train, valid and test.
+    """The data set `name`, split in train, valid and test: one of `NAMES`, or one's own, as
+    "folder:PATH", "npz:PATH" or "csv:PATH" (see `own`, with its options).
 
     root: folder that holds the files, or is to hold them; default $FFENGINE_DATA, else the user's
-        cache folder.
+        cache folder. One's own PATH is below it, where it is given and PATH is relative.
     image_size: H = W, or (H, W), to resize to bilinearly.
     seed: of the held-out split, and of all of `synthetic`; 0 <= seed < 2**32.
     valid: training samples to hold out. Default: digits a fixed 180, mnist and fashion_mnist
         10,000, the others 5,000, but a tenth where that is over half of the set; synthetic makes
-        an eighth of `train` in addition.
+        an eighth of `train` in addition; a tenth of one's own, unless they come with a part so.
     download: fetch files that are not in `root`.
     coarse: CIFAR-100's 20 superclasses as labels.
     normalize: "set" (True), subtract the set's mean and divide by its standard deviation; "off"
         (False), images stay in [0, 1]; or (mean, sd) to do it with (see `scale.constants`).
+    classes: of one's own data, names in the order of their labels; default is those of the
+        training samples, sorted.
     options: for sets in files valid_split ("random", which is stratified, or "last"), urls,
         checksums (see `files.obtain`); for digits valid_split; for synthetic
         shape=(3, 32, 32), num_classes=10, train=512, test=128.
@@ -60,39 +63,39 @@ def load(
     or ConnectionError when the files cannot be had.
     """
     _check(name, seed, valid, coarse, options)
+    if own.is_own(name):
+        return own.load(name, root=root, image_size=image_size, seed=seed, valid=valid,
+                        normalize=normalize, classes=classes, **options)
+    if classes is not None:
+        raise ValueError(f"[data] classes are for one's own data, got them for {name}")
     if name == "digits":
-        sets, classes = _digits(seed, valid, options), 10
+        sets, count = _digits(seed, valid, options), 10
     elif name == "synthetic":
-        sets, classes = _synthetic(seed, valid, **options)
+        sets, count = _synthetic(seed, valid, **options)
     else:
         source = SOURCES[name]
         sets = _from_files(source, data_root(root), seed, valid, download, options)
-        classes = source.num_classes
+        count = source.num_classes
     sets = [_finished(s, image_size, coarse, normalize) for s in sets]
     train, held_out, test = sets
-    return Splits(name, train, held_out, test, COARSE_CLASSES if coarse else classes, train.shape)
+    return Splits(name, train, held_out, test, COARSE_CLASSES if coarse else count, train.shape,
+                  settled={"normalize": (train.mean, train.std)})
 
 
 def _check(name: str, seed: int, valid: int | None, coarse: bool, options: dict[str, Any]) -> None:
-    if name not in NAMES:
-        raise ValueError(f"[data] name must be one of {', '.join(NAMES)}, got {name!r}")
+    if name not in NAMES and not own.is_own(name):
+        raise ValueError(f"[data] name must be one of {', '.join((*NAMES, *own.FORMS))}, got "
+                         f"{name!r}")
+    known_options = own.options_of(name) if own.is_own(name) else _OPTIONS[name]
     for option in options:
-        if option not in _OPTIONS[name]:
-            known = ", ".join(_OPTIONS[name])
+        if option not in known_options:
+            known = ", ".join(known_options)
             raise ValueError(f"[data] options of {name} are {known}, got {option!r}")
-    _check_int("seed", seed, 0, 2**32 - 1)
+    check_int("seed", seed, 0, 2**32 - 1)
     if valid is not None:
-        _check_int("valid", valid, 0)
+        check_int("valid", valid, 0)
     if coarse and name != "cifar100":
         raise ValueError(f"[data] coarse labels are known for cifar100 only, got {name!r}")
-
-
-def _check_int(what: str, value: object, low: int, high: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"[data] {what} must be an int, got {value!r}")
-    if value < low or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"in {low}..{high}"
-        raise ValueError(f"[data] {what} must be {bounds}, got {value}")
 
 
 def _digits(seed: int, valid: int | None, options: dict[str, Any]) -> list[ImageSet]:
@@ -120,13 +123,13 @@ def _synthetic(
     if len(shape) != 3:
         raise ValueError(f"[data] shape must be (C, H, W), got {shape}")
     for size in shape:
-        _check_int("every entry of shape", size, 1)
+        check_int("every entry of shape", size, 1)
     for what, value, low in (
         ("num_classes", num_classes, 1),
         ("train", train, 1),
         ("test", test, 0),
     ):
-        _check_int(what, value, low)
+        check_int(what, value, low)
     counts = (train, max(1, train // 8) if valid is None else valid, test)
     made = builtin.synthetic(shape=shape, num_classes=num_classes, counts=counts, seed=seed)
     pixels = made[0][0].to(torch.float64) / 255
@@ -210,27 +213,3 @@ def _finished(
         labels = images.coarse_labels
     mean, std = constants(normalize, images.mean, images.std)
     return ImageSet(pixels, labels, mean, std, images.coarse_labels)
-
-
-def resize(images: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """(N, C, H, W) resized bilinearly (with antialiasing where it shrinks), of the same dtype.
-
-    uint8 is rounded back to uint8: a quarter of the memory, and what image libraries do.
-    """
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2:
-        raise ValueError(f"[data] image_size must be a number or (H, W), got {size!r}")
-    for side in sides:
-        _check_int("image_size", side, 1)
-    height, width = sides
-    if images.shape[2:] == (height, width):
-        return images
-    out = images.new_empty(*images.shape[:2], height, width)
-    for start in range(0, len(images), _RESIZE_CHUNK):
-        part = images[start : start + _RESIZE_CHUNK].to(torch.float32)
-        made = F.interpolate(
-            part, size=(height, width), mode="bilinear", align_corners=False, antialias=True
-        )
-        integer = images.dtype == torch.uint8
-        out[start : start + len(part)] = made.round_().clamp_(0, 255) if integer else made
-    return out

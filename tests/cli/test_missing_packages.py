@@ -62,7 +62,7 @@ ROOT = Path(__file__).parents[2]
 NET = ["--set", "widths=(10,10,10,10)", "--batch-size", "16", "--epochs", "2"]
 SYNTHETIC = ["synthetic", "--data-set", "shape=(1,8,8)", "--data-set", "train=32", "--data-set",
              "test=16"]
-EVERY = "pooch requests sklearn scipy tensorboard matplotlib tqdm triton safetensors"
+EVERY = "PIL pooch requests sklearn scipy tensorboard matplotlib tqdm triton safetensors"
 
 
 def train(out: str, *words: str) -> list[str]:
@@ -91,6 +91,8 @@ def without(folder: Path, packages: str, *commands: list[str]) -> dict[str, Any]
     ("sklearn", train("other", "digits"),
      "[data] digits needs scikit-learn: pip install scikit-learn"),
     ("scipy", train("other", "svhn"), "[data] train_32x32.mat needs scipy: pip install scipy"),
+    ("PIL", train("other", "folder:pets"),
+     "[data] decoding images needs pillow: pip install pillow"),
     ("matplotlib", ["profile", "deeperforward/tinycnn", "--batch-size", "2", "--out", "other"],
      "[profile] profile.png expected matplotlib, got none: pip install ffengine[plot], or "
      "--no-png"),
@@ -100,14 +102,18 @@ def without(folder: Path, packages: str, *commands: list[str]) -> dict[str, Any]
      "[trainer] backend 'triton' cannot run here: triton is not installed"),
     ("tensorboard", None, ""),
     ("tqdm", None, ""),
-], ids=["pooch", "scikit-learn", "scipy", "matplotlib", "safetensors", "triton", "tensorboard",
-        "tqdm"])
+], ids=["pooch", "scikit-learn", "scipy", "pillow", "matplotlib", "safetensors", "triton",
+        "tensorboard", "tqdm"])
 def test_only_what_needs_a_package_misses_it(tmp_path: Path, packages: str,
                                              fails: list[str] | None, needs: str) -> None:
     """All modules import, training works, and one line says what to install for the rest."""
     (tmp_path / "data" / "svhn").mkdir(parents=True)
     for part in ("train", "test"):
         (tmp_path / "data" / "svhn" / f"{part}_32x32.mat").touch()
+    for name in "ab":
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(5):
+            (tmp_path / "pets" / name / f"{i}.png").touch()
     found = without(tmp_path, packages, train("run", *SYNTHETIC), *([fails] if fails else []))
     kernels = {name for name in found["failed"] if name.startswith("ffengine.kernels.")}
     assert set(found["failed"]) == kernels

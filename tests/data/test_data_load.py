@@ -151,7 +151,7 @@ def test_synthetic_is_learnable_but_not_given(shape):
 @pytest.mark.parametrize(
     "name, options, kind, message",
     [
-        ("imagenet", {}, ValueError, "name must be one of digits, mnist, .*, synthetic, got"),
+        ("imagenet", {}, ValueError, "name must be one of digits, .*, folder:PATH, .*, got"),
         ("digits", {"size": 3}, ValueError, "options of digits are valid_split, got 'size'"),
         ("cifar10", {"shape": 3}, ValueError, "options of cifar10 are .*, got 'shape'"),
         ("digits", {"coarse": True}, ValueError, "cifar100 only"),
