@@ -22,6 +22,8 @@ from typing import Any
 from bench import results, states, variants
 from bench.gpu import pages
 from bench.markdown import brief, mega, quantity, table, where
+from ffengine.commands.reproduction import tables
+from ffengine.commands.reproduction.results import rows_in
 from ffengine.engine.checkpoint import write_atomically
 
 HERE = Path(__file__).resolve().parent
@@ -187,6 +189,11 @@ def state_curves(content: Content) -> list[str]:
             f"with optimizer states in", "", *(f"- {line}" for line in states.said(content))]
 
 
+def reproduction(content: Content) -> list[str]:
+    return ["The papers' numbers beside ours; `docs/reproduction.md` has them with pictures.", "",
+            *table(list(tables.HEAD), map(tables.cells, rows_in(content)))]
+
+
 def plain(content: Content) -> list[str]:
     """Any other file: its values, and its rows where it has some."""
     skipped = ("kind", "format", "version", "machine", "checksum")
@@ -205,6 +212,7 @@ SECTIONS: dict[str, Callable[[Content], list[str]]] = {
     "fair": fair, "fflib": fflib, "digits": digits, "local_pass": sweeps, "batch_pass": sweeps,
     "linear_step": dense, "counters": counter_parts,
     "gate_repeats": repeats, "devices": rates, "states-curves": state_curves,
+    "reproduction": reproduction,
     "variants": lambda content: [variants.markdown(content["runs"])],
 }
 

@@ -86,15 +86,11 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--out", help="file to write (default: beside the checkpoint)")
     reproduce = command("reproduce", "reproduce",
                         "train the recipes of a paper and print its numbers beside ours")
-    reproduce.add_argument("recipe", nargs="?", metavar="RECIPE|PAPER",
-                           help="a recipe, a .toml file of one, or a paper (default: list them)")
+    _reproduce_flags(reproduce)
     _size_flags(reproduce)
     _machine_flags(reproduce)
     _state_flags(reproduce)
     _data_flags(reproduce)
-    reproduce.add_argument("--seeds", metavar="N|A,B,...",
-                           help="how many seeds, or which (default: the recipe's)")
-    reproduce.add_argument("--out", help="folder of the CSV (default: runs)")
     bench = command("bench", "show", "run a benchmark suite of a checkout")
     bench.add_argument("suite", nargs="?", help="module under bench/ (default: list them)")
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="handed to the suite")
@@ -163,6 +159,26 @@ def _train_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--resume", metavar="RUN", help="go on where this run stands")
     made.add_argument("--baselines", action="store_true",
                       help="also train by backpropagation and by the unfused PyTorch step")
+
+
+def _reproduce_flags(made: argparse.ArgumentParser) -> None:
+    made.add_argument("recipe", nargs="*", metavar="RECIPE|PAPER",
+                      help="recipes, .toml files of one, or papers (default: list them)")
+    made.add_argument("--seeds", metavar="N|A,B,...",
+                      help="how many seeds, or which (default: the recipe's)")
+    made.add_argument("--jobs", type=int, metavar="N",
+                      help="trainings at a time (default: one a core, or one on a GPU)")
+    made.add_argument("--budget-hours", type=float, metavar="H",
+                      help="train what fits into so many hours, most papers covered first, of the "
+                           "recipes named, or of all")
+    made.add_argument("--resume", action="store_true",
+                      help="go on with the last queue of --out, or with the recipes named, as "
+                           "naming them alone does: what is finished is never trained again")
+    made.add_argument("--report", action="store_true",
+                      help="write docs/reproduction.md from the results under bench/results, or of "
+                           "--out")
+    made.add_argument("--out", help="folder of the results file and of trainings under way "
+                                    "(default: runs)")
 
 
 def _profile_flags(made: argparse.ArgumentParser) -> None:

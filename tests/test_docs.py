@@ -14,7 +14,8 @@ import torch
 
 from ffengine import cli, models
 from ffengine.commands.options import model_options
-from ffengine.commands.reproduce import chosen, percent
+from ffengine.commands.reproduce import chosen
+from ffengine.commands.reproduction.tables import percent
 from ffengine.models import recipe_files
 
 ROOT = Path(__file__).parents[1]

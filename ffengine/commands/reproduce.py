@@ -1,63 +1,54 @@
-"""`ffengine reproduce`: train the recipes of a paper and print its numbers beside ours.
+"""`ffengine reproduce`: train the recipes of papers and print their numbers beside ours.
 
 A recipe whose data is not on this machine trains on the bundled digits, with its model's own
-recipe for them, and the table says so; nothing is fetched unless --data asks for it.
+recipe for them, and the table says so; nothing is fetched unless --data asks for it. Finished seeds
+lie in one results file below --out, trainings under way beside it: the same command goes on where
+it was, whatever ended it.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
+import math
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
 
-from ffengine import data
+from ffengine import sealed
 from ffengine.commands.cases import Case, case_of, hosts, with_shorter
-from ffengine.commands.options import fitted_options, load_data
-from ffengine.commands.train import announce, make_trainer, tested_at
+from ffengine.commands.options import device_of
+from ffengine.commands.reproduction import queue, report
+from ffengine.commands.reproduction.budget import Costs, choose
+from ffengine.commands.reproduction.results import NAME, Results
+from ffengine.commands.reproduction.tables import Row, aligned, percent, row_of, table
+from ffengine.commands.reproduction.training import Job, refuse_early, work_folder
 from ffengine.data import files
-from ffengine.engine.budget import megabytes
-from ffengine.engine.checkpoint import write_atomically
 from ffengine.engine.guard import TrainingStopped
 from ffengine.models import recipe_files
 from ffengine.models.recipe_files import RecipeFile
 
-Row = dict[str, Any]
-RIGHT = ("paper", "ours", "difference", "seconds", "peak", "epochs")
+#: Flags that a command may change when it goes on.
+FREE = ("jobs", "budget_hours", "quiet", "out", "resume", "costs")
+
+Answer = tuple[str, dict[str, list[Row]]]
 
 
-def run_reproduce(args: argparse.Namespace) -> tuple[str, list[Row]]:
-    if args.recipe is None:
+def run_reproduce(args: argparse.Namespace) -> Answer:
+    if args.report:
+        if args.recipe or args.resume:
+            raise ValueError("[cli] --report expected no recipe and no --resume: it tells what "
+                             "has been trained")
+        return report.write(None if args.out is None else Path(args.out) / NAME)
+    args.out = args.out or "runs"
+    if args.resume and not args.recipe:
+        args = last_command(args)
+    if not args.recipe and args.budget_hours is None:
         return listing()
-    seeds, recipes = seeds_of(args.seeds), chosen(args.recipe)
-    cases = [case_of(args, recipe) for recipe in recipes]
-    if len(cases) == 1:
-        cases = with_shorter(args, cases[0])
-    path = Path(args.out or "runs") / f"reproduce-{Path(args.recipe).stem}.csv"
-    rows: list[Row] = []
-    runner = Runner(args, cases, seeds)
-    for case in cases:
-        runs: list[Row] = []
-        error = None
-        for seed in seeds or case.file.train.seeds:
-            try:
-                runs.append(runner.run(case, seed))
-            except TrainingStopped as stop:
-                if len(recipes) == 1:
-                    raise
-                error = str(stop)
-                break
-            write_csv(path, [*rows, row_of(case, runs)])
-        rows.append(row_of(case, runs, error))
-        write_csv(path, rows)
-    return "\n".join([table(rows), *notes(args, cases), f"rows in {path}"]), rows
+    return trained(args)
 
 
-def listing() -> tuple[str, list[Row]]:
+def listing() -> Answer:
     """The bundled recipes, by paper."""
     found = [recipe_files.load(name) for name in recipe_files.names()]
     rows = [{"recipe": f.name, "paper": f.paper, "table": f.table, "row": f.row, "model": f.model,
@@ -65,14 +56,58 @@ def listing() -> tuple[str, list[Row]]:
             for f in found]
     cells = [[f.name, percent(f.paper_result.mean, f.paper_result.sd), f.table, f.row]
              for f in found]
-    return aligned([["recipe", "paper", "table", "row"], *cells]), rows
+    return aligned([["recipe", "paper", "table", "row"], *cells]), {"rows": rows}
 
 
-def chosen(name: str) -> list[RecipeFile]:
-    """The recipe of that name or path, or all of a paper."""
-    if name in recipe_files.papers():
-        return recipe_files.of_paper(name)
-    return [recipe_files.load(name)]
+def trained(args: argparse.Namespace) -> Answer:
+    """Train what is missing of the recipes asked for; their table."""
+    seeds, recipes = seeds_of(args.seeds), chosen(args.recipe or recipe_files.papers())
+    cases = [case_of(args, recipe) for recipe in recipes]
+    if len(cases) == 1:
+        cases = with_shorter(args, cases[0])
+    if not args.recipe and any(case.own for case in cases):
+        cases = [case for case in cases if case.own]
+    jobs = jobs_of(args, cases, seeds)
+    refuse_early(jobs)
+    at_a_time = queue.width(args.jobs, len(jobs), device_of(args))
+    results = Results(Path(args.out) / NAME)
+    costs, deadline = Costs(args, results.read()["runs"]), None
+    if args.budget_hours is not None:
+        jobs, deadline = within(args, jobs, costs, at_a_time)
+        cases = [case for case in cases if any(case in job.cases for job in jobs)]
+    sealed.write(work_folder(args) / "command.json", {
+        "flags": {k: v for k, v in vars(args).items() if k not in ("run", "json", "debug")}})
+    failed = queue.work(jobs, at_a_time, deadline, costs)
+    if len(recipes) == 1 and deadline is None and failed:
+        raise TrainingStopped(*failed.values())
+    rows = rows_of(args, cases, jobs, results, failed)
+    return "\n".join([table(rows), "", *notes(args, cases), *(
+        f"{name}: {why}" for name, why in failed.items()), f"rows in {results.path}"]), {
+            "rows": rows}
+
+
+def last_command(args: argparse.Namespace) -> argparse.Namespace:
+    """The command that trained into --out last, as it was but for the flags of FREE."""
+    path = work_folder(args) / "command.json"
+    if not path.exists():
+        raise ValueError(f"[cli] --resume expected a recipe, or a queue that was begun in "
+                         f"{args.out}: there is no {path}")
+    saved = sealed.read(path)["flags"]
+    given = {k: v for k, v in vars(args).items() if v not in (None, [], False)}
+    for name, value in given.items():
+        if name in saved and name not in FREE and value != saved[name]:
+            raise ValueError(f"[cli] --resume goes on with {name} {saved[name]!r}, got {value!r}; "
+                             "name the recipes for another queue")
+    return argparse.Namespace(**{**vars(args), **saved, **{
+        k: v for k, v in given.items() if k in FREE}})
+
+
+def chosen(names: Sequence[str]) -> list[RecipeFile]:
+    """The recipes of these names or paths, or all of a paper; each once."""
+    found = [file for name in names for file in (
+        recipe_files.of_paper(name) if name in recipe_files.papers()
+        else [recipe_files.load(name)])]
+    return list({file.name: file for file in found}.values())
 
 
 def seeds_of(text: str | None) -> tuple[int, ...] | None:
@@ -89,126 +124,67 @@ def seeds_of(text: str | None) -> tuple[int, ...] | None:
     raise ValueError(f"[cli] --seeds expected a count (5) or different seeds (0,3,7), got {text!r}")
 
 
-class Runner:
-    """Trains what has not been trained yet: recipes may differ in what is read off alone, and a
-    recipe of fewer epochs is read off a longer one's training as it passes them.
-    """
-
-    def __init__(self, args: argparse.Namespace, cases: Sequence[Case],
-                 seeds: Sequence[int] | None) -> None:
-        self.args, self.hosts = args, hosts(args, cases, seeds)
-        self._by_layer = {self.hosts[case.file.name].key for case in cases if case.by_layer}
-        self._marks: dict[str, set[int]] = {}
-        for case in cases:
-            self._marks.setdefault(self.hosts[case.file.name].key, set()).add(case.epochs)
-        #: What a training gave after so many epochs, and what stopped it.
-        self._found: dict[tuple[str, int], dict[int, Row]] = {}
-        self._stopped: dict[tuple[str, int], TrainingStopped] = {}
-
-    def run(self, case: Case, seed: int) -> Row:
-        """What `ffengine train` reports; and each layer's accuracy, where a recipe asks for it."""
-        host = self.hosts[case.file.name]
-        place = host.key, seed
-        if place not in self._found:
-            found = self._found.setdefault(place, {})
-            try:
-                for row in self._train(host, seed):
-                    found[row["epochs"]] = row
-            except TrainingStopped as stop:
-                self._stopped[place] = stop
-        if case.epochs not in self._found[place]:
-            raise self._stopped[place]
-        return self._found[place][case.epochs]
-
-    def _train(self, case: Case, seed: int) -> Iterator[Row]:
-        """A row for each number of epochs that is asked for."""
-        model, train, marks = case.file.model, case.file.train, sorted(self._marks[case.key])
-        run = argparse.Namespace(**{**vars(self.args), "model": model, "data": case.data})
-        if not run.quiet:
-            print(f"{case.file.name}, seed {seed}", file=sys.stderr)
-        splits = load_data(model, case.data, case.options, case.data_options, seed, run.data_root)
-        trainer = make_trainer(run, case.recipe, fitted_options(model, splits, case.options),
-                               case.data_options, seed, sip=train.sip)
-        announce(run, trainer)
-        # a single number is that of a layer's epochs, where layers train in turn
-        stops = [trainer.epochs] if len(marks) == 1 else marks
-        for mark, (_, row) in zip(marks, tested_at(
-                run, trainer, splits, stops, data.augment.by_name(case.augment), case.drop_last),
-                strict=True):
-            row["epochs"] = mark
-            if case.key in self._by_layer:
-                test = data.loader(splits.test, batch_size=trainer.settings.batch_size,
-                                   device=trainer.device)
-                row["layer_accuracy"] = trainer.evaluate_layers(test)
-            yield row
+def jobs_of(args: argparse.Namespace, cases: Sequence[Case],
+            seeds: Sequence[int] | None) -> list[Job]:
+    """Recipes that differ in what is read off alone share a training, and one of fewer epochs is
+    read off a longer one's as it passes them."""
+    served: dict[str, list[Case]] = {}
+    host_of = hosts(args, cases, seeds)
+    for case in cases:
+        served.setdefault(host_of[case.file.name].key, []).append(case)
+    jobs = []
+    for mine in served.values():
+        mine.sort(key=lambda case: case.epochs)
+        for seed in seeds or sorted({s for case in mine for s in case.file.train.seeds}):
+            jobs.append(Job(args, tuple(
+                case for case in mine if seeds or seed in case.file.train.seeds), seed))
+    return jobs
 
 
-def row_of(case: Case, runs: Sequence[Row], error: str | None = None) -> Row:
-    """A line of the table: accuracies in percent, seconds of training that a seed took."""
-    file, paper = case.file, case.file.paper_result
-    found = [100 * (best(r["layer_accuracy"]) if case.by_layer else r["test_accuracy"])
-             for r in runs]
-    ours = mean(found) if found else None
-    used = {k: runs[0][k] if runs else None
-            for k in ("epochs", "batch_size", "lr", "device", "backend", "precision")}
-    return {"recipe": file.name, "paper": file.paper, "table": file.table, "row": file.row,
-            "model": file.model, "metric": paper.metric, "paper_mean": paper.mean,
-            "paper_sd": paper.sd, "mean": ours, "sd": stdev(found) if len(found) > 1 else None,
-            "difference": ours - paper.mean if ours is not None and case.own else None,
-            "seconds": mean(r["seconds"] for r in runs) if runs else None,
-            "peak_bytes": max((r["peak_bytes"] for r in runs), default=None),
-            "data": case.where, "trained_on": case.data, "paper_data": file.data,
-            "paper_epochs": file.train.epochs, **used,
-            "seeds": [r["seed"] for r in runs], "accuracies": found, "error": error}
+def within(args: argparse.Namespace, jobs: list[Job], costs: Costs,
+           at_a_time: int) -> tuple[list[Job], float]:
+    """(those that fit into --budget-hours, when these are over); timing them does not count."""
+    hours = args.budget_hours
+    if not 0 < hours < math.inf:
+        raise ValueError(f"[cli] --budget-hours expected more than 0, got {hours:g}")
+
+    def tell(text: str) -> None:
+        if not args.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    costs.measure(jobs, max(queue.cores() // at_a_time, 1), tell)
+    seconds = [costs.seconds(job) or 0.0 for job in jobs]
+    deadline = time.time() + 3600 * hours
+    picked = [jobs[i] for i in choose(jobs, seconds, 3600 * hours, at_a_time)]
+    papers = sorted({job.cases[-1].file.paper for job in picked})
+    tell(f"{len(picked)} of {len(jobs)} trainings fit into {hours:g} h; papers: "
+         f"{', '.join(papers) or 'none'}")
+    if not picked:
+        least = min(seconds) / 3600
+        raise ValueError(f"[cli] --budget-hours expected at least {least:.2g}, which the shortest "
+                         f"training takes, got {hours:g}")
+    return picked, deadline
 
 
-def best(accuracies: Sequence[float | None]) -> float:
-    """Of the layers that tell classes."""
-    return max(a for a in accuracies if a is not None)
-
-
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """The rows so far; the file is replaced whole."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: " ".join(map(str, v)) if isinstance(v, list) else v
-                      for k, v in row.items()} for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.getvalue().encode())
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The rows for people."""
-    head = ["recipe", "paper", "ours", "difference", "seconds", "peak", "epochs", "data"]
-    return aligned([head, *(cells(row) for row in rows)])
-
-
-def cells(row: Row) -> list[str]:
-    paper = percent(row["paper_mean"], row["paper_sd"])
-    if row["mean"] is None:
-        return [row["recipe"], paper, *"-----", f"{row['data']}; {row['error']}"]
-    far = "-" if row["difference"] is None else f"{row['difference']:+.2f}"
-    return [row["recipe"], paper, percent(row["mean"], row["sd"]), far, f"{row['seconds']:.1f}",
-            megabytes(row["peak_bytes"]), str(row["epochs"]), row["data"]]
-
-
-def percent(value: float, sd: float | None) -> str:
-    return f"{value:.2f}" + ("" if sd is None else f" ± {sd:.2f}")
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Columns of one width each; those of RIGHT end together."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(
-        cell.rjust(width) if name in RIGHT else cell.ljust(width)
-        for cell, width, name in zip(line, widths, lines[0], strict=True)).rstrip()
-        for line in lines)
+def rows_of(args: argparse.Namespace, cases: Sequence[Case], jobs: Sequence[Job],
+            results: Results, failed: dict[str, str]) -> list[Row]:
+    """The rows of this command, from the seeds that it asked for."""
+    runs = results.runs()
+    rows = []
+    for case in cases:
+        mine = [job for job in jobs if case in job.cases]
+        found = [runs[place] for job in mine if (place := (job.key(case), job.seed)) in runs]
+        error = next((failed[name] for job in mine
+                      if (name := job.cases[-1].file.name) in failed), None)
+        rows.append(row_of(case, found, None if len(found) == len(mine) else error))
+    return rows
 
 
 def notes(args: argparse.Namespace, cases: Sequence[Case]) -> list[str]:
     """What a reader of the table must know."""
-    found = ["accuracy in percent, mean ± sd over seeds; seconds of training a seed took"]
+    found = ["accuracy in percent, mean ± sd over seeds; in s.e.: the difference in joint standard "
+             "errors, where one side tells no sd with the other's; epochs done of those asked; "
+             "seconds of training a seed took"]
     if any(not case.own for case in cases):
         found.append("numbers on other data than the paper's do not compare with it")
     missing = sorted({case.file.data for case in cases if case.missing})

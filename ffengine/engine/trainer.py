@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ class Trainer:
         costs: what ranks the plans within a memory budget, measured (times this machine, once) or
             modelled (the same everywhere).
         notes: plain values kept in checkpoints as they are, e.g. the data set.
+        after_epoch: called with each epoch's row once its checkpoint is written; may raise.
     """
 
     def __init__(self, net: LocalNet, *, epochs: int | None = None, lr: float | None = None,
@@ -93,7 +94,8 @@ class Trainer:
                  schedule: Schedule | None = None, progress: bool = True, sip: bool = True,
                  micro_batch: int | None = None, states: str | None = None,
                  weights: str | None = None, costs: str = "measured",
-                 notes: dict[str, Any] | None = None) -> None:
+                 notes: dict[str, Any] | None = None,
+                 after_epoch: Callable[[Row], None] | None = None) -> None:
         self.settings = Settings.resolve(
             recipe or net.recipe or Recipe(), optimizer=optimizer, lr=lr, lr_min=lr_min,
             weight_decay=weight_decay, epochs=epochs, batch_size=batch_size, seed=seed,
@@ -127,6 +129,7 @@ class Trainer:
         self.clock = clock_of(self.optimizer, self.device, self.schedule.updates)
         self.rate = LearningRate(self.optimizer, self.settings, scheduler)
         self.progress, self.sip, self.notes = progress, sip and net.selects_range, notes or {}
+        self.after_epoch = after_epoch
         #: Features that a layer-wise schedule keeps between its stages.
         self.stored: Any = None
         #: Where training stands: epoch, batches of it done, and steps in all.
@@ -355,6 +358,8 @@ class Trainer:
             if improved:
                 checkpoint.copy(latest, self.out / checkpoint.BEST)
         bar.finish(row)
+        if self.after_epoch is not None:
+            self.after_epoch(row)
 
     def _interrupted(self) -> None:
         where = f"epoch {self.epoch}, batch {self.iteration}"

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import json
 
 import numpy as np
 import pytest
 
+from ffengine import sealed
 from ffengine.cli import main
-from ffengine.commands import reproduce
+from ffengine.commands.reproduction import training
 from ffengine.engine.guard import TrainingStopped
 from ffengine.models import recipe_files
 
 NAME = "deeperforward-tinycnn-cifar10"
 TINY = ["--set", "widths=(10,10,10,10)", "--set", "image_size=4", "--batch-size", "256",
-        "--backend", "reference", "--quiet"]
+        "--backend", "reference", "--quiet", "--jobs", "1"]
 
 RECIPE = """
 name = "{name}"
@@ -69,7 +69,7 @@ def run(capsys, *words):
 def rows_of(capsys, *words):
     status, out, err = run(capsys, *words, "--json")
     assert status == 0, err
-    return json.loads(out.strip().splitlines()[-1])
+    return json.loads(out.strip().splitlines()[-1])["rows"]
 
 
 def cifar10(folder):
@@ -88,22 +88,22 @@ def test_digits_stand_in_where_the_data_is_not_here(capsys, tmp_path):
     assert row["difference"] is None and row["sd"] is None and row["seeds"] == [0]
     assert 0 < row["mean"] <= 100 and row["seconds"] > 0 and row["peak_bytes"] > 0
     assert (row["epochs"], row["batch_size"], row["backend"]) == (1, 256, "reference")
-    with (tmp_path / "runs" / f"reproduce-{NAME}.csv").open() as file:
-        (saved,) = csv.DictReader(file)
-    assert saved["recipe"] == NAME and float(saved["mean"]) == row["mean"]
-    assert set(saved) == set(row)
+    (saved,) = sealed.read(tmp_path / "runs" / "reproduction.json")["rows"]
+    assert saved.pop("key") and saved == row
 
 
 def test_the_table_says_what_it_compares(capsys, tmp_path):
     status, out, err = run(capsys, NAME, "--data", "digits", "--epochs", "1", "--seeds", "0,2",
                            "--out", str(tmp_path / "here"), *TINY)
     assert status == 0, err
-    head, line, *notes = out.splitlines()
-    assert head.split() == ["recipe", "paper", "ours", "difference", "seconds", "peak", "epochs",
-                            "data"]
+    paper, head, line, _, *notes = out.splitlines()
+    assert paper == "deeperforward" and head.split() == [
+        "recipe", "paper", "ours", "difference", "in", "s.e.", "seeds", "epochs", "seconds", "peak",
+        "data", "machine"]
+    assert " 2   1/150 " in line and "thread" in line
     assert "79.49 ± 0.29" in line and "digits (paper: cifar10)" in line
     assert any("do not compare" in note for note in notes)
-    assert notes[-1] == f"rows in {tmp_path / 'here' / f'reproduce-{NAME}.csv'}"
+    assert notes[-1] == f"rows in {tmp_path / 'here' / 'reproduction.json'}"
     status, out, _ = run(capsys, NAME, "--epochs", "1", "--seeds", "1", *TINY)
     assert "not on this machine: cifar10" in out and "--data-root" in out
 
@@ -129,7 +129,7 @@ def test_a_paper_shares_runs_and_shows_what_failed(capsys, tmp_path, monkeypatch
     cifar10(tmp_path / "data" / "cifar10")
     monkeypatch.setattr(recipe_files, "FOLDER", folder)
     augmented = []
-    tested_at = reproduce.tested_at
+    tested_at = training.tested_at
 
     def counted(args, trainer, splits, marks, augment, drop_last):
         if trainer.settings.lr > 1:
@@ -137,18 +137,17 @@ def test_a_paper_shares_runs_and_shows_what_failed(capsys, tmp_path, monkeypatch
         augmented.append(augment is not None)
         return tested_at(args, trainer, splits, marks, augment, drop_last)
 
-    monkeypatch.setattr(reproduce, "tested_at", counted)
-    a, b, c = rows_of(capsys, "mine", "--backend", "reference", "--quiet")
+    monkeypatch.setattr(training, "tested_at", counted)
+    a, b, c = rows_of(capsys, "mine", *QUIET)
     assert augmented == [True] * 2 and a["seeds"] == b["seeds"] == [0, 1]
     assert b["metric"] == "best_layer_accuracy" and a["accuracies"] != []
     assert c["mean"] is None and "the loss of layer" in c["error"] and a["error"] is None
-    assert "the loss of layer" in (tmp_path / "runs" / "reproduce-mine.csv").read_text()
 
     augmented.clear()
     (row,) = rows_of(capsys, str(folder / "mine-b.toml"), "--data", "digits", "--seeds", "1",
-                     "--backend", "reference", "--quiet")
+                     *QUIET)
     assert augmented == [False] and (row["epochs"], row["batch_size"]) == (1, 256)
-    status, _, err = run(capsys, "mine-c", "--quiet", "--backend", "reference")
+    status, _, err = run(capsys, "mine-c", *QUIET)
     assert status == 2 and "the loss of layer" in err and err.count("\n") == 1
 
 
@@ -173,19 +172,19 @@ def bundled(monkeypatch, tmp_path):
 @pytest.fixture
 def trainings(monkeypatch):
     """Epochs at which each training was read."""
-    found, tested_at = [], reproduce.tested_at
+    found, tested_at = [], training.tested_at
 
     def counted(args, trainer, splits, marks, *more):
         found.append(list(marks))
         return tested_at(args, trainer, splits, marks, *more)
 
-    monkeypatch.setattr(reproduce, "tested_at", counted)
+    monkeypatch.setattr(training, "tested_at", counted)
     return found
 
 
 STEADY = ("lr = 0.08", "lr = 0.08\nlr_min = 0.08")
 FALLING = ("lr = 0.08", "lr = 0.08\nlr_min = 0.08\nlr_drops = [[3, 0.1]]")
-QUIET = ["--backend", "reference", "--quiet"]
+QUIET = ["--backend", "reference", "--quiet", "--jobs", "1"]
 
 
 def test_a_long_recipe_yields_the_rows_of_shorter_ones(capsys, bundled, trainings):
@@ -199,10 +198,11 @@ def test_a_long_recipe_yields_the_rows_of_shorter_ones(capsys, bundled, training
     assert [r["recipe"] for r in rows] == ["mine-1epoch", "mine-3epochs", "mine-4epochs"]
     assert trainings == [[1, 3, 4]] and [r["epochs"] for r in rows] == [1, 3, 4]
     assert rows[0]["seconds"] < rows[2]["seconds"]
-    whole = rows_of(capsys, "mine", *QUIET)
+    whole = rows_of(capsys, "mine", "--out", "whole", *QUIET)
     assert [r["recipe"] for r in whole[:3]] == [r["recipe"] for r in rows]
     assert trainings[1:] == [[1, 3, 4], [2], [2]]
-    alone = [rows_of(capsys, name, *QUIET)[-1] for name in ("mine-1epoch", "mine-3epochs")]
+    alone = [rows_of(capsys, name, "--out", "alone", *QUIET)[-1]
+             for name in ("mine-1epoch", "mine-3epochs")]
     for mine, read, again in zip(alone, rows, whole, strict=False):
         assert mine["accuracies"] == read["accuracies"] == again["accuracies"]
     assert len({tuple(r["accuracies"]) for r in rows}) > 1
@@ -214,14 +214,15 @@ def test_a_shorter_row_is_not_read_off_where_training_differs(capsys, bundled, t
     bundled("mine-a", cosine)
     bundled("mine-b", cosine, ("epochs = 2\n", "epochs = 3\n"))
     assert len(rows_of(capsys, "mine-b", *QUIET)) == 1
-    assert len(rows_of(capsys, "mine", *QUIET)) == 2 and trainings == [[3], [2], [3]]
+    assert len(rows_of(capsys, "mine", *QUIET)) == 2 and trainings == [[3], [2]]
     bundled("mine-a", ("epochs = 2\n", "epochs = 1\n"), ("[0]", "[0, 1]"))
     bundled("mine-b")
     trainings.clear()
-    assert [r["seeds"] for r in rows_of(capsys, "mine", *QUIET)] == [[0, 1], [0]]
-    assert trainings == [[1], [1], [2]]
+    rows = rows_of(capsys, "mine", "--out", "own", *QUIET)
+    assert [r["seeds"] for r in rows] == [[0, 1], [0]] and trainings == [[1], [1], [2]]
     trainings.clear()
-    assert len(rows_of(capsys, "mine", "--seeds", "1", *QUIET)) == 2 and trainings == [[1, 2]]
+    rows = rows_of(capsys, "mine", "--seeds", "1", "--out", "one", *QUIET)
+    assert len(rows) == 2 and trainings == [[1, 2]]
     layers = (('"deeperforward/tinycnn"', '"sn/mlp"'), ("widths = [10, 10, 10, 10]",
                                                          "layers = [10, 10]"))
     for name, epochs in (("mine-a", 1), ("mine-b", 2)):
@@ -234,13 +235,13 @@ def test_a_shorter_row_is_not_read_off_where_training_differs(capsys, bundled, t
 def test_rows_read_before_a_failure_are_kept(capsys, bundled, monkeypatch):
     bundled("mine-a", STEADY, ("epochs = 2\n", "epochs = 1\n"))
     bundled("mine-b", STEADY)
-    tested_at = reproduce.tested_at
+    tested_at = training.tested_at
 
     def stopped(*args):
         yield next(tested_at(*args))
         raise TrainingStopped("[train] the loss of layer 2 became nan")
 
-    monkeypatch.setattr(reproduce, "tested_at", stopped)
+    monkeypatch.setattr(training, "tested_at", stopped)
     a, b = rows_of(capsys, "mine", *QUIET)
     assert a["mean"] is not None and a["error"] is None
     assert b["mean"] is None and "layer 2 became nan" in b["error"]
@@ -249,13 +250,13 @@ def test_rows_read_before_a_failure_are_kept(capsys, bundled, monkeypatch):
 def test_an_epochs_last_batch_is_left_out_where_a_recipe_says_so(capsys, bundled, monkeypatch):
     bundled("mine-a", ("epochs = 2", "drop_last = true\nepochs = 2"))
     bundled("mine-b")
-    steps, make = [], reproduce.make_trainer
+    steps, make = [], training.make_trainer
 
     def kept(*args, **more):
         steps.append(make(*args, **more))
         return steps[-1]
 
-    monkeypatch.setattr(reproduce, "make_trainer", kept)
+    monkeypatch.setattr(training, "make_trainer", kept)
     rows_of(capsys, "mine", "--data-set", "valid=10", *QUIET)
     assert [t.steps for t in steps] == [2 * 5, 2 * 6]  # 90 samples in batches of 16
 
