@@ -20,6 +20,7 @@ from ffengine.commands.reproduction.progress import Progress
 from ffengine.commands.reproduction.results import NAME, Results, key_of, run_of
 from ffengine.commands.train import announce, job_of, make_trainer, tested_at
 from ffengine.commands.train import refuse_early as refuse_budget
+from ffengine.data import own
 from ffengine.data.image_set import Splits
 from ffengine.engine import checkpoint
 from ffengine.engine.trainer import Trainer
@@ -73,7 +74,8 @@ def refuse_early(jobs: Sequence[Job]) -> None:
         case = job.cases[-1]
         args = named(job, case)
         refuse_budget(args, case.recipe, case.options, case.data_options)
-        job_of(args, case.recipe, shaped_like(case.file.model, case.options))
+        if not own.is_own(case.data):  # whose classes and shape only its files tell
+            job_of(args, case.recipe, shaped_like(case.file.model, case.options))
     if jobs[0].args.data is not None:  # of all of them, and what has to be fetched is fetched once
         loaded(jobs[0], jobs[0].cases[-1])
 
