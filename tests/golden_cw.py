@@ -30,13 +30,13 @@ from ffengine.engine.execute import layer_turn
 from ffengine.engine.inputs import entrance
 from ffengine.engine.instructions import Place
 from ffengine.engine.program import Facts, Layers
+from ffengine.engine.rows import Rows
 from ffengine.engine.schedule import Interleaved, Together
 from ffengine.nn import LinearHead, LocalConv2d, LocalLinear, LocalNet
 from ffengine.ops.config import (
     BatchNorm,
     LocalPassConfig,
     Norm,
-    Tile,
     ce,
     cwc,
     cwg,
@@ -237,7 +237,7 @@ def note_outputs(errors: Errors, golden: CwComp, moment: Moment, t: int) -> None
     layers.layer(0, ctx.batch)
     with torch.no_grad():
         tensors = {"x0": entrance(ctx, moment.batch, FP64)}
-        layer_turn(Place(ctx, FP64, Tile(0, ctx.batch), ctx.batch), 0, layers.lines, tensors)
+        layer_turn(Place(ctx, FP64, Rows(0, ctx.batch)), 0, layers.lines, tensors)
     z = tensors["x1"]
     if "out_digest" in golden.arrays:
         errors.note_digest("out_digest", z, golden.arrays["out_digest"][t])
