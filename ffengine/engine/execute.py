@@ -27,7 +27,8 @@ from ffengine.nn.network import LocalNet
 #: The module of every op, where profiles find it by its name.
 HOME = {name: module for module in (instructions, overlap_ops, frames, backprop_ops)
         for name, value in vars(module).items()
-        if isinstance(value, FunctionType) and value.__module__ == module.__name__}
+        if isinstance(value, FunctionType) and value.__module__ == module.__name__
+        and "line" in value.__annotations__}
 
 Compiler = Callable[[LocalNet, Plan, Facts], Program]
 
@@ -74,9 +75,9 @@ def run_segment(at: Place, segment: Segment, tensors: Tensors) -> None:
         mine |= {name: tensors[name] for name in segment.shares}
         through_layers(replace(at, rows=rows, finish=rows.stop == count), segment.lines, mine)
         for name, to in whole.items():
-            rows.put(to, mine.pop(name))
+            rows.put(to, mine[name])
         for name, to_all in segment.keeps:
-            kept[to_all].append(mine.pop(name))
+            kept[to_all].append(mine[name])
         del mine  # or its maps would live through the next tile
     tensors |= kept | whole
     for name in segment.frees:

@@ -13,8 +13,9 @@ from models.every import TINY
 import ffengine as ff
 from ffengine.engine.batch import Batch
 from ffengine.engine.context import StepContext, Turn
-from ffengine.engine.execute import HOME, execute
+from ffengine.engine.execute import HOME, execute, train_batch
 from ffengine.engine.listing import sentence, steps, text
+from ffengine.engine.optim import LocalOptimizer
 from ffengine.engine.plan import Planner
 from ffengine.engine.program import (
     Facts,
@@ -28,6 +29,9 @@ from ffengine.engine.program import (
 )
 from ffengine.engine.schedule import of
 from ffengine.engine.shapes import measure
+from ffengine.nn import LinearHead, LocalLinear, LocalNet
+from ffengine.ops.config import LocalPassConfig, Norm
+from ffengine.ops.weight_update import OptimConfig
 
 FACTS = Facts(Turn((), 0), 8)
 
@@ -129,3 +133,26 @@ def test_a_hook_is_told_of_every_instruction_in_order() -> None:
     program = compile_step(net, plan, Facts(trainer.schedule.turn(0, 0), 4))
     assert [one.op for one in seen if one.op == "encode"] == ["encode"]
     assert {replace(one) for one in seen} == set(instructions(program))
+
+
+@pytest.mark.parametrize("cuts", [[], [0], [0, 1]], ids=str)
+@pytest.mark.parametrize("tile", [1, 3, 8])
+def test_a_head_reads_every_layer_whatever_the_plan(cuts: list[int], tile: int) -> None:
+    """Inside a run, at its end, and where the map is stored for the next one too."""
+    def trained(cuts: list[int], tile: int) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        config = LocalPassConfig(groups=2, norm=Norm("none"))
+        net = LocalNet([LocalLinear(8, 8, config=config) for _ in range(3)], num_classes=2,
+                       in_shape=(8,), input_norm="none",
+                       heads=[LinearHead((0, 1, 2), 24, 2)]).double()
+        optimizer = LocalOptimizer(net.named_parameters(), OptimConfig(lr=0.01))
+        x, y = torch.randn(8, 8, dtype=torch.float64), torch.arange(8) % 2
+        plan = Planner(measure(net, 8, torch.float64, backend="reference")).fixed(cuts, tile)
+        turn = Turn((0, 1, 2), 3, heads=(0,))
+        ctx = StepContext(net, optimizer, y, 8, backend="reference", turn=turn)
+        report = train_batch(ctx, x, plan, torch.float64)
+        assert report.heads[0] is not None
+        return [report.heads[0][1], *(p.detach() for p in net.parameters())]
+
+    for got, want in zip(trained(cuts, tile), trained([], 8), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
