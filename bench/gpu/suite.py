@@ -26,7 +26,7 @@ STUCK_SECONDS = 90.0
 #: Processes beyond the first ones.
 MOST_RESTARTS = 12
 #: Tests that a machine without a GPU runs too: a rehearsal has some that do not skip.
-REHEARSED = ("tests/ops/test_products.py",)
+REHEARSED = ("tests/ops/test_product_rule.py",)
 #: Failures that the summary names.
 NAMED = 20
 
