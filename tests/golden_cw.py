@@ -25,11 +25,12 @@ from golden_steps import (
 )
 
 from ffengine.engine.batch import Batch
+from ffengine.engine.compiling import Layers
 from ffengine.engine.context import Turn
 from ffengine.engine.execute import layer_turn
 from ffengine.engine.inputs import entrance
 from ffengine.engine.instructions import Place
-from ffengine.engine.program import Facts, Layers
+from ffengine.engine.program import Facts
 from ffengine.engine.rows import Rows
 from ffengine.engine.schedule import Interleaved, Together
 from ffengine.nn import LinearHead, LocalConv2d, LocalLinear, LocalNet

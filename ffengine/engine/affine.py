@@ -122,7 +122,7 @@ class GradientSums:
         self.against = torch.zeros_like(weight, dtype=self._wide)
         self._sums: dict[str, torch.Tensor] = {}
         #: Of the da that came last.
-        self.scale = 1.0
+        self.da_scale = 1.0
         #: Of the input's map.
         self._size = torch.Size()
 
@@ -130,7 +130,7 @@ class GradientSums:
             du: torch.Tensor | None = None) -> None:
         """Add some rows: what the weight saw of them, x̂ (unfolded norms), da times `scale`."""
         layer, ctx, norm = self.layer, self.ctx, self.layer.pre_norm
-        self.scale = scale
+        self.da_scale = scale
         weight_update(layer.weight.detach(), u, da, optim=ctx.optimizer.config(layer.weight),
                       state=None, geometry=layer.geometry, accumulate=self.against, finish=False,
                       da_scale=scale, backend=ctx.backend)

@@ -25,12 +25,13 @@ import torch
 from torch import nn
 
 from ffengine.engine.batch import binary
+from ffengine.engine.compiling import Layers
 from ffengine.engine.context import StepContext, Turn
 from ffengine.engine.curves import Curve, at, curves, over_tiles
 from ffengine.engine.execute import layer_turn
 from ffengine.engine.instructions import Place, Tensors, zeros_like_parameters
 from ffengine.engine.optim import LocalOptimizer, own_settings
-from ffengine.engine.program import Facts, Layers, freed
+from ffengine.engine.program import Facts, freed
 from ffengine.engine.rows import Rows
 from ffengine.engine.shapes import is_whole
 from ffengine.nn.layers import as_laid_out

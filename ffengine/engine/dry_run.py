@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ffengine.engine import label_channel
 from ffengine.engine.batch import Batch, paired
+from ffengine.engine.compiling import Layers, compile_step, joining, read_by_heads
 from ffengine.engine.context import StepContext
 from ffengine.engine.execute import layer_turn, perform
 from ffengine.engine.instructions import Place, Tensors, zeros_like_parameters
@@ -26,16 +27,7 @@ from ffengine.engine.meter import MemoryMeter
 from ffengine.engine.micro import Sums
 from ffengine.engine.optim import LocalOptimizer, halved_weights, own_settings
 from ffengine.engine.plan import Arriving, Entrance, Plan, TurnBytes, one_tile
-from ffengine.engine.program import (
-    Facts,
-    Instruction,
-    Layers,
-    Mode,
-    compile_step,
-    freed,
-    joining,
-    read_by_heads,
-)
+from ffengine.engine.program import Facts, Instruction, Mode, freed
 from ffengine.engine.rows import Rows
 from ffengine.nn.layers import LocalConv2d, LocalLinear, as_laid_out
 from ffengine.nn.recurrent import RecurrentNet

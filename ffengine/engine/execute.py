@@ -17,11 +17,12 @@ import torch
 
 from ffengine.engine import backprop_ops, frames, instructions, overlap_ops
 from ffengine.engine.batch import Batch
+from ffengine.engine.compiling import compile_step
 from ffengine.engine.context import BatchReport, StepContext
-from ffengine.engine.instructions import Place, Tensors, empty
+from ffengine.engine.instructions import Place, Tensors
 from ffengine.engine.plan import Plan
-from ffengine.engine.program import Facts, Instruction, Program, Segment, Store, compile_step
-from ffengine.engine.rows import Rows
+from ffengine.engine.program import Facts, Instruction, Program, Segment, Store
+from ffengine.engine.rows import Rows, empty
 from ffengine.nn.network import LocalNet
 
 #: The module of every op, where profiles find it by its name.
@@ -63,7 +64,7 @@ def run_segment(at: Place, segment: Segment, tensors: Tensors) -> None:
     count, half = at.ctx.batch, 0
     if segment.pairs:
         count = half = count // 2
-    if segment.size >= count:
+    if segment.whole(at.ctx.batch):
         through_layers(replace(at, rows=Rows(0, count, half)), segment.lines, tensors)
         return
     whole = {store.name: room(tensors, store, segment.reads[0], at.ctx.batch)

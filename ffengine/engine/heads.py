@@ -26,10 +26,15 @@ def of(net: LocalNet, index: int) -> LinearHead:
 def train_on_own_pass(ctx: StepContext, index: int, item: Batch,
                       dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Train a head on features of a pass of its own: (mean loss, logits)."""
+    return train_head(ctx, index, own_features(ctx, index, item, dtype), item.y)
+
+
+def own_features(ctx: StepContext, index: int, item: Batch, dtype: torch.dtype) -> torch.Tensor:
+    """What a head with a pass of its own sees of a batch, (N, features): kept ones, or made now."""
     features = item.features
     if features is None:
         features = ctx.net.head_features(of(ctx.net, index), item.x.to(dtype), backend=ctx.backend)
-    return train_head(ctx, index, features.flatten(1), item.y)
+    return features.flatten(1)
 
 
 def train_head(ctx: StepContext, index: int, features: torch.Tensor,

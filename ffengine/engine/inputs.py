@@ -11,6 +11,7 @@ from ffengine.data import negatives
 from ffengine.data.seeding import negatives_generator
 from ffengine.engine import label_channel
 from ffengine.engine.batch import Batch, paired
+from ffengine.engine.rows import empty
 from ffengine.nn.layers import LocalLinear, as_laid_out
 
 if TYPE_CHECKING:
@@ -80,9 +81,7 @@ def halves(ctx: StepContext, item: Batch, dtype: torch.dtype) -> torch.Tensor:
     assert other is not None  # completed() has drawn them
     if encoding is None:  # without labels a negative is an image
         return torch.cat([x.to(dtype), other.to(dtype)])
-    layout = torch.channels_last if len(encoding.shape) == 3 else torch.contiguous_format
-    out = torch.empty((2 * len(x), *encoding.shape), dtype=dtype, device=x.device,
-                      memory_format=layout)
+    out = empty(x, 2 * len(x), encoding.shape, dtype)
     scale = encoding.scale(x)  # the overlay's value is the batch's, the same for both halves
     for half, labels in zip(out.chunk(2), (item.y, other), strict=True):
         encoding.write(half, x, encoding.rows(labels, out) * scale)

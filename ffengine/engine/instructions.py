@@ -18,7 +18,7 @@ from ffengine.engine.batch import Batch, whole
 from ffengine.engine.context import StepContext
 from ffengine.engine.inputs import completed, entrance
 from ffengine.engine.program import Instruction
-from ffengine.engine.rows import Rows
+from ffengine.engine.rows import Rows, empty
 from ffengine.engine.sweep import preactivation, sweep
 from ffengine.nn.collaborative import CollaborativeNet, gamma_owner
 from ffengine.nn.layers import LocalLayer
@@ -59,7 +59,7 @@ def encode(at: Place, line: Instruction, given: Tensors) -> Made:
     ctx, item = at.ctx, given.pop("batch")
     if isinstance(item, Batch):
         item = completed(ctx, item, at.dtype)
-    return (entrance(ctx, item, at.dtype),) if line.writes else ()
+    return (entrance(ctx, item, at.dtype),)
 
 
 def zeros(at: Place, line: Instruction, given: Tensors) -> Made:
@@ -178,11 +178,24 @@ def branch(at: Place, line: Instruction, given: Tensors) -> Made:
     return (F.avg_pool2d(given["x"], 2),)
 
 
-def train_labels(at: Place, line: Instruction, given: Tensors) -> Made:
-    """Steps the label embedding by the first layer's own loss; dL/du, for that layer's step."""
-    if at.ctx.labels is None:
-        return (None,)
-    return (label_channel.train(at.ctx, given["u"], given.get("statistics"), given["d"]),)
+def input_gradient(at: Place, line: Instruction, given: Tensors) -> Made:
+    """dL/du at what the layer's weight sees."""
+    return (affine.input_gradient(at.ctx.net.layer(line.index), given["u"], given["d"].da),)
+
+
+def through_norm(at: Place, line: Instruction, given: Tensors) -> Made:
+    """dL/dx at the layer's input; over dL/du, unless somebody wants that later."""
+    du = given.pop("du")
+    if dict(line.reads)["du"] not in line.frees:
+        du = du.clone()
+    return (affine.through_norm(at.ctx.net.layer(line.index), du, given.get("statistics")),)
+
+
+def update_labels(at: Place, line: Instruction, given: Tensors) -> Made:
+    """Steps the label embedding, from the gradient of the channel that showed it."""
+    if at.ctx.labels is not None:  # a layer that is timed alone is shown none
+        label_channel.update(at.ctx, given["dx"], given["of"].da_scale)
+    return ()
 
 
 def head_alone(at: Place, line: Instruction, given: Tensors) -> Made:
@@ -208,10 +221,7 @@ def gram(at: Place, line: Instruction, given: Tensors) -> Made:
     """Adds a batch to what a head's least squares is solved from: X'X and X'Y."""
     ctx, h, item = at.ctx, line.index, given["batch"]
     predictor = heads.of(ctx.net, h)
-    x = item.features
-    if x is None:
-        x = ctx.net.head_features(predictor, item.x.to(at.dtype), backend=ctx.backend)
-    x = x.flatten(1).to(predictor.weight.dtype)
+    x = heads.own_features(ctx, h, item, at.dtype).to(predictor.weight.dtype)
     target = F.one_hot(item.y, predictor.num_classes).to(x.dtype)
     inner, cross = x.t() @ x, x.t() @ target
     if predictor.gram is not None:
@@ -229,11 +239,3 @@ def head(at: Place, line: Instruction, given: Tensors) -> Made:
     ctx, h = at.ctx, line.index
     ctx.head_results[h] = heads.train_head(ctx, h, whole(parts, 1), ctx.y)
     return ()
-
-
-def empty(like: torch.Tensor, rows: int, shape: tuple[int, ...],
-          dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Rows of maps, laid out, on the device of another and of its dtype unless told."""
-    layout = torch.channels_last if len(shape) == 3 else torch.contiguous_format
-    return torch.empty((rows, *shape), dtype=dtype or like.dtype, device=like.device,
-                       memory_format=layout)

@@ -15,7 +15,6 @@ from ffengine.nn.encoding import LabelChannel
 if TYPE_CHECKING:
     from ffengine.engine.context import StepContext
     from ffengine.nn.network import LocalNet
-    from ffengine.nn.norms import Normalised
 
 
 def learned(net: LocalNet) -> LabelChannel | None:
@@ -24,24 +23,6 @@ def learned(net: LocalNet) -> LabelChannel | None:
     if isinstance(encoding, LabelChannel) and encoding.weight.requires_grad:
         return encoding
     return None
-
-
-def train(ctx: StepContext, u: torch.Tensor, made: Normalised | None,
-          swept: affine.Swept) -> torch.Tensor:
-    """Step the embedding by the loss of the first layer, whose own step comes after.
-
-    Args:
-        u, made: what LocalLayer.enter gave, of all rows.
-
-    Returns:
-        dL/du times da's scale, as `affine.update` takes it.
-    """
-    layer = ctx.net.layer(0)
-    assert swept.da is not None
-    du = affine.input_gradient(layer, u, swept.da)
-    folded = layer.pre_norm is None or layer.pre_norm.folded  # then nobody wants du again
-    update(ctx, affine.through_norm(layer, du if folded else du.clone(), made), swept.da_scale)
-    return du
 
 
 def update(ctx: StepContext, dx: torch.Tensor, scale: float) -> None:

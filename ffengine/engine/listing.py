@@ -21,7 +21,7 @@ WORDS = {
     "head_alone": "head {i}: features of its own, logits, loss and update",
     "linear_step": "linear_step {i}: forward, local_pass and update",
     "update_own": "update {i} by its own loss", "update_next": "update {i} by the next one's loss",
-    "update_labels": "update of the label channel", "train_labels": "update of the label channel",
+    "update_labels": "update of the label channel",
     "update_gamma": "update of gamma {i}", "update_all": "update of all parameters",
     "backpropagate": "forward and backward", "gram": "head {i}: sums of its least squares",
     "states": "states", "switch": "states become the new ones", "mean_of_frames": "mean of frames",

@@ -6,8 +6,8 @@ element that says where a gradient goes through relu and pool. Pre-activations l
 at a time; batch statistics are taken before the tiles.
 
 Buffers beside those of program.py: o{i} what the layer multiplies and adds, r{i} routes through
-relu and pool, e{i} dL/du, y{i} dL/dz by the next layer's loss, f{i} dL/da by it; g{i} and p{i} sums
-of the gradients of either loss, G{i} and P{i} the gradients.
+relu and pool, f{i} dL/da by the next layer's loss, that is of y{i + 1}; g{i} and p{i} sums of the
+gradients of either loss, G{i} and P{i} the gradients.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import math
 import torch
 
 from ffengine.engine.batch import paired
-from ffengine.engine.program import Facts, Layers, Part, Program, Segment, Store, framed
+from ffengine.engine.compiling import Layers, framed
+from ffengine.engine.program import Facts, Part, Program, Segment, Store
 from ffengine.nn.network import LocalNet
 
 #: Pre-activations that live at once. A step of trifecta/shallow at batch 32 in fp32 holds 120, 99,
@@ -53,13 +54,7 @@ class Overlapped(Layers):
         want_z = i + 1 < turn.depth or i in self.read
         addend = self.shortcut if wire.join == "add" and want_z else None
         z = ((f"z{i}" if addend else f"x{i + 1}"),) if want_z else ()
-        u, statistics = self.x, None
-        if self.transforms(i):
-            self.add("transform", i, f"v{i}", x=u)
-            u = f"v{i}"
-        if layer.pre_norm is not None:
-            self.add("enter", i, f"u{i}", f"n{i}", x=u)
-            u, statistics = f"u{i}", f"n{i}"
+        u, statistics = self.entered(i, self.transformed(i))
         self.add("operands", i, f"o{i}", u=u)
         if takes:
             self.add("gradient_sums", i, f"g{i}")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ffengine.engine import affine, label_channel
-from ffengine.engine.instructions import Made, Place, Tensors, empty
+from ffengine.engine import affine
+from ffengine.engine.instructions import Made, Place, Tensors
 from ffengine.engine.program import Instruction
+from ffengine.engine.rows import empty
 from ffengine.nn.layers import as_laid_out
 from ffengine.ops import routes as gradient_routes
 
@@ -46,18 +47,7 @@ def along_routes(at: Place, line: Instruction, given: Tensors) -> Made:
     da = gradient_routes.along_routes(
         way, as_laid_out(dz), net.layer(i).out_shape(net.input_of(i, net.shapes[i])),
         pool=net.layer(i).config.pool == "max2", backend=at.ctx.backend)
-    return (affine.Swept(None, None, None, da.to(dz.dtype), given["of"].scale),)
-
-
-def input_gradient(at: Place, line: Instruction, given: Tensors) -> Made:
-    """dL/du at what the layer's weight sees."""
-    return (affine.input_gradient(at.ctx.net.layer(line.index), given["u"], given["d"].da),)
-
-
-def through_norm(at: Place, line: Instruction, given: Tensors) -> Made:
-    """dL/dx at the layer's input, over dL/du."""
-    return (affine.through_norm(at.ctx.net.layer(line.index), given.pop("du"),
-                                given.get("statistics")),)
+    return (affine.Swept(None, None, None, da.to(dz.dtype), given["of"].da_scale),)
 
 
 def gradient_sums(at: Place, line: Instruction, given: Tensors) -> Made:
@@ -87,10 +77,4 @@ def update_own(at: Place, line: Instruction, given: Tensors) -> Made:
 def update_next(at: Place, line: Instruction, given: Tensors) -> Made:
     """Steps a layer by the next layer's loss, with the optimizer states which that one owns."""
     affine.step_all(at.ctx, line.index, given["gradients"], "next")
-    return ()
-
-
-def update_labels(at: Place, line: Instruction, given: Tensors) -> Made:
-    """Steps the label embedding, from the gradient of the channel that showed it."""
-    label_channel.update(at.ctx, given["dx"], given["of"].scale)
     return ()

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ffengine.engine.compiling import Layers
 from ffengine.engine.plan import Plan
-from ffengine.engine.program import Facts, Instruction, Layers, Part, Program, Segment, finished
+from ffengine.engine.program import Facts, Instruction, Part, Program, Segment, finished
 from ffengine.engine.schedule import Schedule
 from ffengine.nn.recurrent import RecurrentNet
 

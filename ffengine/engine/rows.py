@@ -33,3 +33,11 @@ class Rows:
         starts = (0, self.half) if self.half else (0,)
         for at, rows in zip(starts, torch.split(part, self.stop - self.start), strict=True):
             whole[at + self.start:at + self.stop].copy_(rows)
+
+
+def empty(like: torch.Tensor, rows: int, shape: tuple[int, ...],
+          dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Rows of maps, laid out, on the device of another and of its dtype unless told."""
+    layout = torch.channels_last if len(shape) == 3 else torch.contiguous_format
+    return torch.empty((rows, *shape), dtype=dtype or like.dtype, device=like.device,
+                       memory_format=layout)

@@ -13,11 +13,12 @@ import torch
 
 from ffengine.engine import label_channel
 from ffengine.engine.batch import Batch
+from ffengine.engine.compiling import compile_step
 from ffengine.engine.context import BatchReport, StepContext, Turn
 from ffengine.engine.execute import train_batch
 from ffengine.engine.overlap import compile_overlapping
 from ffengine.engine.plan import Plan
-from ffengine.engine.program import Facts, Program, compile_step
+from ffengine.engine.program import Facts, Program
 from ffengine.nn.recurrent import RecurrentNet
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ import torch
 
 from ffengine.engine import label_channel
 from ffengine.engine.batch import paired
+from ffengine.engine.compiling import joining
 from ffengine.engine.dry_run import DryRun
 from ffengine.engine.plan import Arriving, Entrance, TurnBytes, one_tile
-from ffengine.engine.program import Mode, joining
+from ffengine.engine.program import Mode
 from ffengine.engine.schedule import Schedule, of
 from ffengine.nn.network import LocalNet, halved
 from ffengine.nn.recurrent import RecurrentNet
