@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ffengine.engine import label_channel
 from ffengine.engine.batch import Batch, paired
 from ffengine.engine.compiling import Layers, compile_step, joining, read_by_heads
 from ffengine.engine.context import StepContext
+from ffengine.engine.dry_tensor import Dry
 from ffengine.engine.execute import layer_turn, perform
 from ffengine.engine.instructions import Place, Tensors, zeros_like_parameters
 from ffengine.engine.meter import MemoryMeter
@@ -67,7 +67,7 @@ class DryRun:
                  samples: int, when: tuple[int, int] = (0, 0), *, stored: bool = False,
                  micro: bool = False, device: str = "cpu", backend: str = "auto",
                  roomy: bool = False) -> None:
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.mode = Dry()
         self.dtype, self.device, self.backend, self.roomy = dtype, device, backend, roomy
         self.samples, self.rows, self.stored = samples, samples * (1 + paired(net)), stored
         with self.on():
