@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from ffengine import models as models
     from ffengine import nn as nn
     from ffengine.engine.batch import Batch as Batch
-    from ffengine.engine.guard import TrainingInterrupted as TrainingInterrupted
-    from ffengine.engine.guard import TrainingStopped as TrainingStopped
+    from ffengine.engine.run.stopping import TrainingInterrupted as TrainingInterrupted
+    from ffengine.engine.run.stopping import TrainingStopped as TrainingStopped
     from ffengine.engine.trainer import Trainer as Trainer
     from ffengine.env import env_report as env_report
 
@@ -31,8 +31,8 @@ _MODULES = ("data", "losses", "models", "nn")
 _NAMES = {
     "Batch": "ffengine.engine.batch",
     "Trainer": "ffengine.engine.trainer",
-    "TrainingInterrupted": "ffengine.engine.guard",
-    "TrainingStopped": "ffengine.engine.guard",
+    "TrainingInterrupted": "ffengine.engine.run.stopping",
+    "TrainingStopped": "ffengine.engine.run.stopping",
     "env_report": "ffengine.env",
 }
 __all__ = [

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ffengine.engine.backprop import Backprop
 from ffengine.engine.batch import Batch, checked, label_count, paired
 from ffengine.engine.context import BatchReport
+from ffengine.engine.schedules.backprop import Backprop
 from ffengine.nn.recurrent import RecurrentNet
 from ffengine.ops import backends
 from ffengine.ops.config import Loss

@@ -19,7 +19,7 @@ from ffengine.ops.optimizer_step import step_dtype
 
 if TYPE_CHECKING:
     from ffengine.engine.context import BatchReport, StepContext
-    from ffengine.engine.schedule import Schedule
+    from ffengine.engine.schedules.schedule import Schedule
     from ffengine.nn.network import LocalNet
 
 

@@ -16,7 +16,7 @@ from ffengine.ops.optim import SMALLEST_COMPRESSED, Half, state_bytes
 from ffengine.ops.weight_update import OptimConfig, OptimState
 
 if TYPE_CHECKING:
-    from ffengine.engine.schedule import Schedule
+    from ffengine.engine.schedules.schedule import Schedule
 
 
 class LocalOptimizer(torch.optim.Optimizer):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ffengine.engine.meter import allocator_events
+from ffengine.engine.memory.meter import allocator_events
 from ffengine.ops import backends
 from ffengine.ops.batch_call import BatchPassCall, BatchPassTensors
 from ffengine.ops.batch_pass import batch_pass, bytes_moved, extra_bytes

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ffengine.engine.meter import MemoryMeter
+from ffengine.engine.memory.meter import MemoryMeter
 from ffengine.ops import backends, library_linear_step, linear_tile
 from ffengine.ops import linear_step as op
 from ffengine.ops.config import Dropout, LocalPassConfig, Norm, ce, symba, threshold
