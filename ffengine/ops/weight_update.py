@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from ffengine.ops import backends, product_rule, tracing
+from ffengine.ops import backends, library, product_rule, tracing
 from ffengine.ops.memory_accounting import allocating, declare, is_fake, listeners
 from ffengine.ops.optim import (
     DTYPE_CODES,
@@ -187,8 +187,6 @@ def weight_update(
         TypeError, ValueError: one line with what was expected and what came.
     """
     if tracing.traced():
-        from ffengine.ops import library
-
         library.weight_update(weight, x, da, optim, state, geometry, accumulate, finish, grad_out,
                               bias, bias_state, bias_accumulate, bias_grad_out, da_scale, backend)
         return
@@ -206,6 +204,9 @@ def weight_update(
         for p in (main, extra):
             if p is not None and p.state is not None:
                 p.state.step += 1
+
+
+library.functions["weight_update"] = weight_update
 
 
 def _library_gradient(x: torch.Tensor, da: torch.Tensor, weight: torch.Tensor,
