@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ffengine.version import __version__
+
 if TYPE_CHECKING:
     from ffengine import data as data
     from ffengine import losses as losses
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from ffengine.engine.run.stopping import TrainingStopped as TrainingStopped
     from ffengine.engine.trainer import Trainer as Trainer
     from ffengine.env import env_report as env_report
-
-__version__ = "0.1.0"
 
 _MODULES = ("data", "losses", "models", "nn")
 _NAMES = {

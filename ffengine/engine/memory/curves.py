@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-import ffengine
 from ffengine import env
 from ffengine.data.files import user_cache
 from ffengine.engine.run.checkpoint import write_atomically
+from ffengine.version import __version__
 
 #: Raised when the meaning of a curve changes.
 FORMAT = 1
@@ -120,7 +120,7 @@ def machine() -> str:
 
 
 def versions() -> list[str]:
-    return [ffengine.__version__, torch.__version__]
+    return [__version__, torch.__version__]
 
 
 def read_machines(path: Path) -> dict[str, Any]:

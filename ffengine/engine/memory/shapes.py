@@ -17,7 +17,8 @@ from ffengine.engine.memory.dry_run import DryRun
 from ffengine.engine.memory.plan import Arriving, Entrance, TurnBytes, one_tile
 from ffengine.engine.program import Mode
 from ffengine.engine.schedules.schedule import Schedule, of
-from ffengine.nn.network import LocalNet, halved
+from ffengine.nn.chain import halved
+from ffengine.nn.network import LocalNet
 from ffengine.nn.recurrent import RecurrentNet
 from ffengine.ops.config import Loss
 from ffengine.ops.optimizer_step import step_dtype

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import ffengine
 from ffengine.engine.run import checkpoint
 from ffengine.engine.run.history import EpochSums, History
+from ffengine.version import __version__
 
 if TYPE_CHECKING:
     from ffengine.engine.trainer import Trainer
@@ -28,7 +28,7 @@ def description(trainer: Trainer) -> dict[str, Any]:
     """Everything else, as plain values."""
     net = trainer.net
     return {
-        "versions": {"ffengine": ffengine.__version__, "torch": torch.__version__,
+        "versions": {"ffengine": __version__, "torch": torch.__version__,
                      "python": platform.python_version()},
         "model": None if net.origin is None else {
             "name": net.origin[0], "options": net.origin[1]},
