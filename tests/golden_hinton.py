@@ -28,7 +28,7 @@ from golden_paired import (
 from ffengine.engine.batch import Batch
 from ffengine.engine.context import StepContext
 from ffengine.engine.inputs import halves
-from ffengine.engine.memory.plan import Planner
+from ffengine.engine.memory.planner import Planner
 from ffengine.engine.memory.shapes import measure
 from ffengine.engine.run.recipe import Recipe
 from ffengine.models import hinton

@@ -124,8 +124,8 @@ class Trainer:
             self.settings = self.planning.begin(batch_size, fixed=bool(states or weights))
             if self.settings.weights == "bf16":  # the budget took it
                 round_weights(self.net)
-        self.optimizer = optimizer_of(self.net, self.schedule, self.settings.optim(),
-                                      self.settings.seed)
+        self.optimizer = optimizer_of(self.net, self.settings.optim(), seed=self.settings.seed,
+                                      owners=self.schedule.owners(), active=self.schedule.active(0))
         #: Numbers that kernels on a GPU read from its memory.
         self.clock = clock_of(self.optimizer, self.device, self.schedule.updates)
         self.rate = LearningRate(self.optimizer, self.settings, scheduler)
@@ -275,7 +275,8 @@ class Trainer:
                 while self.epoch < until and not self.ended:
                     if phase != (phase := self.schedule.phase(self.epoch)):
                         self._meter_next = self.device.type == "cpu"
-                    with Progress(train_loader, self, enabled=self.progress) as bar:
+                    with Progress(train_loader, self.epoch, self.epochs, self.iteration,
+                                  enabled=self.progress) as bar:
                         self._epoch(train_loader, valid_loader, stop, bar)
         finally:
             self.history.close()
@@ -308,7 +309,7 @@ class Trainer:
                 clock = time.perf_counter()  # a metered step is not timed
             else:
                 seen += samples
-            bar.advance(self.sums, seen / max(time.perf_counter() - clock, 1e-9))
+            bar.advance(self.sums, seen / max(time.perf_counter() - clock, 1e-9), self.peak_bytes)
             if stop.asked:
                 self._interrupted()
         self.watch.check()

@@ -15,7 +15,8 @@ from ffengine.engine.context import StepContext
 from ffengine.engine.execute import train_batch
 from ffengine.engine.inputs import rows_of
 from ffengine.engine.memory.meter import MemoryMeter
-from ffengine.engine.memory.plan import Plan, Planner
+from ffengine.engine.memory.plan import Plan
+from ffengine.engine.memory.planner import Planner
 from ffengine.engine.memory.plans import Job, phase_starts, planner_for, plans_for
 from ffengine.engine.memory.shapes import measure
 from ffengine.engine.optim import LocalOptimizer, own_settings

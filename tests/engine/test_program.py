@@ -16,7 +16,7 @@ from ffengine.engine.compiling import compile_step
 from ffengine.engine.context import StepContext, Turn
 from ffengine.engine.execute import HOME, execute, train_batch
 from ffengine.engine.memory.listing import sentence, steps, text
-from ffengine.engine.memory.plan import Planner
+from ffengine.engine.memory.planner import Planner
 from ffengine.engine.memory.shapes import measure
 from ffengine.engine.optim import LocalOptimizer
 from ffengine.engine.program import Facts, Instruction, Part, Program, Segment, Store, finished

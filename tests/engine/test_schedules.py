@@ -12,7 +12,7 @@ from engine.training import assert_same
 
 import ffengine as ff
 from ffengine.engine.inputs import rows_of
-from ffengine.engine.memory.plan import Planner
+from ffengine.engine.memory.planner import Planner
 from ffengine.engine.memory.plans import RunPlan
 from ffengine.engine.memory.shapes import measure
 from ffengine.engine.memory.store import FeatureStore

@@ -9,7 +9,7 @@ from ffengine import models
 from ffengine.engine.context import BatchReport, StepContext
 from ffengine.engine.execute import train_batch
 from ffengine.engine.memory.meter import MemoryMeter
-from ffengine.engine.memory.plan import Planner
+from ffengine.engine.memory.planner import Planner
 from ffengine.engine.memory.shapes import measure
 from ffengine.engine.optim import LocalOptimizer
 from ffengine.nn import LocalLinear, LocalNet

@@ -19,7 +19,6 @@ import re
 import statistics
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -30,6 +29,7 @@ from ffengine.engine.context import StepContext, Turn
 from ffengine.engine.execute import layer_turn
 from ffengine.engine.instructions import Place, Tensors, zeros_like_parameters
 from ffengine.engine.memory.curves import Curve, at, curves, over_tiles
+from ffengine.engine.memory.plans import Job
 from ffengine.engine.memory.shapes import is_whole
 from ffengine.engine.optim import LocalOptimizer, own_settings
 from ffengine.engine.program import Facts, freed
@@ -39,9 +39,6 @@ from ffengine.nn.network import LocalNet
 from ffengine.nn.recurrent import RecurrentNet
 from ffengine.ops import backends
 from ffengine.ops.weight_update import OptimConfig
-
-if TYPE_CHECKING:
-    from ffengine.engine.memory.plans import Job
 
 #: Largest tile that is timed; beyond it a curve goes on as a straight line.
 LARGEST = {"cpu": 32, "cuda": 256}

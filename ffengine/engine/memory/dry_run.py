@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -25,20 +25,17 @@ from ffengine.engine.execute import layer_turn, perform
 from ffengine.engine.instructions import Place, Tensors, zeros_like_parameters
 from ffengine.engine.memory.meter import MemoryMeter
 from ffengine.engine.memory.plan import Arriving, Entrance, Plan, TurnBytes, one_tile
-from ffengine.engine.micro import Sums
-from ffengine.engine.optim import LocalOptimizer, halved_weights, own_settings
+from ffengine.engine.optim import halved_weights, optimizer_of
 from ffengine.engine.program import Facts, Instruction, Mode, freed
 from ffengine.engine.rows import Rows
+from ffengine.engine.schedules.schedule import Schedule
+from ffengine.engine.sums import Sums
 from ffengine.nn.layers import LocalConv2d, LocalLinear, as_laid_out
+from ffengine.nn.network import LocalNet
 from ffengine.nn.recurrent import RecurrentNet
 from ffengine.ops.config import Loss
 from ffengine.ops.host import keeping_constants
 from ffengine.ops.weight_update import OptimConfig
-
-if TYPE_CHECKING:
-    from ffengine.engine.schedules.schedule import Schedule
-    from ffengine.nn.network import LocalNet
-
 
 #: Takes an instruction that has run, and the bytes that live after it.
 Told = Callable[[Instruction, int], None]
@@ -78,10 +75,8 @@ class DryRun:
                 layer = self.net.layer(i)
                 if not isinstance(layer.config.loss, Loss):
                     layer.config = replace(layer.config, loss=_some_loss)
-            trained = [(n, p) for n, p in self.net.named_parameters() if p.requires_grad]
-            self.optimizer = LocalOptimizer(
-                trained, optim, own=own_settings(self.net, optim), second=self.schedule.owners(),
-                active=self.schedule.active(when[0]))
+            self.optimizer = optimizer_of(self.net, optim, owners=self.schedule.owners(),
+                                          active=self.schedule.active(when[0]))
             self.optimizer.keep_halves(halved_weights(self.net, dtype) if roomy else (), dtype)
             for weight in self.net.parameters():
                 self.optimizer.half_of(weight, dtype)  # up to date, as a step finds it

@@ -21,7 +21,7 @@ from ffengine.engine.inputs import rows_of
 from ffengine.engine.memory.budget import megabytes
 from ffengine.engine.memory.costs import Costs
 from ffengine.engine.memory.curves import curves
-from ffengine.engine.memory.plan import Planner
+from ffengine.engine.memory.planner import Planner
 from ffengine.engine.memory.plans import Job, RunPlan, phase_starts, planner_for
 from ffengine.engine.optim import floor_bytes, round_weights
 from ffengine.engine.run.settings import Settings

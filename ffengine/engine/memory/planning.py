@@ -9,7 +9,8 @@ from typing import Any
 
 from ffengine.engine.inputs import rows_of
 from ffengine.engine.memory.ladder import choose
-from ffengine.engine.memory.plan import Plan, Planner
+from ffengine.engine.memory.plan import Plan
+from ffengine.engine.memory.planner import Planner
 from ffengine.engine.memory.plans import Job, RunPlan, phase_starts, planner_for
 from ffengine.engine.run.settings import Settings
 from ffengine.engine.schedules.recurrent import Recurrent
@@ -88,6 +89,10 @@ class Planning:
             else:
                 self._made[samples] = self._cut_like(self.base, samples)
         return self._made[samples]
+
+    def peak_bytes(self, samples: int, epoch: int) -> int:
+        """Of a step on so many samples in an epoch's phase."""
+        return self.plans(samples).at(epoch).peak_bytes
 
     def keeps(self, epoch: int, nbytes: int) -> None:
         """The phase of an epoch reads features that were kept, `nbytes` of them in memory: its

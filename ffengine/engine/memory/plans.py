@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ffengine.engine.memory.dry_run import DryRun
-from ffengine.engine.memory.plan import Plan, Planner, Seconds
+from ffengine.engine.memory.plan import Plan
+from ffengine.engine.memory.planner import Planner, Seconds
 from ffengine.engine.memory.shapes import NetSizes
 from ffengine.engine.run.settings import Settings
 from ffengine.engine.schedules.schedule import Schedule

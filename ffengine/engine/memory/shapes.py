@@ -6,7 +6,6 @@ import functools
 import itertools
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,14 +17,12 @@ from ffengine.engine.memory.plan import Arriving, Entrance, TurnBytes, one_tile
 from ffengine.engine.program import Mode
 from ffengine.engine.schedules.schedule import Schedule, of
 from ffengine.nn.chain import halved
+from ffengine.nn.layers import LocalLayer
 from ffengine.nn.network import LocalNet
 from ffengine.nn.recurrent import RecurrentNet
 from ffengine.ops.config import Loss
 from ffengine.ops.optimizer_step import step_dtype
 from ffengine.ops.weight_update import OptimConfig
-
-if TYPE_CHECKING:
-    from ffengine.nn.layers import LocalLayer
 
 
 @dataclass(frozen=True)

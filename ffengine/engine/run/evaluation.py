@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -13,10 +13,8 @@ from ffengine.data.batches import Loader
 from ffengine.engine.batch import as_batch
 from ffengine.engine.context import BatchReport
 from ffengine.engine.memory.shapes import NetSizes, measure
+from ffengine.engine.run.state import TrainingRun
 from ffengine.nn.network import LocalNet
-
-if TYPE_CHECKING:
-    from ffengine.engine.trainer import Trainer
 
 #: Training samples that a network of positive and negative rows is tested on after an epoch.
 SHOWN = 1000
@@ -49,15 +47,15 @@ def rows_within(sizes: NetSizes, room: int) -> int:
     return max(1, room // (each + sizes.input_bytes))
 
 
-def samples_of(trainer: Trainer, loader: Iterable[Any]) -> Samples:
+def samples_of(run: TrainingRun, loader: Iterable[Any]) -> Samples:
     """The loader in pieces that need no more memory than a training step."""
     rows = sys.maxsize  # of a piece: with batch statistics pieces would change the scores
-    if not trainer.net.batch_statistics:
-        plan = trainer.plan or trainer.plan_for(trainer.settings.batch_size)
-        sizes = measure(trainer.net, 1, trainer.dtype, states=0, device=trainer.device.type,
-                        backend=trainer.backend)
+    if not run.net.batch_statistics:
+        plan = run.plan or run.plan_for(run.settings.batch_size)
+        sizes = measure(run.net, 1, run.dtype, states=0, device=run.device.type,
+                        backend=run.backend)
         rows = rows_within(sizes, plan.working_bytes)
-    return Samples(loader, trainer.device, trainer.dtype, rows)
+    return Samples(loader, run.device, run.dtype, rows)
 
 
 def accuracy(net: LocalNet, samples: Iterable[tuple[torch.Tensor, torch.Tensor]],

@@ -5,26 +5,24 @@ from __future__ import annotations
 import json
 import platform
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ffengine.engine.run import checkpoint
 from ffengine.engine.run.history import EpochSums, History
+from ffengine.engine.run.state import TrainingRun
 from ffengine.version import __version__
 
-if TYPE_CHECKING:
-    from ffengine.engine.trainer import Trainer
 
-
-def tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
+def tensors(trainer: TrainingRun) -> dict[str, torch.Tensor]:
     """Weights, layer range, optimizer states and torch's generator, by name."""
     states, _ = trainer.optimizer.export_state()
     return {**{f"net.{k}": t for k, t in trainer.net.state_dict().items()},
             **{f"optimizer.{k}": t for k, t in states.items()}, "shuffle": trainer.shuffle_state()}
 
 
-def description(trainer: Trainer) -> dict[str, Any]:
+def description(trainer: TrainingRun) -> dict[str, Any]:
     """Everything else, as plain values."""
     net = trainer.net
     return {
@@ -48,7 +46,7 @@ def description(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def check_options(trainer: Trainer, found: checkpoint.Checkpoint) -> None:
+def check_options(trainer: TrainingRun, found: checkpoint.Checkpoint) -> None:
     """ValueError naming the first option of a named model that the saved one had otherwise."""
     origin, saved = trainer.net.origin, found.meta["model"]
     if origin is None or saved is None:
@@ -60,7 +58,7 @@ def check_options(trainer: Trainer, found: checkpoint.Checkpoint) -> None:
                              f"{saved['options'].get(name)} in {found.path}")
 
 
-def restore(trainer: Trainer, found: checkpoint.Checkpoint) -> None:
+def restore(trainer: TrainingRun, found: checkpoint.Checkpoint) -> None:
     """Put the trainer where the checkpoint stands; everything is checked before anything moves."""
     meta, where = found.meta, found.meta["position"]
     checkpoint.check_architecture(found, trainer.net)

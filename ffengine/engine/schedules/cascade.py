@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,11 +15,9 @@ from ffengine.engine.context import Turn
 from ffengine.engine.memory.plan import Plan
 from ffengine.engine.program import Facts, Instruction, Program, finished
 from ffengine.engine.schedules.layerwise import Features, Layerwise
+from ffengine.engine.schedules.training import Training
+from ffengine.nn.network import LocalNet
 from ffengine.ops.config import BatchNorm
-
-if TYPE_CHECKING:
-    from ffengine.engine.trainer import Trainer
-    from ffengine.nn.network import LocalNet
 
 
 class Cascade(Layerwise):
@@ -81,22 +79,22 @@ class Cascade(Layerwise):
             self.solve(epoch)
         return False
 
-    def stage_started(self, trainer: Trainer, loader: Any, epoch: int) -> None:
+    def stage_started(self, run: Training, loader: Any, epoch: int) -> None:
         """The block's running statistics become the cumulative average over the training set."""
-        net, index = trainer.net, self.stage(epoch)
+        net, index = run.net, self.stage(epoch)
         couple = net.layer(index).couple
         if net.batch_statistics or not isinstance(couple, BatchNorm):
             return
         with torch.no_grad():
             for count, item in enumerate(batches_from(loader, epoch, 0), 1):
-                x = net.prepare(as_batch(item, None).x.to(trainer.device, trainer.dtype))
+                x = net.prepare(as_batch(item, None).x.to(run.device, run.dtype))
                 if index:
                     last: deque[torch.Tensor] = deque(maxlen=1)
-                    net.run(x, end=index - 1, backend=trainer.backend, features=last)
+                    net.run(x, end=index - 1, backend=run.backend, features=last)
                     x = last.pop()
                 net.layer(index).couple = replace(couple, momentum=1.0 / count)
                 net.layer(index).infer(net.transform(index, x), want_z=False, training=True,
-                                       backend=trainer.backend)
+                                       backend=run.backend)
         net.layer(index).couple = couple
 
     def storable(self, loader: Any, stage: int) -> bool:
@@ -107,8 +105,8 @@ class Cascade(Layerwise):
     def stored_shape(self, phase: int) -> tuple[int, ...]:
         return (heads.of(self.net, phase).weight.shape[1],)
 
-    def stored_rows(self, trainer: Trainer, stage: int, batch: Batch) -> tuple[torch.Tensor,
+    def stored_rows(self, run: Training, stage: int, batch: Batch) -> tuple[torch.Tensor,
                                                                              torch.Tensor | None]:
         head = heads.of(self.net, stage)
-        return self.net.head_features(head, batch.x.to(trainer.dtype),
-                                      backend=trainer.backend), None
+        return self.net.head_features(head, batch.x.to(run.dtype),
+                                      backend=run.backend), None

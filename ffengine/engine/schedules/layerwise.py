@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -23,13 +23,11 @@ from ffengine.engine.memory.plan import Plan
 from ffengine.engine.memory.store import FeatureStore, choose_store, free_disk
 from ffengine.engine.program import Facts, Instruction, Program
 from ffengine.engine.schedules.schedule import Schedule
+from ffengine.engine.schedules.training import Training
 from ffengine.nn.collaborative import CollaborativeNet, gamma_owner
 from ffengine.nn.layers import as_laid_out
+from ffengine.nn.network import LocalNet
 from ffengine.ops.host import send
-
-if TYPE_CHECKING:
-    from ffengine.engine.trainer import Trainer
-    from ffengine.nn.network import LocalNet
 
 Features = Literal["auto", "recompute", "ram", "disk"]
 
@@ -110,56 +108,56 @@ class Layerwise(Schedule):
         self.net.set_range(min(self.net.layer_range[0], stage), stage)
         return True
 
-    def loader(self, trainer: Trainer, loader: Any, epoch: int) -> Any:
+    def loader(self, run: Training, loader: Any, epoch: int) -> Any:
         """What an epoch reads: the loader itself, or its order over stored features."""
         stage = self.stage(epoch)
-        if trainer.iteration == 0 and epoch == (stage - self.start) * self.epochs:
-            self.stage_started(trainer, loader, epoch)
-        kept = trainer.stored
+        if run.iteration == 0 and epoch == (stage - self.start) * self.epochs:
+            self.stage_started(run, loader, epoch)
+        kept = run.stored
         if kept is not None and kept.stage != stage:
             kept.close()
-            trainer.stored = kept = None
+            run.stored = kept = None
         if kept is not None:
             return kept.over(loader)
         if not self.storable(loader, stage):
             return loader
-        kind = self.chosen_store(trainer, loader, epoch)
+        kind = self.chosen_store(run, loader, epoch)
         if kind == "recompute":
             return loader
-        trainer.stored = Stored(trainer, loader, self, stage, kind)
-        trainer.planning.keeps(epoch, sum(t.nbytes for t in trainer.stored.tensors()))
-        return trainer.stored.over(loader)
+        run.stored = Stored(run, loader, self, stage, kind)
+        run.planning.keeps(epoch, sum(t.nbytes for t in run.stored.tensors()))
+        return run.stored.over(loader)
 
-    def chosen_store(self, trainer: Trainer, loader: Loader, epoch: int) -> Features:
+    def chosen_store(self, run: Training, loader: Loader, epoch: int) -> Features:
         """Where the stage's input is kept: what the caller asked for, or the budget allows."""
-        stage, kind, folder = self.stage(epoch), self.features, trainer.out
+        stage, kind, folder = self.stage(epoch), self.features, run.out
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         if kind != "auto":
             return kind
-        plan, count = trainer.planning.plans(loader.batch_size), len(loader.image_set)
-        room = None if trainer.budget is None else trainer.budget - plan.at(epoch).peak_bytes
-        row_bytes = math.prod(self.stored_shape(stage)) * trainer.dtype.itemsize
+        peak, count = run.planning.peak_bytes(loader.batch_size, epoch), len(loader.image_set)
+        room = None if run.budget is None else run.budget - peak
+        row_bytes = math.prod(self.stored_shape(stage)) * run.dtype.itemsize
         kind = choose_store(count, (1 + self.pairs) * row_bytes, room, free_disk(folder))
         if room is not None and kind != "ram":
             where = "on disk" if kind == "disk" else "made again every epoch"
-            trainer.planning.give_up(
+            run.planning.give_up(
                 f"what layer {stage} sees is {where} instead of in RAM: saves "
                 f"{megabytes(count * (1 + self.pairs) * row_bytes)}")
         return kind
 
-    def stage_started(self, trainer: Trainer, loader: Any, epoch: int) -> None:
+    def stage_started(self, run: Training, loader: Any, epoch: int) -> None:
         """Told before the first epoch of a stage."""
 
-    def stored_rows(self, trainer: Trainer, stage: int,
+    def stored_rows(self, run: Training, stage: int,
                     batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(the stage's input for all rows of a batch, the goodness summed below it)."""
-        net, n = trainer.net, batch.x.shape[0]
-        ctx = StepContext(net, trainer.optimizer, batch.y, n, trainer.settings.seed, 0,
-                          trainer.backend)
-        rows = entrance(ctx, completed(ctx, batch, trainer.dtype), trainer.dtype)
+        net, n = run.net, batch.x.shape[0]
+        ctx = StepContext(net, run.optimizer, batch.y, n, run.settings.seed, 0,
+                          run.backend)
+        rows = entrance(ctx, completed(ctx, batch, run.dtype), run.dtype)
         last: deque[torch.Tensor] = deque(maxlen=1)
-        goodness = net.run(rows, end=stage - 1, backend=trainer.backend, features=last)
+        goodness = net.run(rows, end=stage - 1, backend=run.backend, features=last)
         below = torch.stack(goodness).sum(0)[:, 0] if goodness[0].shape[1] == 1 else None
         return last[0], below
 
@@ -181,26 +179,26 @@ class Layerwise(Schedule):
 class Stored:
     """A stage's input for every sample of a set; positive and negative halves where there are."""
 
-    def __init__(self, trainer: Trainer, loader: Loader, schedule: Layerwise, stage: int,
+    def __init__(self, run: Training, loader: Loader, schedule: Layerwise, stage: int,
                  kind: str) -> None:
         self.stage, pairs, count = stage, schedule.pairs, len(loader.image_set)
         shape = schedule.stored_shape(stage)
-        self.stores = [FeatureStore.create(kind, count, shape, trainer.dtype, trainer.out,
+        self.stores = [FeatureStore.create(kind, count, shape, run.dtype, run.out,
                                            channels_last=len(shape) == 3)
                        for _ in range(1 + pairs)]
         #: Sum over the layers below of their goodness, a row each half (collaborative FF).
-        self.below = torch.zeros(1 + pairs, count, dtype=trainer.settings.weight_dtype,
-                                 device=trainer.device)
+        self.below = torch.zeros(1 + pairs, count, dtype=run.settings.weight_dtype,
+                                 device=run.device)
         plain = Loader(loader.image_set, batch_size=loader.batch_size, shuffle=False, seed=0,
                        epoch=0, drop_last=False, device=loader.device, on_device=False,
                        prefetch=False, augment=None)
         start = 0
         with torch.no_grad():
             for x, y in plain:
-                rows, below = schedule.stored_rows(trainer, stage, Batch(x, y))
+                rows, below = schedule.stored_rows(run, stage, Batch(x, y))
                 n = x.shape[0]
                 for half, store in enumerate(self.stores):
-                    store.write(start, rows[half * n:(half + 1) * n].to(trainer.dtype))
+                    store.write(start, rows[half * n:(half + 1) * n].to(run.dtype))
                     if below is not None:
                         self.below[half, start:start + n] = below[half * n:(half + 1) * n]
                 start += n

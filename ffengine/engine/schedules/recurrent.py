@@ -10,16 +10,12 @@ new state of layer i; u{i}, a{i} and d{i} as in program.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ffengine.engine.compiling import Layers
 from ffengine.engine.memory.plan import Plan
 from ffengine.engine.program import Facts, Instruction, Part, Program, Segment, finished
 from ffengine.engine.schedules.schedule import Schedule
+from ffengine.nn.network import LocalNet
 from ffengine.nn.recurrent import RecurrentNet
-
-if TYPE_CHECKING:
-    from ffengine.nn.network import LocalNet
 
 
 class Recurrent(Schedule):

@@ -7,7 +7,7 @@ batch. `begin` ties it to a network and refuses one it cannot train.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -19,12 +19,9 @@ from ffengine.engine.execute import train_batch
 from ffengine.engine.memory.plan import Plan
 from ffengine.engine.program import Facts, Program
 from ffengine.engine.schedules.overlap import compile_overlapping
+from ffengine.engine.schedules.training import Training
+from ffengine.nn.network import LocalNet
 from ffengine.nn.recurrent import RecurrentNet
-
-if TYPE_CHECKING:
-    from ffengine.engine.trainer import Trainer
-    from ffengine.nn.network import LocalNet
-
 
 #: Programs that a schedule keeps: a phase has few, a run few batch sizes.
 MOST_PROGRAMS = 64
@@ -127,7 +124,7 @@ class Schedule:
         """The batch as the plan's runs take it; a schedule may look at all of it first."""
         return item
 
-    def loader(self, trainer: Trainer, loader: Any, epoch: int) -> Any:
+    def loader(self, run: Training, loader: Any, epoch: int) -> Any:
         """What an epoch reads: the caller's loader, or features of it."""
         return loader
 
