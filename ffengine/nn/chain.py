@@ -40,7 +40,8 @@ class Chain(nn.Module):
     """Local layers, their wires, and how a label enters their input; arguments as of LocalNet."""
 
     def __init__(self, layers: Sequence[LocalLayer], wires: Sequence[Wire] | None,
-                 in_shape: tuple[int, ...], input_norm: Literal["layer", "none"] | Norm,
+                 num_classes: int, in_shape: tuple[int, ...],
+                 input_norm: Literal["layer", "none"] | Norm,
                  encoding: LabelEncoding | None) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -48,7 +49,7 @@ class Chain(nn.Module):
         if len(self.wires) != len(layers):
             raise ValueError(
                 f"[network] expected one wire a layer ({len(layers)}), got {len(self.wires)}")
-        self.in_shape = tuple(in_shape)
+        self.num_classes, self.in_shape = num_classes, tuple(in_shape)
         self.input_norm = input_norm
         self.encoding = encoding
         self.shapes = self._infer_shapes()

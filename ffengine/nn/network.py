@@ -65,10 +65,9 @@ class LocalNet(Chain):
                  encoding: LabelEncoding | None = None, negatives: str = "random",
                  propagate: Literal["stale", "updated"] = "stale",
                  heads: Sequence[LinearHead] = (), readout: Readout | None = None) -> None:
-        super().__init__(layers, wires, in_shape, input_norm, encoding)
+        super().__init__(layers, wires, num_classes, in_shape, input_norm, encoding)
         one_of("network", "propagate", propagate, ("stale", "updated"))
         one_of("network", "negatives", negatives, KINDS)
-        self.num_classes = num_classes
         self.negatives, self.propagate = negatives, propagate
         self.heads = nn.ModuleList(heads)
         self.readout = readout or Readout()

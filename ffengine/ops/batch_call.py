@@ -12,6 +12,7 @@ from ffengine.ops.params import PHASE_MIDDLE, SWEPT, BatchPassCall, BatchPassTen
 from ffengine.ops.tracing import traced
 
 
+@library.implements("batch_pass")
 def run(backend: str, tensors: BatchPassTensors, call: BatchPassCall) -> None:
     """Hand a call to a kernel back-end; the one place that knows where they live."""
     if traced():
@@ -43,9 +44,6 @@ def run(backend: str, tensors: BatchPassTensors, call: BatchPassCall) -> None:
                               stream)
     else:
         ext.batch_pass_cuda(pointers[:SWEPT], *numbers, stream)
-
-
-library.functions["batch_pass"] = run
 
 
 def cpu_scratch(a: torch.Tensor, call: BatchPassCall) -> int:

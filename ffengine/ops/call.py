@@ -81,6 +81,7 @@ def _flat(a: torch.Tensor, channels_last: bool, config: LocalPassConfig, tile: T
     )
 
 
+@library.implements("local_pass")
 def run(backend: str, tensors: LocalPassTensors, call: LocalPassCall) -> None:
     """Hand a call to a kernel back-end; the one place that knows where they live."""
     if tensors.a.shape[0] == 0:
@@ -106,9 +107,6 @@ def run(backend: str, tensors: LocalPassTensors, call: LocalPassCall) -> None:
         stream = torch.cuda.current_stream(tensors.a.device).cuda_stream
         ext.local_pass_cuda(
             _pointers(tensors), nchw(tensors.a), _dtype_code(tensors.a), call, stream)
-
-
-library.functions["local_pass"] = run
 
 
 def cpu_scratch(a: torch.Tensor, call: LocalPassCall, has_h_prev: bool, has_shortcut: bool,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,8 +17,18 @@ from ffengine.ops.params import LocalPassCall, LocalPassTensors
 
 #: torch leaves Library without annotations.
 library: Any = torch.library.Library("ffengine", "FRAGMENT")  # type: ignore[no-untyped-call]
-#: What the registered ops call, by their names: every op's module hands its own function in.
+#: What the registered ops call, by their names.
 functions: dict[str, Callable[..., None]] = {}
+Function = TypeVar("Function", bound=Callable[..., None])
+
+
+def implements(op: str) -> Callable[[Function], Function]:
+    """Decorator of the function that registered op `op` calls."""
+    def keep(function: Function) -> Function:
+        functions[op] = function
+        return function
+    return keep
+
 
 library.define(
     "weight_update(Tensor(a!) weight, Tensor x, Tensor da, Tensor(b!)? m, Tensor(c!)? v, "

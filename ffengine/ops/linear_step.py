@@ -179,6 +179,7 @@ def _results(c: LinearStepCall) -> LinearStepOutput:
                               for size in ((n, k), (loss,), (n, k))))
 
 
+@library.implements("linear_step")
 @torch.no_grad()
 def run(c: LinearStepCall, backend: str, result: LinearStepOutput) -> None:
     """A checked call: fills `result`, then steps; the states' counts are the caller's to raise."""
@@ -205,9 +206,6 @@ def run(c: LinearStepCall, backend: str, result: LinearStepOutput) -> None:
             out.copy_(grad)
         if c.finish and state is not None:
             update.optimizer_step(p, grad, state, c.optim, 1.0, backend)
-
-
-library.functions["linear_step"] = run
 
 
 def _run_tiles(c: LinearStepCall, backend: str, result: LinearStepOutput, dw: torch.Tensor,

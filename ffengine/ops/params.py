@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ffengine.ops.config import LocalPassConfig, Norm
-from ffengine.ops.optim import OptimConfig, OptimState
+from ffengine.ops.optim import OptimCall, OptimConfig, OptimState
 
 #: Phases of `batch_pass`.
 PHASE_STATS, PHASE_APPLY, PHASE_PEER_STATS, PHASE_PEER_APPLY, PHASE_MIDDLE = range(5)
@@ -123,6 +123,19 @@ class BatchPassCall:
     p2: float = 0.0
     scale: float = 0.0  # weight of one loss value in the batch objective
     da_scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class WeightUpdateCall:
+    """A call's numbers (csrc/params.h: WeightUpdateParams)."""
+
+    x_channels_last: bool
+    da_channels_last: bool
+    weight_channels_last: bool
+    accumulate: bool
+    finish: bool
+    inv_scale: float
+    optim: OptimCall | None
 
 
 class LinearStepOutput(NamedTuple):

@@ -11,7 +11,6 @@ triton: kernels/weight_update.py                 cuda: csrc/cuda/weight_update.c
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -22,7 +21,6 @@ from ffengine.ops.optim import (
     DTYPE_CODES,
     LINEAR,
     ConvGeometry,
-    OptimCall,
     OptimConfig,
     OptimState,
     compressed,
@@ -43,24 +41,12 @@ from ffengine.ops.optimizer_step import (
     step_dtype,
     stepped,
 )
+from ffengine.ops.params import WeightUpdateCall
 from ffengine.reference import weight_update as reference
 from ffengine.reference.state_formats import SCRATCH_BYTES
 
 __all__ = ["ConvGeometry", "OptimConfig", "OptimState", "bytes_moved", "choose", "extra_bytes",
            "gradient_update", "optimizer_step", "weight_update"]
-
-
-@dataclass(frozen=True, slots=True)
-class WeightUpdateCall:
-    """A call's numbers (csrc/params.h: WeightUpdateParams)."""
-
-    x_channels_last: bool
-    da_channels_last: bool
-    weight_channels_last: bool
-    accumulate: bool
-    finish: bool
-    inv_scale: float
-    optim: OptimCall | None
 
 
 #: Where the library's fp32 convolution gradient beats ours: input channels below `limit`. ms of one
@@ -148,6 +134,7 @@ def _kernel_scratch(shape: tuple[int, ...], dtype: torch.dtype, accumulate: bool
                                              ext.num_threads()))
 
 
+@library.implements("weight_update")
 def weight_update(
     weight: torch.Tensor,
     x: torch.Tensor,
@@ -204,9 +191,6 @@ def weight_update(
         for p in (main, extra):
             if p is not None and p.state is not None:
                 p.state.step += 1
-
-
-library.functions["weight_update"] = weight_update
 
 
 def _library_gradient(x: torch.Tensor, da: torch.Tensor, weight: torch.Tensor,
