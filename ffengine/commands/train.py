@@ -70,6 +70,9 @@ def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     trainer = make_trainer(args, within(recipe, len(splits.train)), options, data_options, seed)
     trainer.notes |= told(splits, args, data_options)
     trainer.write_into(run_folder(args))
+    if not args.augment or args.augment == "none":
+        trainer.schedule.expect(trainer.planning, len(splits.train), folder=trainer.out,
+                                shuffle=trainer.settings.batch_size < len(splits.train))
     announce(args, trainer)
     if found is not None:
         trainer.resume(found.path)

@@ -49,6 +49,7 @@ OPS: dict[str, Callable[[], object]] = {
         maps(2, 5, 8, 8, last=True), maps(2, 3, 8, 8, last=True), maps(5, 3, 3, 3), [5], [1, 1],
         [1, 1], [1, 1], False, [0, 0], 1, [True, True, True]),
     "constant": lambda: torch.tensor([1.0, 2.0]),
+    "product": lambda: maps(4, 3) @ maps(3, 5),
     "rows": lambda: maps(6, 4)[1:3].t(),
 }
 
@@ -95,7 +96,8 @@ def test_real_tensors_inside() -> None:
 
 def test_planning_imports_no_compiler() -> None:
     code = ("import sys, ffengine as ff\n"
-            "net = ff.models.create('deeperforward/resnet17', planes=(20, 20, 20))\n"
+            "net = ff.models.create('deeperforward/resnet17', planes=(10, 20, 40, 80),\n"
+            "                       image_size=8)\n"
             "trainer = ff.Trainer(net, epochs=1, lr=1e-3, progress=False)\n"
             "print(trainer.plan_for(8).peak_bytes)\n"
             "print(sorted({'sympy', 'torch._dynamo'} & set(sys.modules)))\n")

@@ -134,6 +134,9 @@ def by_rule(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name = func._schema.name
     if func in CONVOLUTIONS and not args[6 + (func is CONVOLUTIONS[1])]:  # not transposed
         return _convolution(func, args)
+    if name in ("aten::mm", "aten::bmm", "aten::addmm"):
+        a, b = args[-2:]
+        return torch.empty((*a.shape[:-1], b.shape[-1]), dtype=a.dtype, device=META)
     if name == "aten::cat":
         return concatenated(*args)
     if name == "aten::avg_pool2d" and list(args[2:]) in ([], [[]], [args[1]]):
