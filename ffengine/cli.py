@@ -210,7 +210,7 @@ def _edit_flags(made: argparse.ArgumentParser) -> None:
     _run_flags(made)
     made.add_argument("--out", metavar="RUN2", help="folder of the new run (default: a new one "
                       "under runs/)")
-    made.add_argument("--layer", type=int, help="default: the last layer")
+    made.add_argument("--layer", type=int, help="default: the last one that the scores read")
     made.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     made.add_argument("--backend", metavar="NAME", help=f"{', '.join(BACKENDS)}; default: the "
                       "run's")
