@@ -231,8 +231,8 @@ def _recorded(net: LocalNet, layer: int, found: Wiring, sources: Sources,
               ) -> Edit:
     groups = {}
     for i, edges in offsets.items():
-        groups[i] = (net.layer(i).config.groups, check_groups(net, i, edges))
         check_ungrouped(net, i, found)
+        groups[i] = (net.layer(i).config.groups, check_groups(net, i, edges))
     tensors, parts = dict(net.state_dict()), []
     for axis in found.axes:
         if not any(run.layer in sources for run in axis.runs):
