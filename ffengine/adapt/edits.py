@@ -18,14 +18,23 @@ from typing import Any, NamedTuple
 import torch
 
 from ffengine.adapt.checks import (
+    check_blocks,
     check_groups,
-    check_ungrouped,
     layer_of,
     offsets_of,
     units_of,
 )
 from ffengine.adapt.filling import Fill
-from ffengine.adapt.record import Edit, Part, apply, apply_in_place, inverse, invert, new_places
+from ffengine.adapt.record import (
+    Edit,
+    Part,
+    apply,
+    apply_in_place,
+    inverse,
+    invert,
+    new_places,
+    whole,
+)
 from ffengine.nn import wiring
 from ffengine.nn.network import LocalNet
 from ffengine.nn.wiring import Axis, Unit, Wiring
@@ -41,7 +50,7 @@ def remove_units(net: LocalNet, layer: int, units: Sequence[int]) -> tuple[Local
 
     Raises:
         ValueError: no such layer or units, the last one of a group (of any layer that is tied), a
-            convolution in channel groups, a loss that needs equal groups.
+            loss that needs equal groups, not as many units of each channel group of a convolution.
     """
     layer, found = layer_of(net, layer), wiring.of(net)
     gone = {(layer, u) for u in units_of(net, layer, units)}
@@ -109,8 +118,8 @@ def add_units(net: LocalNet, layer: int, at: Sequence[int] | None = None, *,
         seed: of the drawing; default is torch's generator as it stands.
 
     Raises:
-        ValueError: no such layer, place, group or unit, values of another shape, a convolution in
-            channel groups, a loss that needs equal groups.
+        ValueError: no such layer, place, group or unit, values of another shape, a loss that needs
+            equal groups, not as many units for each channel group of a convolution.
     """
     layer, found = layer_of(net, layer), wiring.of(net)
     anchors = _anchors(net, layer, at, group, count)
@@ -231,22 +240,23 @@ def _recorded(net: LocalNet, layer: int, found: Wiring, sources: Sources,
               ) -> Edit:
     groups = {}
     for i, edges in offsets.items():
-        check_ungrouped(net, i, found)
         groups[i] = (net.layer(i).config.groups, check_groups(net, i, edges))
     tensors, parts = dict(net.state_dict()), []
     for axis in found.axes:
         if not any(run.layer in sources for run in axis.runs):
             continue
-        tensor = tensors[axis.name]
+        blocks = axis.blocks if axis.dim else 1
+        tensor = whole(tensors[axis.name].detach(), blocks)
         source = _source(axis, found, sources)
+        check_blocks(axis, source, tensor.shape[axis.dim])
         count = int((source < 0).sum())
         added = tensor.new_zeros((*tensor.shape[:axis.dim], count, *tensor.shape[axis.dim + 1:]))
         if fill is not None and count:
             added = fill(axis, tensor, count)
         gone = new_places(inverse(source, tensor.shape[axis.dim]))
-        removed = tensor.detach().index_select(axis.dim, gone.to(tensor.device))
-        parts.append(Part(axis.name, axis.dim, source, added, removed))
-        tensors[axis.name] = parts[-1].moved(tensor.detach(), added)
+        removed = tensor.index_select(axis.dim, gone.to(tensor.device))
+        parts.append(Part(axis.name, axis.dim, source, added, removed, blocks))
+        tensors[axis.name] = parts[-1].moved(tensors[axis.name].detach(), added)
     return Edit(layer, {i: tuple(s) for i, s in sources.items()},
                 {i: found.units[i] for i in sources}, groups, tuple(parts))
 

@@ -273,10 +273,22 @@ def test_what_cannot_be_edited_is_said_in_a_line_and_nothing_changes(change, sai
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
-def test_convolutions_in_channel_groups_are_refused() -> None:
+def test_channel_groups_of_a_convolution_change_together() -> None:
+    net = network("cwcomp/cfse", channels=(20, 20, 10, 20)).double().eval()
+    x, _ = batch(net, 3)
+    before = net.scores(x, backend="reference")
     for layer in (0, 1):
-        with pytest.raises(ValueError, match="10 channel groups in layer 1"):
-            remove_units(network("cwcomp/cfse"), layer, [0])
+        with pytest.raises(ValueError, match=r"as many .* in each, got 19 in all"):
+            remove_units(net, layer, [3])
+        with pytest.raises(ValueError, match="unevenly"):
+            add_units(net, layer, group=3, count=10)
+        order = [u ^ 1 for u in range(20)]  # pairs change places
+        other, _ = reorder_units(net, layer, order)
+        torch.testing.assert_close(other.scores(x, backend="reference"), before)
+        smaller, edit = remove_units(net, layer, range(0, 20, 2))
+        assert smaller.layer(1).weight.shape[:2] == ((20, 1) if layer == 0 else (10, 2))
+        smaller.scores(x, backend="reference")
+        assert torch.equal(apply(smaller, invert(edit)).scores(x, backend="reference"), before)
 
 
 def test_a_map_before_flattening_is_several_columns_a_channel() -> None:
