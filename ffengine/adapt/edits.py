@@ -143,7 +143,15 @@ def add_units(net: LocalNet, layer: int, at: Sequence[int] | None = None, *,
 
 def restructure(net: LocalNet, structure: Mapping[str, Any] | None) -> None:
     """Give a network that was just built the layers that a checkpoint describes, in place, before
-    its weights are loaded; None (an old checkpoint) changes nothing.
+    its weights are loaded: see `structure_edit`."""
+    edit = structure_edit(net, structure)
+    if edit is not None:
+        apply_in_place(net, edit)
+
+
+def structure_edit(net: LocalNet, structure: Mapping[str, Any] | None) -> Edit | None:
+    """What makes a network's layers those that a checkpoint describes; new units hold zeros. None
+    where they are so already, or an old checkpoint (None) does not say.
 
     Args:
         structure: `units` of every layer and offsets of their `groups`, as a checkpoint's JSON has
@@ -153,7 +161,7 @@ def restructure(net: LocalNet, structure: Mapping[str, Any] | None) -> None:
         ValueError: it is of a network with other layers.
     """
     if structure is None:
-        return
+        return None
     units, groups = structure["units"], structure["groups"]
     if len(units) != len(net.layers) or len(groups) != len(units):
         raise ValueError(f"[edits] a structure expected {len(net.layers)} layers, got "
@@ -164,8 +172,7 @@ def restructure(net: LocalNet, structure: Mapping[str, Any] | None) -> None:
         if count != had or list(offsets_of(net, i)) != list(edges):
             sources[i] = [u if u < had else -1 for u in range(count)]
             offsets[i] = list(edges)
-    if sources:
-        apply_in_place(net, _recorded(net, 0, wiring.of(net), sources, offsets))
+    return _recorded(net, 0, wiring.of(net), sources, offsets) if sources else None
 
 
 class _New(NamedTuple):

@@ -219,13 +219,17 @@ def test_an_edited_run_resumes_in_a_network_built_anew(tmp_path) -> None:
     reshape(run, add_units(run.net, 1, group=3, count=2, seed=0)[1])
     run.step(*batch(run.net))
     run.save()
-    fresh = network("sn/cifar10", seed=9)
-    structure = checkpoint.load(tmp_path).meta["structure"]
-    with pytest.raises(ValueError, match="layer 1"):
-        trainer(fresh, schedule=Schedule()).resume(tmp_path)
-    restructure(fresh, structure)
-    again = trainer(fresh, schedule=Schedule())
+    found = checkpoint.load(tmp_path).meta["structure"]
+    assert found["units"][1] == 12 and found["groups"][1][3:5] == [3, 6]
+    again = trainer(network("sn/cifar10", seed=9), schedule=Schedule())
     again.resume(tmp_path)
+    other = trainer(network("sn/cifar10"), schedule=Schedule(), lr=0.5)
+    with pytest.raises(ValueError, match=r"expected lr 0\.5"):
+        other.resume(tmp_path)
+    assert other.net.layer(1).units == 10
+    built = network("sn/cifar10", seed=9)
+    restructure(built, found)
+    assert [m.config for m in built.layers] == [m.config for m in run.net.layers]
     for each in (run, again):
         each.step(*batch(each.net, seed=7))
     assert all(torch.equal(v, again.net.state_dict()[k]) for k, v in run.net.state_dict().items())
