@@ -1,6 +1,7 @@
 """Growth and degeneration of support-neuron sets: tables 3 and 4 of the paper, MNIST's half.
 
-    python -m bench.growth --data-root DIR [--data mnist] [--seeds 10] [--json FILE]
+    python -m bench.growth --data-root DIR [--data mnist] [--seeds 10] [--batch-size 128]
+                           [--json FILE]
 
 Linear 784 -> 50 after one epoch. Growth: one neuron for the class that is weakest on validation
 data, cloned, then trained for 5 epochs at 1e-4. Degeneration: the neuron that responds least of
@@ -35,14 +36,14 @@ PAPER_DEGENERATION = {
 Rows = dict[str, tuple[float, ...]]
 
 
-def once(splits: data.Splits, seed: int) -> dict[str, Any]:
+def once(splits: data.Splits, seed: int, size: int) -> dict[str, Any]:
     """One seed: the class that grew, the units that were removed, and the tables' rows."""
     torch.manual_seed(seed)
     net = ff.models.create("sn/mlp", num_classes=splits.num_classes,
                            in_channels=splits.shape[0], image_size=splits.shape[1],
                            layers=(5 * splits.num_classes,))
-    trainer = ff.Trainer(net, epochs=1, batch_size=128, seed=seed, progress=False)
-    trainer.fit(data.loader(splits.train, batch_size=128, shuffle=True, seed=seed))
+    trainer = ff.Trainer(net, epochs=1, batch_size=size, seed=seed, progress=False)
+    trainer.fit(data.loader(splits.train, batch_size=size, shuffle=True, seed=seed))
     train, valid, test = (data.loader(part, batch_size=1000)
                           for part in (splits.train, splits.valid, splits.test))
     label = growing(class_accuracy(net, valid)[1], Growth())[0]
@@ -104,10 +105,11 @@ def main() -> None:
     made.add_argument("--data", default="mnist")
     made.add_argument("--data-root")
     made.add_argument("--seeds", type=int, default=10)
+    made.add_argument("--batch-size", type=int, default=128, help="of the one epoch")
     made.add_argument("--json", help="file for the rows")
     args = made.parse_args()
     splits = data.load(args.data, root=args.data_root, normalize="off")
-    found = [once(splits, seed) for seed in range(args.seeds)]
+    found = [once(splits, seed, args.batch_size) for seed in range(args.seeds)]
     print(report(found))
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1))

@@ -14,7 +14,7 @@ from ffengine.engine.evaluation import class_accuracy, samples_of
 
 def run_grow(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     options = Growth(threshold=args.threshold, neurons=args.neurons, init=args.init,
-                     epochs=args.epochs, lr=args.lr, batch_size=args.batch_size or 128,
+                     epochs=args.epochs, lr=args.lr, batch_size=args.batch_size,
                      seed=args.seed)
     run = open_edited(args)
     trainer, layer = run.trainer, layer_asked(run, args)

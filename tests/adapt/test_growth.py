@@ -109,7 +109,7 @@ def test_the_margin_is_maximised() -> None:
         return float(g[y == 1].sum() - g[y == 0].sum())
 
     before, others = margin(), net.layer(0).weight[[0, 1]].clone()
-    train_units(net.layer(0), [4, 7], x, y, 3, 1e-2, Growth(batch_size=10), "reference")
+    train_units(net.layer(0), [4, 7], x, y, Growth(batch_size=10, epochs=3, lr=1e-2), "reference")
     assert margin() > before and torch.equal(net.layer(0).weight[[0, 1]], others)
 
 
