@@ -157,11 +157,11 @@ def test_sets_change_while_training_and_only_for_the_better(digits: data.Splits)
     net = network("sn/mlp", layers=(20, 20))
     limit = count_of(net) + 100
     seen: list[int] = []
-    run = trainer(net, epochs=3, lr=5e-3, batch_size=64,
+    run = trainer(net, epochs=2, lr=5e-3, batch_size=64,
                   after_epoch=lambda row: seen.append(row.epoch))
     evolving = Evolving(run, train, valid, parameters=limit)
     run.fit(train, valid)
-    assert seen == list(range(6)) and count_of(run.net) <= limit
+    assert seen == list(range(4)) and count_of(run.net) <= limit
     kept = [a for a in evolving.attempts if a.kept]
     assert {a.layer for a in evolving.attempts} == {0, 1}
     assert all((a.after >= a.before) == a.kept for a in evolving.attempts)
