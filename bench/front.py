@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from bench.markdown import mega, table, where
+from bench.markdown import mega, table
+from bench.sections import machine_name
 from ffengine.commands.reproduction import report, tables
 from ffengine.commands.reproduction.results import rows_in
 
@@ -85,7 +86,7 @@ def clock(content: Content) -> str:
 def headline(content: Content) -> list[str]:
     """One step of one network, beside its opponents."""
     rows = contenders(content)
-    held = rows[0][1]["parameter"] + rows[0][1]["state"]
+    held, facts = rows[0][1]["parameter"] + rows[0][1]["state"], content["machine"]
     return [f"One training step of `{content['model']}`, batch {content['batch']}, "
             f"{content['precision']}, {content['optimizer']}:", "",
             *table(["", "peak memory", "time"], (
@@ -95,7 +96,8 @@ def headline(content: Content) -> list[str]:
                 for name, row in rows)), "",
             f"{mega(held)} MB of each are parameters and optimizer states. Medians of "
             f"{min(len(row['rounds']) for _, row in rows)} interleaved rounds{clock(content)}; "
-            + where(content["machine"], content["version"])]
+            f"{facts['date']}, {facts['gpu'] or facts['cpu']} ({machine_name(content)}), torch "
+            f"{facts['torch']}, commit {facts['commit']}."]
 
 
 def families(contents: Iterable[Content]) -> list[str]:
@@ -111,7 +113,8 @@ def families(contents: Iterable[Content]) -> list[str]:
     def cells(family: Family) -> list[str]:
         content = best(family)
         if content is None:
-            return [family.title, family.turn, f"`{family.models[0]}`", *["to be measured anew"] * 3]
+            return [family.title, family.turn, f"`{family.models[0]}`", "to be measured anew", "",
+                    ""]
         rows = [r for r in content["rows"] if not r["failed"]]
         ours = next(r for r in rows if r["kind"] == "ffengine")
         theirs = [r for r in rows if r["kind"] == "bp"]
@@ -121,7 +124,7 @@ def families(contents: Iterable[Content]) -> list[str]:
                                              for r in (ours, quick, lean))]
 
     return table(["family", "whose turn", "network", "ours", "fastest backpropagation",
-                  "leanest backpropagation"], map(cells, FAMILIES))
+                  "leanest backpropagation"], map(cells, FAMILIES), words=3)
 
 
 def reproduced(content: Content) -> list[str]:

@@ -198,4 +198,6 @@ TITLES = {
     "counters": "Exact counters that every change is held to, {stem}",
     "gate_repeats": "How often the gate's timing raises a false alarm",
     "reproduction": "The papers' numbers beside ours",
+    "gpu step": "Training steps", "gpu local_pass": "local_pass on cold data",
+    "gpu smoke": "How the run went", "gpu ncu": "Counters of the hardware",
 }
