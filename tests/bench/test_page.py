@@ -60,6 +60,13 @@ def test_the_picture_shows_the_number_that_stands_first() -> None:
             assert text in shown, "run python -m bench.page --readme"
 
 
+@pytest.mark.parametrize("path", [page.PAGE, *sorted(page.RESULTS.glob("*.md"))],
+                         ids=lambda p: p.stem)
+def test_links_and_pictures_of_a_page_are_there(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text())
+    assert links and [link for link in links if not (path.parent / link).exists()] == []
+
+
 def test_links_of_the_contents_lead_to_headings() -> None:
     links = re.findall(r"\]\((results/[\w.-]+)#([\w-]+)\)", page.PAGE.read_text())
     headings = {f"results/{p.name}": {page.anchor(line[3:]) for line in p.read_text().splitlines()
