@@ -22,8 +22,8 @@ from pathlib import Path
 
 from bench import front, plots, results
 from bench.gpu import pages as gpu_pages
-from bench.markdown import where
-from bench.publishing import Content, committed, left_out
+from bench.markdown import table, where
+from bench.publishing import Content, again, committed, left_out
 from bench.sections import SECTIONS, machine_name, plain, title
 from ffengine.engine.checkpoint import write_atomically
 
@@ -175,9 +175,11 @@ def contents(shown: list[tuple[str, list[Section]]], found: list[Section]) -> st
     for section in summaries(found):
         if section.name == "fair-summary":
             lines += ["", "## Fair tables in one", "", *section.lines]
-    missing = [s for s in found if s.missing is not None]
+    missing = [[f"`{s.name}`", f"{s.missing} ({s.origin.partition(';')[0]})",
+                f"`{command}`" if (command := again(s.content)) else ""]
+               for s in found if s.missing is not None]
     lines += ["", "## To be measured anew", ""]
-    lines += [f"- `{s.name}`: {s.missing} ({s.origin.partition(';')[0]})" for s in missing] or [
+    lines += table(["result", "why it is left out", "command"], missing, words=3) if missing else [
         "Nothing."]
     return "\n".join(lines) + "\n"
 

@@ -51,3 +51,12 @@ def committed(content: Content) -> Content:
         return content
     return {**content, name: [training for training, _ in kept], "machine": kept[-1][1][-1],
             "omitted": len(trainings) - len(kept)}
+
+
+def again(content: Content) -> str | None:
+    """The command that measures a fair table anew; None for another kind."""
+    if content["kind"] != "fair":
+        return None
+    authors = any(row["kind"] == "authors" for row in content["rows"])
+    return (f"python -m bench.fair {content['model']} --batch-size {content['batch']} --precision "
+            f"{content['precision']}" + " --authors PATH" * authors)

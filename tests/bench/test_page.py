@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bench import counters, front, machine, page, publishing, results
+from bench.fair import parse
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "bench" / "results").rglob("*.json"))
@@ -92,6 +93,16 @@ def test_what_falls_short_is_not_published(rounds: int, dirty: bool, said: str |
     assert publishing.left_out(fair(rounds, dirty)) == said
 
 
+def test_a_table_that_is_left_out_says_how_it_is_measured() -> None:
+    path = ROOT / "bench" / "results" / "cpu" / "fair" / "trifecta-shallow-b32-bf16.json"
+    command = publishing.again(results.read(path))
+    assert command == ("python -m bench.fair trifecta/shallow --batch-size 32 --precision bf16 "
+                       "--authors PATH")
+    args = parse(command.split()[3:])
+    assert (args.model, args.batch_size, args.precisions) == ("trifecta/shallow", 32, ["bf16"])
+    assert publishing.again({"kind": "fflib"}) is None
+
+
 def test_every_published_table_has_its_rounds_and_its_commit() -> None:
     shown = [s for s in page.sections() if s.missing is None]
     assert any(s.content["kind"] == "fair" for s in shown)
@@ -111,7 +122,7 @@ def test_numbers_that_are_left_out_stand_nowhere(tmp_path: Path,
     results.write(tmp_path / "made.json", "unheard of", {"seconds": 0.123456})
     (section,) = found = page.sections(tmp_path, tmp_path / "none")
     (text,) = page.pages(found).values()  # the contents alone: no page for the family
-    assert "0.1235" not in text and "- `made`: the tree had uncommitted changes (" in text
+    assert "0.1235" not in text and "| `made` | the tree had uncommitted changes (" in text
     (line,) = section.body(tmp_path)
     assert line.startswith("To be measured anew, and left out until then: the tree had")
 
