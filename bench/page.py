@@ -217,7 +217,7 @@ def write(found: list[Section], readme: bool) -> int:
                 made[path] = filled(text, blocks(at=path.parent))
         first = front.headline_of(fair_tables(found))
         if first is not None:
-            plots.headline(PICTURE, first)
+            plots.headline(PICTURE, front.network(first), front.contenders(first))
     for path, text in made.items():
         write_atomically(path, text.encode())
     for old in set(RESULTS.glob("*.md")) - set(made):

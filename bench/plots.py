@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bench import front
-
 #: On white and on dark pages: text, ours, theirs (Okabe and Ito's palette, safe for colour-blind).
 GREY, OURS, THEIRS = "#7d838a", "#e69f00", "#0a7fc2"
 #: Colour and marker of a kind of row.
@@ -70,14 +68,13 @@ def memory_against_time(path: Path, values: dict[str, Any]) -> None:
     plt.close(figure)
 
 
-def headline(path: Path, values: dict[str, Any]) -> None:
-    """SVG without a background: peak memory and time of one step, a bar a contender.
+def headline(path: Path, network: str, rows: list[tuple[str, dict[str, Any]]]) -> None:
+    """SVG without a background: peak memory and time of one step, a bar for each (name, row).
 
     Grey text and the two colours stand out on white and on dark pages, and differ in lightness for
     those who do not see colours. Text stays text, so that it can be searched.
     """
     plt = pyplot()
-    rows = front.contenders(values)
     places = list(range(len(rows)))[::-1]
     fixed = {"svg.fonttype": "none", "svg.hashsalt": "ffengine", "font.family": "sans-serif",
              "text.color": GREY, "axes.labelcolor": GREY, "xtick.color": GREY, "ytick.color": GREY}
@@ -106,7 +103,7 @@ def headline(path: Path, values: dict[str, Any]) -> None:
         memory.set_title("peak memory (grey: weights, optimizer states)", loc="left",
                          fontsize=9)
         time.set_title("time", loc="left", fontsize=9)
-        figure.suptitle(f"One training step of {front.network(values)}", x=0.012, y=0.97,
+        figure.suptitle(f"One training step of {network}", x=0.012, y=0.97,
                         ha="left", fontsize=11)
         figure.tight_layout()
         figure.savefig(path, format=path.suffix[1:], transparent=True,
