@@ -18,9 +18,10 @@ from ffengine.commands.reproduce import chosen
 from ffengine.engine.execute import HOME
 from ffengine.engine.meter import KINDS
 from ffengine.engine.schedule import Schedule
+from ffengine.models import recipe_files
 from ffengine.ops.config import LocalPassConfig
 from ffengine.ops.local_pass import local_pass
-from tests.test_docs import blocks, tables
+from tests.test_docs import blocks, expanded, tables
 
 ROOT = Path(__file__).parents[1]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
@@ -31,7 +32,7 @@ TEXTS = {p: re.sub(r"<!-- results:.*?:end -->", "", p.read_text(), flags=re.DOTA
 BLOCKS = [block for page in GUIDES for block in blocks(page, "python")]
 TERMS = "| term | meaning | defined by |"
 guides = pytest.mark.parametrize("page", GUIDES, ids=lambda p: p.stem)
-#: A word of each block that a test below runs.
+#: A word of each block that has a test of its own.
 TESTED = ("memory_budget", "equivalent_to_local_pass", "label_smoothing", "ff.data.splits",
           'Norm("length"', "found.z is a")
 
@@ -41,8 +42,14 @@ def block(word: str) -> str:
     return found
 
 
-def test_every_block_has_a_test() -> None:
-    assert [b for b in BLOCKS if not any(word in b for word in TESTED)] == []
+@pytest.mark.parametrize("code", [b for b in BLOCKS if not any(word in b for word in TESTED)])
+def test_other_blocks_run_as_they_are(code: str) -> None:
+    """With what a reader has by then: a network, its trainer, loaders."""
+    splits = ff.data.load("synthetic", shape=(1, 28, 28), train=32, valid=8, test=8)
+    train, valid = (ff.data.loader(s, batch_size=8) for s in (splits.train, splits.valid))
+    net = models.create("fflib/ffnn", layers=(20, 20))
+    trainer = ff.Trainer(net, epochs=1, lr=0.01, batch_size=8, progress=False)
+    exec(code, {"net": net, "trainer": trainer, "train_loader": train, "valid_loader": valid})
 
 
 def test_own_loss() -> None:
@@ -146,6 +153,19 @@ def test_commands_of_a_guide_are_known(page: Path) -> None:
             assert set(words) <= set(targets)
         else:
             assert (program, words[0]) in (("pip", "install"), ("bash", "bench/gpu.sh"))
+
+
+def test_every_model_stands_in_its_table() -> None:
+    told = [name.strip("`") for pattern, *_ in rows(
+        "models.md", "| models | paper | what trains them |") for word in pattern.split("`, `")
+        for name in expanded(word)]
+    assert sorted(told) == sorted(
+        [*(n for n in models.names() if not n.startswith("bp/")), "bp/<any of these>"])
+
+
+def test_guides_count_the_recipes() -> None:
+    counts = [int(n) for text in TEXTS.values() for n in re.findall(r"(\d+) recipes", text)]
+    assert counts and set(counts) == {len(recipe_files.names())}
 
 
 def test_modules_that_guides_run_exist() -> None:
