@@ -25,7 +25,7 @@ from bench.gpu import pages as gpu_pages
 from bench.markdown import table, where
 from bench.publishing import Content, again, committed, left_out
 from bench.sections import SECTIONS, machine_name, plain, title
-from ffengine.engine.checkpoint import write_atomically
+from ffengine.engine.run.checkpoint import write_atomically
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

@@ -16,8 +16,8 @@ import ffengine as ff
 from ffengine import cli, models
 from ffengine.commands.reproduce import chosen
 from ffengine.engine.execute import HOME
-from ffengine.engine.meter import KINDS
-from ffengine.engine.schedule import Schedule
+from ffengine.engine.memory.meter import KINDS
+from ffengine.engine.schedules.schedule import Schedule
 from ffengine.models import recipe_files
 from ffengine.ops.config import LocalPassConfig
 from ffengine.ops.local_pass import local_pass

@@ -16,7 +16,7 @@ from ffengine import data, models
 from ffengine.data import own, superclasses
 from ffengine.data.catalog import COARSE_CLASSES, SOURCES
 from ffengine.data.scale import SET
-from ffengine.engine import checkpoint
+from ffengine.engine.run import checkpoint
 from ffengine.models.cwcomp import ILT
 from ffengine.nn import LocalNet
 from ffengine.ops import backends
