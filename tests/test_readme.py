@@ -42,14 +42,21 @@ def block(word: str) -> str:
     return found
 
 
-@pytest.mark.parametrize("code", [b for b in BLOCKS if not any(word in b for word in TESTED)])
-def test_other_blocks_run_as_they_are(code: str) -> None:
+def others(page: Path) -> list[str]:
+    """Blocks of a page that have no test of their own."""
+    return [b for b in blocks(page, "python") if not any(word in b for word in TESTED)]
+
+
+@pytest.mark.parametrize("page", [p for p in GUIDES if others(p)], ids=lambda p: p.stem)
+def test_other_blocks_run_in_their_order(page: Path) -> None:
     """With what a reader has by then: a network, its trainer, loaders."""
-    splits = ff.data.load("synthetic", shape=(1, 28, 28), train=32, valid=8, test=8)
-    train, valid = (ff.data.loader(s, batch_size=8) for s in (splits.train, splits.valid))
-    net = models.create("fflib/ffnn", layers=(20, 20))
-    trainer = ff.Trainer(net, epochs=1, lr=0.01, batch_size=8, progress=False)
-    exec(code, {"net": net, "trainer": trainer, "train_loader": train, "valid_loader": valid})
+    splits = ff.data.load("synthetic", shape=(1, 28, 28), train=64, valid=32, test=8)
+    train, valid = (ff.data.loader(s, batch_size=32) for s in (splits.train, splits.valid))
+    net = models.create("sn/mlp", layers=(20, 20))
+    trainer = ff.Trainer(net, epochs=1, lr=0.01, batch_size=32, progress=False)
+    names = {"net": net, "trainer": trainer, "train_loader": train, "valid_loader": valid}
+    for code in others(page):
+        exec(code, names)
 
 
 def test_own_loss() -> None:

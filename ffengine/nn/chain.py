@@ -52,7 +52,7 @@ class Chain(nn.Module):
         self.num_classes, self.in_shape = num_classes, tuple(in_shape)
         self.input_norm = input_norm
         self.encoding = encoding
-        self.shapes = self._infer_shapes()
+        self.shapes = self.infer_shapes()
     def layer(self, i: int) -> LocalLayer:
         """Layer i, typed; without a ModuleList's own look-up, which takes seven times as long."""
         held: Any = self._modules["layers"]
@@ -60,7 +60,7 @@ class Chain(nn.Module):
         assert isinstance(layer, LocalLayer)
         return layer
 
-    def _infer_shapes(self) -> list[tuple[int, ...]]:
+    def infer_shapes(self) -> list[tuple[int, ...]]:
         """Per-sample shape of the map after each layer's join; entry 0 is the input's."""
         shapes = [self.in_shape if self.encoding is None else self.encoding.shape]
         shortcut: tuple[int, ...] | None = None

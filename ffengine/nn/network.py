@@ -205,7 +205,7 @@ class LocalNet(Chain):
         self.layers.append(layer)
         self.wires = (*self.wires, wire or Wire())
         try:
-            self.shapes = self._infer_shapes()
+            self.shapes = self.infer_shapes()
             self._check_parts()
         except (ValueError, RuntimeError):
             self.layers, self.wires = self.layers[:-1], self.wires[:-1]

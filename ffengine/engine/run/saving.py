@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+from ffengine.adapt.edits import structure_edit
+from ffengine.adapt.record import Edit, invert
+from ffengine.adapt.training import Reshaped, reshape
 from ffengine.engine.run import checkpoint
 from ffengine.engine.run.history import EpochSums, History
 from ffengine.engine.run.state import TrainingRun
@@ -31,6 +34,7 @@ def description(trainer: TrainingRun) -> dict[str, Any]:
         "model": None if net.origin is None else {
             "name": net.origin[0], "options": net.origin[1]},
         "architecture": checkpoint.architecture(net),
+        "structure": checkpoint.structure(net),
         "settings": asdict(trainer.settings),
         "backend": trainer.backend,
         "memory_budget": trainer.budget,
@@ -58,8 +62,34 @@ def check_options(trainer: TrainingRun, found: checkpoint.Checkpoint) -> None:
                              f"{saved['options'].get(name)} in {found.path}")
 
 
-def restore(trainer: TrainingRun, found: checkpoint.Checkpoint) -> None:
-    """Put the trainer where the checkpoint stands; everything is checked before anything moves."""
+def restore(trainer: Reshaped, found: checkpoint.Checkpoint) -> None:
+    """Put the trainer where the checkpoint stands; everything is checked before anything moves.
+
+    The named model of a run whose structure was edited takes that structure first.
+    """
+    edit = edit_since_built(trainer, found)
+    if edit is None:
+        _restore(trainer, found)
+        return
+    reshape(trainer, edit)
+    try:
+        _restore(trainer, found)
+    except ValueError:
+        reshape(trainer, invert(edit))
+        raise
+
+
+def edit_since_built(trainer: Reshaped, found: checkpoint.Checkpoint) -> Edit | None:
+    """What was edited in the checkpoint's network since the very model of this trainer was built.
+    """
+    mine, saved = trainer.net.origin, found.meta["model"]
+    if mine is None or saved is None or mine[0] != saved["name"] or (
+            json.loads(json.dumps(mine[1], default=str)) != saved["options"]):
+        return None
+    return structure_edit(trainer.net, found.meta.get("structure"))
+
+
+def _restore(trainer: Reshaped, found: checkpoint.Checkpoint) -> None:
     meta, where = found.meta, found.meta["position"]
     checkpoint.check_architecture(found, trainer.net)
     trainer.settings.check_same(meta["settings"], found.path)
