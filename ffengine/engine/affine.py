@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ffengine.engine.context import StepContext
-from ffengine.nn.layers import LocalLayer
+from ffengine.nn.layers import LocalLayer, Operands
 from ffengine.nn.norms import Normalised, PreNorm
 from ffengine.ops import pieces
 from ffengine.ops.host import constant
@@ -213,13 +213,20 @@ def inside(kernel: int, geometry: ConvGeometry, extent: int, out: int,
     return ((at >= 0) & (at < extent)).to(dtype)
 
 
-def input_gradient(layer: LocalLayer, u: torch.Tensor, da: torch.Tensor) -> torch.Tensor:
-    """dL/du (times da's scale) at what the layer's weight saw; folded norms: dL/dx̂."""
-    weight = layer.weight.detach()
+def input_gradient(layer: LocalLayer, u: torch.Tensor, da: torch.Tensor,
+                   operands: Operands | None = None) -> torch.Tensor:
+    """dL/du (times da's scale) at what the layer's weight saw; folded norms: dL/dx̂.
+
+    operands: what the layer multiplied u with, where somebody keeps it.
+    """
     norm, geometry = layer.pre_norm, layer.geometry
-    if norm is not None and norm.folded:
-        weight = weight * norm.weight.detach().view(1, -1, *[1] * (weight.dim() - 2))
-    weight = weight.to(da.dtype)
+    if operands is not None:
+        weight = operands.weight
+    else:
+        weight = layer.weight.detach()
+        if norm is not None and norm.folded:
+            weight = weight * norm.weight.detach().view(1, -1, *[1] * (weight.dim() - 2))
+        weight = weight.to(da.dtype)
     if geometry is None:
         return da @ weight
     with exact(da.device.type):

@@ -180,7 +180,8 @@ def branch(at: Place, line: Instruction, given: Tensors) -> Made:
 
 def input_gradient(at: Place, line: Instruction, given: Tensors) -> Made:
     """dL/du at what the layer's weight sees."""
-    return (affine.input_gradient(at.ctx.net.layer(line.index), given["u"], given["d"].da),)
+    return (affine.input_gradient(at.ctx.net.layer(line.index), given["u"], given["d"].da,
+                                  given.get("operands")),)
 
 
 def through_norm(at: Place, line: Instruction, given: Tensors) -> Made:

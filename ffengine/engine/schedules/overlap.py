@@ -12,6 +12,7 @@ gradients of either loss, G{i} and P{i} the gradients.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -19,6 +20,7 @@ import torch
 from ffengine.engine.batch import paired
 from ffengine.engine.compiling import Layers, framed
 from ffengine.engine.program import Facts, Part, Program, Segment, Store
+from ffengine.nn.layers import LocalLinear
 from ffengine.nn.network import LocalNet
 
 #: Pre-activations that live at once. A step of trifecta/shallow at batch 32 in fp32 holds 120, 99,
@@ -56,17 +58,27 @@ class Overlapped(Layers):
         z = ((f"z{i}" if addend else f"x{i + 1}"),) if want_z else ()
         u, statistics = self.entered(i, self.transformed(i))
         self.add("operands", i, f"o{i}", u=u)
-        if takes:
+        size = self.rows_of_a_tile(i, paired(net))
+        # a dense layer in one tile: its gradients are larger than its maps, and are not formed
+        # before what it multiplies has gone and the layer before has had its update
+        late = isinstance(layer, LocalLinear) and size * (1 + paired(net)) >= self.facts.rows
+        if takes and not late:
             self.add("gradient_sums", i, f"g{i}")
         seen = net.input_of(i, net.shapes[i])
         stores = [Store(name, layer.z_shape(seen)) for name in z]
         stores += [Store(f"r{i}", layer.z_shape(seen), dtype=torch.uint8)] * keeps
         stores += [Store(f"e{i}", seen)] * crosses
         self.flush()
-        self.sweep(i, u, statistics, z, keeps=keeps, crosses=crosses)
-        self.tiles(i, (u,), tuple(stores), pairs=paired(net))
+        self.sweep(i, u, z, keeps=keeps, crosses=crosses)
+        gradients = functools.partial(self.gradients, i, u, statistics, crosses=crosses)
+        if takes and not late:
+            gradients()
+        self.tiles((u,), tuple(stores), size, pairs=paired(net))
         if crosses:
-            self.cross(i, statistics)
+            self.cross(i, statistics, f"d{i}" if late else f"g{i}")
+        if takes and late:
+            self.add("gradient_sums", i, f"g{i}")
+            gradients()
         if takes:
             self.add("gradient", i, f"G{i}", sums=f"g{i}")
         if takes and not (keeps and statistics):
@@ -78,10 +90,9 @@ class Overlapped(Layers):
         self.after(i, want_z)
         self.flush()
 
-    def sweep(self, i: int, u: str, statistics: str | None, z: tuple[str, ...], *, keeps: bool,
-              crosses: bool) -> None:
-        """A tile of the layer: features, routes for the update by the next loss, gradients of its
-        own."""
+    def sweep(self, i: int, u: str, z: tuple[str, ...], *, keeps: bool, crosses: bool) -> None:
+        """A tile of the layer: features, routes for the update by the next loss, dL/da and dL/dx of
+        its own."""
         self.add("forward", i, f"a{i}", u=u, operands=f"o{i}")
         if keeps:
             self.add("routes", i, f"r{i}", a=f"a{i}")
@@ -90,40 +101,51 @@ class Overlapped(Layers):
             return
         self.add("local_pass", i, f"d{i}", *z, a=f"a{i}")
         if crosses:
-            self.add("input_gradient", i, f"e{i}", u=u, d=f"d{i}")
-        self.add("add_gradient", i, u=u, statistics=statistics, d=f"d{i}",
-                 du=f"e{i}" if crosses else None, sums=f"g{i}")
+            self.add("input_gradient", i, f"e{i}", u=u, d=f"d{i}", operands=f"o{i}")
 
-    def cross(self, i: int, statistics: str | None) -> None:
-        """The update of what stands before layer i by its loss."""
+    def gradients(self, i: int, u: str, statistics: str | None, *, crosses: bool) -> None:
+        """Adds a tile's, or all rows', to the gradients of layer i by its own loss."""
+        norm = self.net.layer(i).pre_norm
+        wanted = crosses and norm is not None and not norm.folded
+        self.add("add_gradient", i, u=u, statistics=statistics, d=f"d{i}",
+                 du=f"e{i}" if wanted else None, sums=f"g{i}")
+
+    def cross(self, i: int, statistics: str | None, of: str) -> None:
+        """The update of what stands before layer i by its loss, whose gradients are scaled as those
+        of the buffer `of`."""
         self.add("through_norm", i, f"y{i}", du=f"e{i}", statistics=statistics)
         if self.held is None:
-            self.add("update_labels", 0, dx=f"y{i}", of=f"g{i}")
+            self.add("update_labels", 0, dx=f"y{i}", of=of)
             return
         (u, before), k = self.held, i - 1
         self.add("gradient_sums", k, f"p{k}")
         self.flush()
-        self.add("along_routes", k, f"f{k}", routes=f"r{k}", dz=f"y{i}", of=f"g{i}")
+        self.add("along_routes", k, f"f{k}", routes=f"r{k}", dz=f"y{i}", of=of)
         self.add("add_gradient", k, u=u, statistics=before, d=f"f{k}", sums=f"p{k}")
-        self.tiles(k, (u, f"r{k}", f"y{i}"), (), pairs=False)
+        self.tiles((u, f"r{k}", f"y{i}"), (), self.rows_of_a_tile(k, pairs=False), pairs=False)
         # at the weights that its own loss saw: before the update by that one
         self.add("gradient", k, f"P{k}", sums=f"p{k}")
         if self.own is not None:
             self.add("update_own", k, gradients=self.own)
         self.add("update_next", k, gradients=f"P{k}")
 
-    def tiles(self, i: int, reads: tuple[str, ...], stores: tuple[Store, ...], *,
-              pairs: bool) -> None:
-        """The lines so far as tiles of TILE_ELEMENTS pre-activations of layer i, a row or a pair at
-        least."""
-        layer, made = self.net.layer(i), {name for line in self.lines for name in line.writes}
+    def rows_of_a_tile(self, i: int, pairs: bool) -> int:
+        """How many, or pairs of them, make TILE_ELEMENTS pre-activations of layer i; one at least.
+        """
+        layer = self.net.layer(i)
         row = (1 + pairs) * math.prod(layer.out_shape(self.net.input_of(i, self.net.shapes[i])))
         device = "cpu" if layer.weight.device.type == "cpu" else "cuda"
+        return max(1, TILE_ELEMENTS[device] // row)
+
+    def tiles(self, reads: tuple[str, ...], stores: tuple[Store, ...], size: int, *,
+              pairs: bool) -> None:
+        """The lines so far as tiles of so many rows or pairs."""
+        made = {name for line in self.lines for name in line.writes}
         shares = dict.fromkeys(name for line in self.lines for _, name in line.reads
                                if name not in made and name not in reads)
         self.parts.append(Segment(
-            self.take(), max(1, TILE_ELEMENTS[device] // row), pairs, title="tiles",
-            reads=reads, shares=tuple(shares), stores=stores))
+            self.take(), size, pairs, title="tiles", reads=reads, shares=tuple(shares),
+            stores=stores))
 
     def flush(self) -> None:
         """The lines so far, as they are."""
