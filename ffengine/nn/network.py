@@ -324,11 +324,8 @@ class LocalNet(nn.Module):
         return self.prepare(x) if self.encoding is None else (
             self.normalise_input(self.encoding.blank(x)))
 
-    def differentiable_logits(self, x: torch.Tensor, call: differentiable.Call = (
-            differentiable.direct), layout: torch.memory_format = torch.preserve_format,
-            ) -> torch.Tensor:
-        """Logits (N, classes) as plain PyTorch that autograd follows; see differentiable.logits."""
-        return differentiable.logits(self, x, call, layout)
+    #: Logits (N, classes) as plain PyTorch that autograd follows, and backpropagation's gradients.
+    differentiable_logits, gradients = differentiable.logits, differentiable.gradients
 
     def activations(self, x: torch.Tensor, end: int, out: Receiver, backend: str = "auto") -> None:
         """Give h of layers 0..end, before their feature normalisation, of a prepared input."""

@@ -1,0 +1,1 @@
+"""The opponents: what layer-local training is compared with."""
