@@ -5,7 +5,7 @@ dL/dW_l = da_l x_l' from
 
     fa     da_l = B_{l+1}' da_{l+1} * f'(a_l)     Lillicrap et al. 2016, "Random synaptic feedback
                                                   weights support error backpropagation"
-    dfa    da_l = B_l' e * f'(a_l)                Nøkland 2016, eq. 3
+    dfa    da_l = B_l' e * f'(a_l)                Nøkland 2016
     drtp   da_l = B_l' y* * f'(a_l)               Frenkel et al. 2021: the one-hot target itself
 
 and the classifier always from e. Every term is the mean over the batch. DRTP's published code adds
