@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ffengine.baselines.hidden import Hidden, HiddenNet
-from ffengine.nn.differentiable import Call, Credit, cast, direct
+from ffengine.nn.credit import Credit, cast
+from ffengine.nn.differentiable import Call, direct
 
 
 class BlockwiseNet(HiddenNet):

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from ffengine.baselines.hidden import Hidden, HiddenNet, he_uniform
 from ffengine.nn.checks import one_of
-from ffengine.nn.differentiable import Credit, cast
+from ffengine.nn.credit import Credit, cast
 
 Rule = Literal["fa", "dfa", "drtp"]
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from ffengine.baselines.hidden import Hidden, HiddenNet
-from ffengine.nn.differentiable import Credit, cast
+from ffengine.nn.credit import Credit, cast
 from ffengine.ops.config import Dropout
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -118,38 +117,6 @@ def logits(net: LocalNet, x: torch.Tensor, call: Call = direct,
     seen = [zs[i] for i in head.layers]
     scores: torch.Tensor = head(seen[0] if len(seen) == 1 else torch.cat(seen, 1))
     return scores
-
-
-#: (mean loss, logits (N, classes), gradients by the parameter's name).
-Credit = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
-
-
-def gradients(net: LocalNet, x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype) -> Credit:
-    """Backpropagation of the mean cross-entropy of the scores, end to end.
-
-    Networks whose layers learn what to change in another way have their own in its place.
-
-    Args:
-        x, y: samples (N, *in_shape) in the parameters' dtype, labels int64 (N,).
-        dtype: bf16 for products in 16 bits.
-    """
-    with cast(x, dtype):
-        logits = net.differentiable_logits(x)
-        loss = F.cross_entropy(logits.to(x.dtype), y)
-    named = {n: p for n, p in net.named_parameters() if p.requires_grad}
-    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-    return loss, logits, {n: g for n, g in zip(named, found, strict=True) if g is not None}
-
-
-@contextlib.contextmanager
-def cast(x: torch.Tensor, dtype: torch.dtype) -> Iterator[None]:
-    """Products in 16 bits, where that is what `dtype` says."""
-    if dtype is not torch.bfloat16:
-        yield
-        return
-    with torch.autocast(x.device.type, dtype):
-        yield
-    torch.clear_autocast_cache()  # of weights; inside another autocast they would live on
 
 
 def batch_statistics(net: LocalNet) -> bool:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ffengine.data.negatives import KINDS
-from ffengine.nn import differentiable
+from ffengine.nn import credit, differentiable
 from ffengine.nn.checks import one_of
 from ffengine.nn.encoding import LabelEncoding
 from ffengine.nn.heads import Columns, LinearHead, Receiver
@@ -324,8 +324,8 @@ class LocalNet(nn.Module):
         return self.prepare(x) if self.encoding is None else (
             self.normalise_input(self.encoding.blank(x)))
 
-    #: Logits (N, classes) as plain PyTorch that autograd follows, and backpropagation's gradients.
-    differentiable_logits, gradients = differentiable.logits, differentiable.gradients
+    #: Logits (N, classes) as plain PyTorch that autograd follows, and what one loss makes of them.
+    differentiable_logits, gradients = differentiable.logits, credit.backpropagated
 
     def activations(self, x: torch.Tensor, end: int, out: Receiver, backend: str = "auto") -> None:
         """Give h of layers 0..end, before their feature normalisation, of a prepared input."""
