@@ -3,7 +3,8 @@
 By defaults the support-neuron paper's MNIST network (784-100-100), which it trains every method on;
 its CIFAR networks are options of a recipe, as are Trifecta's and PEPITA's own. What the methods do
 stands in ffengine/baselines; DeeperForward, CaFo and CFSE are the engine's, on that paper's layers.
-Where it is silent: CaFo's predictor is cross-entropy's; DeeperForward keeps its dropout and SIP;
+Where it is silent: CaFo's predictor is cross-entropy's; DeeperForward is read at its last layer,
+without dropout, which gives the paper's number (its own SIP and dropout give six points more);
 early layers of CIFAR-100 tell super-classes, as its own do, where 60 channels are to make 100 sets.
 """
 
@@ -25,6 +26,7 @@ from ffengine.models.cafo import cascade
 from ffengine.models.registry import Recipe, register
 from ffengine.models.sn import PAPER, SCALE
 from ffengine.nn import LocalConv2d, LocalLinear, LocalNet
+from ffengine.nn.checks import one_of
 from ffengine.nn.layers import LocalLayer
 from ffengine.ops.config import BatchNorm, LocalPassConfig, Norm, ce, cwc
 
@@ -172,9 +174,11 @@ def super_classes(word: Supers, num_classes: int) -> SuperClasses | None:
           digits={"epochs": 40, "lr": 3e-3})
 def deeperforward(num_classes: int = 10, in_channels: int = 1, image_size: int = 28,
                   channels: Widths = (), pools: Widths = (), layers: Widths = (100, 100),
-                  dropout: float = 0.2, superclasses: Supers = None,
-                  on_supers: int = 4) -> LocalNet:
-    """relu, pool, mean goodness, cross-entropy, GroupNorm; SIP where all layers tell classes."""
+                  dropout: float = 0.0, readout: Literal["last", "sip"] = "last",
+                  superclasses: Supers = None, on_supers: int = 4) -> LocalNet:
+    """relu, pool, mean goodness, cross-entropy, GroupNorm."""
+    one_of("baselines", "readout", readout, ("last", "sip"))
+
     def build(spec: Spec) -> LocalLayer:
         config = LocalPassConfig(groups=spec.groups, loss=ce(), pool=spec.pool)
         if spec.conv:
@@ -183,9 +187,12 @@ def deeperforward(num_classes: int = 10, in_channels: int = 1, image_size: int =
 
     image = (in_channels, image_size, image_size)
     made, early = chain(build, image, channels, pools, layers, num_classes, superclasses, on_supers)
-    net = LocalNet(made, num_classes=num_classes, in_shape=image,
-                   layer_range=(early, len(made) - 1) if early else None)
-    net.schedule, net.selects_range = Together(), not early
+    if early and readout == "sip":
+        raise ValueError("[baselines] readout=sip expected layers that all tell classes, got "
+                         f"{early} on super-classes")
+    last = len(made) - 1
+    net = LocalNet(made, num_classes=num_classes, in_shape=image, layer_range=(last, last))
+    net.schedule, net.selects_range = Together(), readout == "sip"
     return net
 
 

@@ -154,7 +154,7 @@ def sets(h: torch.Tensor, groups: int) -> torch.Tensor:
 def test_deeperforward_on_these_layers() -> None:
     """Mean goodness before GroupNorm, cross-entropy; early layers on super-classes."""
     net = network("baselines/deeperforward", channels=(4, 8), pools=POOLS, layers=(12,),
-                  superclasses=(0, 1, 1, 0), on_supers=2, dropout=0.0)
+                  superclasses=(0, 1, 1, 0), on_supers=2)
     assert net.layer_range == (2, 2) and not net.selects_range
     weights = [layer.weight.detach().double().requires_grad_() for layer in net.layers]
     adams = [torch.optim.Adam([w], lr=LR) for w in weights]

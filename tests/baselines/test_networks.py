@@ -94,6 +94,7 @@ def test_the_papers_networks() -> None:
     (["cafo", "pools=(1,)"], "pools expected convolutions of 1..0, got (1,)"),
     (["cafo", "predictor=svm"], "predictor must be one of mse, ce, sl, bp, got 'svm'"),
     (["cfse", "superclasses=(0,1)"], "superclasses"),
+    (["deeperforward", "readout=all"], "readout must be one of last, sip, got 'all'"),
     (["deeperforward", "layers=()"], "expected one layer or more, got none")])
 def test_what_is_wrong_is_one_line(words: list[str], said: str, tmp_path: Path,
                                    capsys: pytest.CaptureFixture[str]) -> None:
