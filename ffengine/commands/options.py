@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from ffengine import data, models
+from ffengine.adapt.edits import restructure
 from ffengine.data import own, superclasses
 from ffengine.data.catalog import COARSE_CLASSES, SOURCES
 from ffengine.data.scale import SET
-from ffengine.engine import checkpoint
+from ffengine.engine.run import checkpoint
 from ffengine.models.cwcomp import ILT
 from ffengine.nn import LocalNet
 from ffengine.ops import backends
@@ -244,6 +245,7 @@ def build_saved(found: checkpoint.Checkpoint) -> LocalNet:
         raise ValueError(f"[checkpoint] expected a run of a named model, got one of a network "
                          f"built by hand in {found.path}")
     net = models.create(model["name"], **saved_options(found))
+    restructure(net, found.meta.get("structure"))
     fp64 = found.meta["settings"]["precision"] == "fp64"
     return net.to(torch.float64) if fp64 else net
 

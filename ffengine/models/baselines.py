@@ -20,8 +20,8 @@ from ffengine.baselines.feedback import FeedbackNet, Rule
 from ffengine.baselines.hidden import Activation, check_pools, stack
 from ffengine.baselines.pepita import PepitaNet
 from ffengine.data.superclasses import SuperClasses, by_name, given
-from ffengine.engine.backprop import Backprop
-from ffengine.engine.schedule import Together
+from ffengine.engine.schedules.backprop import Backprop
+from ffengine.engine.schedules.schedule import Together
 from ffengine.models.cafo import cascade
 from ffengine.models.registry import Recipe, register
 from ffengine.models.sn import PAPER, SCALE

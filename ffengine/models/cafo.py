@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from ffengine.engine.cascade import Cascade
+from ffengine.engine.schedules.cascade import Cascade
 from ffengine.models.registry import Recipe, register
 from ffengine.nn import LinearHead, LocalConv2d, LocalNet, Readout
 from ffengine.nn.layers import LocalLayer

@@ -29,7 +29,7 @@ class PlainNet(LocalNet):
         super().__init__([classifier], num_classes=num_classes, in_shape=in_shape,
                          input_norm="none", layer_range=(0, 0))
 
-    def _infer_shapes(self) -> list[tuple[int, ...]]:
+    def infer_shapes(self) -> list[tuple[int, ...]]:
         """Of what `prepare` gives, and of the scores."""
         return [(self.layer(0).in_size,), (self.num_classes,)]
 
