@@ -4,7 +4,7 @@ By defaults the support-neuron paper's MNIST network (784-100-100), which it tra
 its CIFAR networks are options of a recipe, as are Trifecta's and PEPITA's own. What the methods do
 stands in ffengine/baselines; DeeperForward, CaFo and CFSE are the engine's, on that paper's layers.
 Where it is silent: CaFo's predictor is cross-entropy's; DeeperForward is read at its last layer,
-without dropout, which gives the paper's number (its own SIP and dropout give six points more);
+without dropout, as that paper's own (its SIP and dropout are options, and give one point more);
 early layers of CIFAR-100 tell super-classes, as its own do, where 60 channels are to make 100 sets.
 """
 
