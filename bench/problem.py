@@ -44,7 +44,7 @@ class Problem:
     def of(cls, model: str, batch: int, precision: str, device: str = "cpu",
            optimizer: str = "adamw", backend: str = "auto", deterministic: bool = True,
            **options: Any) -> Problem:
-        if model.startswith("bp/"):
+        if not entry(model).local:
             raise ValueError(f"[bench] expected a model of local training, got {model}, which is "
                              "what it is compared with")
         if precision == "tf32" and torch.device(device).type != "cuda":

@@ -1,4 +1,5 @@
-"""The opponents of the fair tables: the unfused step, and backpropagation's recipes.
+"""The opponents: the unfused step and backpropagation's recipes of the fair tables (`steps`), and
+the other methods that papers of local learning compare with.
 
-They train the very networks that the engine trains; nothing in the engine imports them.
+The first train the very networks that the engine trains; nothing in the engine imports them.
 """

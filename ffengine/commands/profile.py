@@ -48,9 +48,10 @@ def make_trainer(args: argparse.Namespace) -> Trainer:
     recipe = sized(recipe, args)
     torch.manual_seed(0)
     net = models.create(args.model, **options)
-    if args.model.startswith("bp/"):
+    if not models.entry(args.model).local:
         raise ValueError(f"[profile] expected a model of layer-local training, got {args.model}, "
-                         "trained by backpropagation; `ffengine bench fair` times and meters it")
+                         "trained by one loss; `ffengine bench fair` times and meters "
+                         "backpropagation")
     return Trainer(net, recipe=recipe, batch_size=recipe.batch_size, progress=False,
                    backend=args.backend or "auto", precision=args.precision or "fp32",
                    memory_budget=args.memory_budget, device=device_of(args),

@@ -60,7 +60,7 @@ def run_plan(args: argparse.Namespace) -> tuple[str, Any]:
     job = job_of(args, recipe, shaped_like(args.model, options))
     if not job.schedule.planned:
         raise ValueError(f"[cli] plan expected a model of layer-local training, got {args.model}, "
-                         "trained by backpropagation; its memory is metered (`ffengine train`)")
+                         "trained by one loss; its memory is metered (`ffengine train`)")
     if args.device_profile:
         return plan_on(args, job)
     planning = Planning(job, budget, costs=args.costs)

@@ -64,9 +64,9 @@ def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     refuse_early(args, recipe, options, data_options)
     splits = load_data(args.model, args.data, options, data_options, seed, args.data_root,
                        None if found is None else found.meta["notes"].get("classes"))
-    if args.baselines and args.model.startswith("bp/"):
-        raise ValueError("[cli] --baselines expected a model of local training, got "
-                         f"{args.model}, which is one of its opponents")
+    if args.baselines and f"bp/{args.model}" not in models.names():
+        raise ValueError("[cli] --baselines expected a model of local training with a twin, "
+                         f"got {args.model}, which is an opponent itself")
     options = fitted_options(args.model, splits, options)
     trainer = make_trainer(args, within(recipe, len(splits.train)), options, data_options, seed,
                            structure=None if found is None else found.meta.get("structure"))

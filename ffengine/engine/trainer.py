@@ -113,7 +113,7 @@ class Trainer:
         self.schedule.begin(self.net, self.settings.epochs)
         if self.budget is not None and not self.schedule.planned:
             raise ValueError("[trainer] memory_budget expected layer-local training, got a network "
-                             "trained by backpropagation, whose memory no plan describes")
+                             "trained by one loss, whose memory no plan describes")
         self.micro_batch = micro_batch
         if micro_batch is not None:
             micro.check(self.schedule, self.net, micro_batch)

@@ -1,5 +1,6 @@
 """The networks of the papers, by name."""
 
+from ffengine.models import baselines as baselines
 from ffengine.models import cafo as cafo
 from ffengine.models import cff as cff
 from ffengine.models import cwcomp as cwcomp

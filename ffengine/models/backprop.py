@@ -54,8 +54,8 @@ def twin(original: Entry, **options: Any) -> LocalNet:
     return net
 
 
-@register("bp/fflib/bpnn", paper="FFLib", recipe=RECIPE, scale=fflib.SCALE, digits={
-    "lr": 1e-3, "epochs": 8})
+@register("bp/fflib/bpnn", paper="FFLib", recipe=RECIPE, scale=fflib.SCALE, local=False,
+          digits={"lr": 1e-3, "epochs": 8})
 def bpnn(num_classes: int = 10, in_channels: int = 1, image_size: int = 28,
          layers: tuple[int, ...] = (2000, 2000)) -> LocalNet:
     """FFLib's BPNN: 784-2000-2000-10, relu, no length norms and no place for a label."""
@@ -73,7 +73,7 @@ def bpnn(num_classes: int = 10, in_channels: int = 1, image_size: int = 28,
 
 @register("bp/deeperforward/resnet18", paper="DeeperForward", scale=deeperforward.SCALE,
           recipe=Recipe(optimizer="adamw", lr=1e-3, lr_min=1e-5, weight_decay=5e-4),
-          digits={"lr_min": 1e-5, "epochs": 5})
+          digits={"lr_min": 1e-5, "epochs": 5}, local=False)
 def resnet18(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
              widths: tuple[int, ...] = (64, 128, 256, 512),
              counts: tuple[int, ...] = (2, 2, 2, 2)) -> LocalNet:
@@ -85,11 +85,11 @@ def resnet18(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
 
 
 def register_twins() -> None:
-    """Enter a twin of every model registered so far that is none."""
-    for name in (n for n in names() if not n.startswith("bp/")):
+    """Enter a twin of every model registered so far that is no opponent itself."""
+    for name in (n for n in names() if not n.startswith(("bp/", "baselines/"))):
         found = entry(name)
         enter(Entry(f"bp/{name}", f"backpropagation twin ({found.paper})",
                     functools.partial(twin, found), RECIPE, {"digits": replace(
                         SMALL, epochs=FEWER.get(name, SMALL.epochs))},
                     shared=(found.build, *found.shared), data_options=found.data_options,
-                    scale=found.scale))
+                    scale=found.scale, local=False))

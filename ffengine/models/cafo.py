@@ -10,11 +10,13 @@ least-squares solution (the code's reported "MSE" is an L1 distance); its sparse
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from ffengine.engine.schedules.cascade import Cascade
 from ffengine.models.registry import Recipe, register
 from ffengine.nn import LinearHead, LocalConv2d, LocalNet, Readout
+from ffengine.nn.layers import LocalLayer
 from ffengine.ops.config import BatchNorm, LocalPassConfig, Norm
 
 HEADS: dict[str, dict[str, Any]] = {
@@ -30,23 +32,33 @@ def cnn(num_classes: int = 10, in_channels: int = 3, image_size: int = 32, num_b
         width: int = 32, predictor: Literal["mse", "ce", "sl", "bp"] = "ce",
         batch_statistics: bool = False) -> LocalNet:
     """Blocks of 32, 128, 512 channels; predictors: closed form, cross-entropy, sparsemax, Adam."""
-    if predictor not in HEADS:
-        raise ValueError(f"[cafo] predictor must be one of {', '.join(HEADS)}, got {predictor!r}")
     image = (in_channels, image_size, image_size)
     shape: tuple[int, ...] = image
-    layers, heads = [], []
+    layers: list[LocalLayer] = []
     for i in range(num_blocks):
         config = LocalPassConfig(groups=1, goodness="mean_sq", norm=Norm("none"), pool="max2")
         layers.append(LocalConv2d(shape[0], width * 4**i, 3, bias=True, config=config, init="torch",
                                   couple=BatchNorm(eps=1e-4, order="pool_norm",
                                                    momentum=0.0 if batch_statistics else 0.1)))
         shape = layers[-1].z_shape(shape)
-        layers[-1].requires_grad_(False)
+    net = cascade(layers, num_classes, image, predictor)
+    net.batch_statistics = batch_statistics
+    return net
+
+
+def cascade(layers: Sequence[LocalLayer], num_classes: int, image: tuple[int, int, int],
+            predictor: str) -> LocalNet:
+    """These layers as they are, a predictor on each, probabilities summed."""
+    if predictor not in HEADS:
+        raise ValueError(f"[cafo] predictor must be one of {', '.join(HEADS)}, got {predictor!r}")
+    shape, heads = image, []
+    for i, layer in enumerate(layers):
+        shape = layer.z_shape(shape)  # type: ignore[assignment]
+        layer.requires_grad_(False)
         heads.append(LinearHead((i,), math.prod(shape), num_classes, bias=False,
                                 **HEADS[predictor]))
     squash: Any = "sparsemax" if predictor == "sl" else "softmax"
     net = LocalNet(layers, num_classes=num_classes, in_shape=image, input_norm="none",
                    heads=heads, readout=Readout("predictors", squash=squash))
     net.schedule, net.selects_range = Cascade(closed_form=predictor == "mse"), False
-    net.batch_statistics = batch_statistics
     return net

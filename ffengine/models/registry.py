@@ -28,6 +28,8 @@ class Entry:
     data_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: How its authors scale pixels (ffengine.data.scale), by data set; "*" is all others.
     scale: Mapping[str, Any] = field(default_factory=dict)
+    #: Layers train by losses of their own; else the whole network by one.
+    local: bool = True
 
     def options_for(self, data: str) -> dict[str, Any]:
         """Constructor arguments that a data set wants otherwise than the defaults."""
@@ -59,18 +61,19 @@ _MODELS: dict[str, Entry] = {}
 def register(name: str, *, paper: str, recipe: Recipe,
              digits: dict[str, Any] | None = None, digits_options: dict[str, Any] | None = None,
              shared: Callable[..., LocalNet] | None = None,
-             scale: Mapping[str, Any] | None = None) -> Callable[[Any], Any]:
+             scale: Mapping[str, Any] | None = None,
+             local: bool = True) -> Callable[[Any], Any]:
     """Enter a builder under `name`.
 
     `digits` changes its recipe, and `digits_options` its defaults, on the bundled images; `scale`
-    is how its authors scale pixels, by data set ("*": all others).
+    is how its authors scale pixels, by data set ("*": all others); `local` is as of Entry.
     """
     def register_builder(build: Callable[..., LocalNet]) -> Callable[..., LocalNet]:
         small = replace(recipe, **{"epochs": 15, "batch_size": 64, "lr_epochs": None,
                                    **(digits or {})})
         enter(Entry(name, paper, build, recipe, {"digits": small},
                     () if shared is None else (shared,), {"digits": digits_options or {}},
-                    scale or {}))
+                    scale or {}, local))
         return build
     return register_builder
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ffengine.data.negatives import KINDS
-from ffengine.nn import differentiable
+from ffengine.nn import credit, differentiable
 from ffengine.nn.chain import Chain, Wire
 from ffengine.nn.checks import one_of
 from ffengine.nn.encoding import LabelEncoding
@@ -148,6 +148,9 @@ class LocalNet(Chain):
         else:
             self.activations(x, max(head.layers), seen, backend)
         return seen.rows
+
+    #: What one loss of a batch asks of every parameter: backpropagation's gradients.
+    gradients = credit.backpropagated
 
     def differentiable_logits(self, x: torch.Tensor, call: differentiable.Call = (
             differentiable.direct), layout: torch.memory_format = torch.preserve_format,

@@ -3,8 +3,7 @@
     stem 3x3; stages of blocks  x -> relu(bn(conv(relu(bn(conv x)))) + shortcut(x)); mean; linear
 
 A stage after the first halves the map; where a block changes the shape its shortcut is a 1x1
-convolution with BatchNorm. The linear classifier is the network's one layer; what stands before it
-has no local loss.
+convolution with BatchNorm.
 """
 
 from __future__ import annotations
@@ -16,9 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ffengine.nn.differentiable import Call, direct
-from ffengine.nn.layers import LocalLinear
-from ffengine.nn.network import LocalNet
-from ffengine.ops.config import LocalPassConfig, Norm
+from ffengine.nn.plain import PlainNet
 
 
 class NormedConv(nn.Conv2d):
@@ -56,7 +53,7 @@ class Block(nn.Module):
         return F.relu(self.second.normed(inner, training) + past)
 
 
-class ResNet(LocalNet):
+class ResNet(PlainNet):
     """The network; scores are the classifier's logits.
 
     Args:
@@ -69,10 +66,7 @@ class ResNet(LocalNet):
         if len(widths) != len(counts) or not widths or min(*widths, *counts) < 1:
             raise ValueError("[resnet] expected as many widths as counts, all 1 or more, got "
                              f"{tuple(widths)} and {tuple(counts)}")
-        classifier = LocalLinear(widths[-1], num_classes, init="torch", config=LocalPassConfig(
-            groups=num_classes, norm=Norm("none")))
-        super().__init__([classifier], num_classes=num_classes, in_shape=in_shape,
-                         input_norm="none", layer_range=(0, 0))
+        super().__init__(widths[-1], num_classes=num_classes, in_shape=in_shape)
         self.stem = NormedConv(in_shape[0], widths[0], 3)
         self.blocks, last = nn.ModuleList(), widths[0]
         for stage, (width, count) in enumerate(zip(widths, counts, strict=True)):
@@ -80,34 +74,9 @@ class ResNet(LocalNet):
                 self.blocks.append(Block(last, width, 2 if stage and not block else 1))
                 last = width
 
-    def infer_shapes(self) -> list[tuple[int, ...]]:
-        """Of what `prepare` gives, and of the scores."""
-        return [(self.layer(0).in_size,), (self.num_classes,)]
-
     def features(self, x: torch.Tensor, training: bool, call: Call = direct) -> torch.Tensor:
         """(N, channels) of samples (N, C, H, W): the last map's means."""
         x = F.relu(self.stem.normed(x, training))
         for block in self.blocks:
             x = call(block, x, training)
         return x.mean((2, 3))
-
-    def prepare(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """The classifier's input; the running statistics normalise."""
-        if tuple(x.shape[1:]) != self.in_shape:
-            raise ValueError(f"[network] expected input (N, {', '.join(map(str, self.in_shape))}), "
-                             f"got {tuple(x.shape)}")
-        return self.features(x.to(self.stem.weight.dtype), False)
-
-    def scores(self, x: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
-        with torch.no_grad():
-            return self.classify(self.prepare(x))
-
-    def differentiable_logits(self, x: torch.Tensor, call: Call = direct,
-                              layout: torch.memory_format = torch.preserve_format) -> torch.Tensor:
-        if layout is not torch.preserve_format:
-            x = x.contiguous(memory_format=layout)
-        return self.classify(self.features(x, self.training, call))
-
-    def classify(self, features: torch.Tensor) -> torch.Tensor:
-        classifier = self.layer(0)
-        return F.linear(features, classifier.weight, classifier.bias)

@@ -43,7 +43,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "symba/mlp": {"layers": (200, 200)},
     "trifecta/fcn": {"width": 200},
 }
-MODELS = [name for name in models.names() if not name.startswith("bp/")]
+MODELS = [name for name in models.names() if not name.startswith(("bp/", "baselines/"))]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

@@ -43,11 +43,25 @@ OPPONENTS: dict[str, dict[str, Any]] = {
     "bp/deeperforward/resnet18": {"image_size": 8, "widths": (4, 6, 8, 8), "counts": (1, 2, 1, 1)},
     "bp/fflib/bpnn": {"image_size": 8, "layers": (20, 16)},
 }
-NAMES = ff.models.names()
+#: Other papers' methods, which tests/baselines looks at.
+COMPARATORS: dict[str, dict[str, Any]] = {
+    "baselines/blockwise": {"image_size": 8, "channels": (6, 8), "pools": (2,), "layers": (16,)},
+    "baselines/cafo": {"image_size": 8, "channels": (6,), "pools": (1,), "layers": (16,)},
+    "baselines/cfse": {"image_size": 8, "channels": (10, 20), "pools": (2,)},
+    "baselines/deeperforward": {"image_size": 8, "channels": (10,), "pools": (1,),
+                                "layers": (20,)},
+    "baselines/dfa": {"image_size": 8, "layers": (20, 16)},
+    "baselines/drtp": {"image_size": 8, "channels": (6,), "layers": (16,), "frozen": True},
+    "baselines/fa": {"image_size": 8, "channels": (6,), "layers": (20, 16)},
+    "baselines/ffconv": {"image_size": 8, "channels": (6, 8), "pools": (2,), "layers": (16,)},
+    "baselines/pepita": {"image_size": 8, "channels": (6,), "layers": (20, 16), "kernel": 3},
+}
+NAMES = [name for name in ff.models.names() if not name.startswith("baselines/")]
 
 
 def options(name: str) -> dict[str, Any]:
-    small = OPPONENTS[name] if name in OPPONENTS else TINY[name.removeprefix("bp/")]
+    own = {**COMPARATORS, **OPPONENTS}
+    small = own[name] if name in own else TINY[name.removeprefix("bp/")]
     return {"num_classes": 10, "in_channels": 1, **small}
 
 

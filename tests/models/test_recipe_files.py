@@ -75,13 +75,14 @@ def test_a_bundled_recipe_builds_for_its_data(name):
 
 @pytest.mark.parametrize("name", recipe_files.names())
 def test_a_bundled_recipe_scales_pixels_as_its_authors(name):
-    """The published code of FFLib and of Löwe feeds [0, 1], as support neurons' "normalization"
-    turned out to mean; CwComp's and CaFo's have constants of their own."""
+    """The published code of FFLib, of Löwe and of PEPITA feeds [0, 1], as support neurons'
+    "normalization" turned out to mean; CwComp's and CaFo's have constants of their own."""
     recipe = recipe_files.load(name)
     model = recipe.model.removeprefix("bp/")
     imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     wanted = "set"
-    if model.startswith(("fflib/", "hinton/peer-norm")) or recipe.paper == "sn":
+    if recipe.paper == "sn" or model.startswith(("fflib/", "hinton/peer-norm",
+                                                 "baselines/pepita")):
         wanted = "off"
     elif model.startswith("cwcomp/") and recipe.data != "mnist":
         wanted = (0.5, 0.5) if recipe.data == "fashion_mnist" else imagenet

@@ -1,4 +1,4 @@
-"""Backpropagation as a schedule: the twin of a network, trained end to end by cross-entropy."""
+"""Backpropagation as a schedule, and whatever else trains a whole network by one loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ffengine.nn.network import LocalNet
 
 
 class Backprop(Schedule):
-    """Every batch trains all parameters on one loss, the cross-entropy of the scores."""
+    """Every batch trains all parameters on one loss, by what `net.gradients` makes of it."""
 
     recurrent = True
 
