@@ -86,9 +86,7 @@ def _on_blue(name: str) -> Any:
     """A colour map that shows places without a neuron in pale blue."""
     from matplotlib import colormaps
 
-    made = colormaps[name].copy()
-    made.set_bad("#dbe7f3")
-    return made
+    return colormaps[name].with_extremes(bad="#dbe7f3")
 
 
 def _neuron_axes(axes: Any, shape: tuple[int, ...]) -> None:

@@ -50,13 +50,18 @@ def sweep(args: argparse.Namespace) -> Made:
     numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
     order = sorted(range(len(values)), key=lambda i: values[i]) if numeric else range(len(values))
     x = [values[i] if numeric else i for i in order]
-    curves: dict[str, lines.Line] = {"network": (x, [
-        None if found[i]["diverged"] else 100 * found[i]["accuracy"] for i in order])}
     depth = max((len(c.get("layers", ())) for c in found), default=0)
+    percent = [[None if v is None else 100 * v for v in (
+        [None] * (depth + 1) if c["diverged"] else [c["accuracy"], *c["layers"]])]
+        for c in (found[i] for i in order)]
+    curves: dict[str, lines.Line] = {"network": (x, [row[0] for row in percent])}
     for layer in range(depth):
-        ys = [None if c["diverged"] or c["layers"][layer] is None else 100 * c["layers"][layer]
-              for c in (found[i] for i in order)]
-        curves[f"layer {layer} alone"] = (x, ys)
+        ys = [row[1 + layer] for row in percent]
+        if ys == curves["network"][1]:  # one line tells both
+            del curves["network"]
+            curves = {f"network, and layer {layer} alone": (x, ys), **curves}
+        else:
+            curves[f"layer {layer} alone"] = (x, ys)
     label = name if numeric else f"{name}: " + ", ".join(f"{i} = {values[i]}" for i in order)
     log = numeric and min(x) > 0 and max(x) / min(x) >= WIDE
     picture = lines.panels(title, {"accuracy": curves}, label, {"accuracy": "test accuracy, %"},
@@ -109,13 +114,20 @@ def values_of(key: str, text: str) -> list[Any]:
     try:
         found = list(ast.literal_eval(f"[{text}]"))
     except (ValueError, SyntaxError):
-        found = text.split(",")
+        found = [_literal(word) for word in text.split(",")]
     if key in TRAINING:
         bad = [v for v in found if isinstance(v, bool) or not isinstance(v, (int, float))
                or TRAINING[key](v) != v]
         if bad:
             raise ValueError(f"[analyze] --over {key} expected numbers, got {bad[0]!r}")
     return found
+
+
+def _literal(word: str) -> Any:
+    try:
+        return ast.literal_eval(word)
+    except (ValueError, SyntaxError):
+        return word
 
 
 def train_cell(place: Mapping[str, Any], base: Mapping[str, Any],
