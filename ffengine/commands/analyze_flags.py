@@ -105,7 +105,10 @@ def _layers_kind(made: argparse.ArgumentParser) -> None:
 
 def _history(made: argparse.ArgumentParser) -> None:
     made.add_argument("--columns", nargs="+", metavar="NAME",
-                      help="columns of history.csv to show (default: losses and accuracies)")
+                      help="columns to show, e.g. hoyer of every layer or hoyer_0 of one (default: "
+                           "losses and accuracies)")
+    made.add_argument("--steps", action="store_true",
+                      help="what was watched at single steps (steps.csv), not at epochs")
 
 
 #: Kind -> (what it shows, whether it takes several runs, its options).

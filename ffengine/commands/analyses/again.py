@@ -41,6 +41,9 @@ class Again:
            data_options: Mapping[str, Any] | None = None) -> Again:
         """As the run was trained, or for other epochs and with other options."""
         saved, notes = run.settings, run.run.notes
+        if notes.get("edits"):
+            raise ValueError(f"[analyze] expected a run as it was trained, got one whose network "
+                             f"was edited, in {run.name}")
         names = {f.name for f in fields(Recipe)} & set(saved)
         kept = {k: saved[k] for k in names}
         if saved["lr_epochs"] == saved["epochs"]:  # the rate falls over all of them
