@@ -33,6 +33,7 @@ from ffengine.data import augment
 from ffengine.data.batches import Augment
 from ffengine.engine import checkpoint
 from ffengine.engine.budget import megabytes, parse_bytes
+from ffengine.engine.callbacks import Callback
 from ffengine.engine.ladder import rung
 from ffengine.engine.optim import round_weights
 from ffengine.engine.plan import Plan
@@ -223,7 +224,8 @@ def train_and_test(args: argparse.Namespace, trainer: Trainer, splits: data.Spli
 
 def tested_at(args: argparse.Namespace, trainer: Trainer, splits: data.Splits,
               marks: Sequence[int], change: Augment | None = None,
-              drop_last: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+              drop_last: bool = False, callbacks: Sequence[Callback] = (),
+              ) -> Iterator[tuple[str, dict[str, Any]]]:
     """What came out after each of the epochs `marks`, in turn: (text, values)."""
     size, device = trainer.settings.batch_size, trainer.device
     # a full batch keeps its order, and with it its permuted negatives
@@ -235,7 +237,7 @@ def tested_at(args: argparse.Namespace, trainer: Trainer, splits: data.Splits,
     seconds = 0.0
     for mark in marks:
         began = time.perf_counter()
-        trainer.fit(train, valid if len(splits.valid) else None, until=mark)
+        trainer.fit(train, valid if len(splits.valid) else None, until=mark, callbacks=callbacks)
         seconds += time.perf_counter() - began
         result = values_of(args, trainer, splits, trainer.evaluate(test), seconds)
         yield report_of(trainer, result), result
