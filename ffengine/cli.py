@@ -159,6 +159,14 @@ def _train_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--resume", metavar="RUN", help="go on where this run stands")
     made.add_argument("--baselines", action="store_true",
                       help="also train by backpropagation and by the unfused PyTorch step")
+    made.add_argument("--watch", metavar="A,B,...",
+                      help="further columns of the history, a number for each layer: accuracy, "
+                           "separation, gradient, weight, goodness, dead, sparsity, statistics, "
+                           "gamma, seconds (docs/watching.md)")
+    made.add_argument("--watch-every", choices=("epoch", "step"), default="epoch",
+                      help="step: numbers of training also for each step, in steps.csv")
+    made.add_argument("--watch-samples", type=int, default=1000, metavar="N",
+                      help="the first N test samples are looked at (default: 1000)")
 
 
 def _reproduce_flags(made: argparse.ArgumentParser) -> None:

@@ -34,6 +34,7 @@ from ffengine.data.batches import Augment
 from ffengine.engine import checkpoint
 from ffengine.engine.budget import megabytes, parse_bytes
 from ffengine.engine.callbacks import Callback
+from ffengine.engine.evaluation import first_samples
 from ffengine.engine.ladder import rung
 from ffengine.engine.optim import round_weights
 from ffengine.engine.plan import Plan
@@ -62,6 +63,7 @@ def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         options = {**saved_options(found), **options}
     data_options = scaled(args.model, args.data, assignments(args.data_options, "--data-set"))
     refuse_early(args, recipe, options, data_options)
+    check_watch(args)
     splits = load_data(args.model, args.data, options, data_options, seed, args.data_root,
                        None if found is None else found.meta["notes"].get("classes"))
     if args.baselines and args.model.startswith("bp/"):
@@ -74,7 +76,8 @@ def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     announce(args, trainer)
     if found is not None:
         trainer.resume(found.path)
-    text, result = train_and_test(args, trainer, splits, augment.by_name(args.augment or "none"))
+    text, result = train_and_test(args, trainer, splits, augment.by_name(args.augment or "none"),
+                                  watchers_of(args, splits))
     if emulated is not None:
         size = trainer.settings.batch_size
         said, result["device_profile"] = emulation(
@@ -215,10 +218,33 @@ def new_folder(name: str) -> Path:
         return out
 
 
+def check_watch(args: argparse.Namespace) -> None:
+    """ValueError for --watch words that name nothing, and for flags of it without it."""
+    if args.watch is None:
+        return
+    from ffengine.analysis import watching
+
+    watching.check(args.watch.split(","))
+    if args.watch_samples < 1:
+        raise ValueError(f"[cli] --watch-samples expected 1 or more, got {args.watch_samples}")
+
+
+def watchers_of(args: argparse.Namespace, splits: data.Splits) -> Sequence[Callback]:
+    """The callbacks that --watch names; what looks at data takes the first test samples."""
+    if args.watch is None:
+        return ()
+    from ffengine.analysis import watching
+
+    shown = data.loader(splits.test, batch_size=args.watch_samples)
+    return watching.watchers(args.watch.split(","), first_samples(shown, args.watch_samples),
+                             args.watch_every)
+
+
 def train_and_test(args: argparse.Namespace, trainer: Trainer, splits: data.Splits,
-                   change: Augment | None = None) -> tuple[str, dict[str, Any]]:
+                   change: Augment | None = None,
+                   callbacks: Sequence[Callback] = ()) -> tuple[str, dict[str, Any]]:
     """Fit, test, and say what came out."""
-    (found,) = tested_at(args, trainer, splits, (trainer.epochs,), change)
+    (found,) = tested_at(args, trainer, splits, (trainer.epochs,), change, callbacks=callbacks)
     return found
 
 

@@ -88,7 +88,8 @@ class Callbacks:
         return merged([c.on_step(trainer, batch, report) for c in self._who["on_step"]])
 
     def on_epoch(self, trainer: Trainer, row: Row) -> dict[str, float | None]:
-        found = merged([c.on_epoch(trainer, row) for c in self._who["on_epoch"]])
+        found = merged([row.flat(), *(c.on_epoch(trainer, row) for c in self._who["on_epoch"])])
+        found = {name: v for name, v in found.items() if name not in row.flat()}
         return {name: None if v is None else float(v) for name, v in found.items()}
 
     def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
@@ -152,13 +153,17 @@ class Gradients:
         self._net = net
         self._handed: dict[str, torch.Tensor] = {}
 
-    def get(self, key: tuple[int | str, str], /) -> torch.Tensor:
-        """Room for a gradient of (layer, "heads.N", "encoding" or "net"; parameter's name)."""
+    def get(self, key: tuple[int | str, str], /) -> torch.Tensor | None:
+        """Room for a gradient of (layer, "heads.N", "encoding" or "net"; parameter's name); None
+        of a parameter that is not there."""
         owner, name = key
         if isinstance(owner, int):
             owner = f"layers.{owner}"
         full = name if owner == "net" else f"{owner}.{name}"
-        parameter = self._net.get_parameter(full)
+        path, _, last = full.rpartition(".")
+        parameter = getattr(self._net.get_submodule(path), last)
+        if parameter is None:
+            return None
         room = torch.zeros_like(parameter, dtype=step_dtype(parameter.dtype), requires_grad=False)
         self._handed[full] = room
         return room

@@ -162,8 +162,9 @@ class History:
 
     def keep_steps(self) -> None:
         """Read the steps' numbers, and put them into steps.csv and TensorBoard."""
-        new: list[dict[str, Any]] = [{k: float(v) if isinstance(v, torch.Tensor) else v for k, v in row.items()}
-               for row in self.steps]
+        new: list[dict[str, Any]] = [
+            {k: float(v) if isinstance(v, torch.Tensor) else v for k, v in row.items()}
+            for row in self.steps]
         self.steps = new
         if self.folder is None or not new:
             return
