@@ -118,7 +118,8 @@ class GradientNorm(StepMeans):
         for i in range(len(trainer.net.layers)):
             mine = [n for n in squares if n.startswith(f"layers.{i}.")]
             found[f"grad_norm_{i}"] = None if not mine else (
-                sum(squares[n] for n in mine) / max(updates[n] for n in mine)).sqrt()
+                torch.stack([squares[n] for n in mine]).sum() / max(updates[n] for n in mine)
+            ).sqrt()
         return found
 
 
