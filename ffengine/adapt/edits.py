@@ -132,19 +132,31 @@ def add_units(net: LocalNet, layer: int, at: Sequence[int] | None = None, *,
     return _made(net, layer, found, sources, offsets, fill)
 
 
-def restructure(net: LocalNet, structure: Mapping[str, Any]) -> None:
-    """Give a freshly built network the layers that a checkpoint describes, in place; their weights
-    are to be loaded. See `engine.structure`."""
-    found = wiring.of(net)
+def restructure(net: LocalNet, structure: Mapping[str, Any] | None) -> None:
+    """Give a network that was just built the layers that a checkpoint describes, in place, before
+    its weights are loaded; None (an old checkpoint) changes nothing.
+
+    Args:
+        structure: `units` of every layer and offsets of their `groups`, as a checkpoint's JSON has
+            it (engine.checkpoint.structure).
+
+    Raises:
+        ValueError: it is of a network with other layers.
+    """
+    if structure is None:
+        return
+    units, groups = structure["units"], structure["groups"]
+    if len(units) != len(net.layers) or len(groups) != len(units):
+        raise ValueError(f"[edits] a structure expected {len(net.layers)} layers, got "
+                         f"{len(units)}")
     sources, offsets = {}, {}
-    for i, (units, groups) in enumerate(zip(structure["units"], structure["groups"], strict=True)):
-        had = found.units[i]
-        if units != had or list(offsets_of(net, i)) != list(groups):
-            sources[i] = [u if u < had else -1 for u in range(units)]
-            offsets[i] = list(groups)
+    for i, (count, edges) in enumerate(zip(units, groups, strict=True)):
+        had = net.layer(i).units
+        if count != had or list(offsets_of(net, i)) != list(edges):
+            sources[i] = [u if u < had else -1 for u in range(count)]
+            offsets[i] = list(edges)
     if sources:
-        _, edit = _made(net, 0, found, sources, offsets)
-        apply_in_place(net, edit)
+        apply_in_place(net, _recorded(net, 0, wiring.of(net), sources, offsets))
 
 
 class _New(NamedTuple):
@@ -210,6 +222,13 @@ def _made(net: LocalNet, layer: int, found: Wiring, sources: Sources,
           offsets: dict[int, list[int]], fill: Callable[..., torch.Tensor] | None = None,
           ) -> tuple[LocalNet, Edit]:
     """(changed copy, edit) from what becomes of every layer's units and groups."""
+    edit = _recorded(net, layer, found, sources, offsets, fill)
+    return apply(net, edit), edit
+
+
+def _recorded(net: LocalNet, layer: int, found: Wiring, sources: Sources,
+              offsets: dict[int, list[int]], fill: Callable[..., torch.Tensor] | None = None,
+              ) -> Edit:
     groups = {}
     for i, edges in offsets.items():
         groups[i] = (net.layer(i).config.groups, check_groups(net, i, edges))
@@ -228,9 +247,8 @@ def _made(net: LocalNet, layer: int, found: Wiring, sources: Sources,
         removed = tensor.detach().index_select(axis.dim, gone.to(tensor.device))
         parts.append(Part(axis.name, axis.dim, source, added, removed))
         tensors[axis.name] = parts[-1].moved(tensor.detach(), added)
-    edit = Edit(layer, {i: tuple(s) for i, s in sources.items()},
+    return Edit(layer, {i: tuple(s) for i, s in sources.items()},
                 {i: found.units[i] for i in sources}, groups, tuple(parts))
-    return apply(net, edit), edit
 
 
 def _source(axis: Axis, found: Wiring, sources: Sources) -> torch.Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ffengine import data, models
+from ffengine.adapt.edits import restructure
 from ffengine.commands.devices import emulate, emulation
 from ffengine.commands.options import (
     assignments,
@@ -70,7 +71,8 @@ def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         raise ValueError("[cli] --baselines expected a model of local training, got "
                          f"{args.model}, which is one of its opponents")
     options = fitted_options(args.model, splits, options)
-    trainer = make_trainer(args, within(recipe, len(splits.train)), options, data_options, seed)
+    trainer = make_trainer(args, within(recipe, len(splits.train)), options, data_options, seed,
+                           structure=None if found is None else found.meta.get("structure"))
     trainer.notes |= told(splits, args, data_options)
     trainer.write_into(run_folder(args))
     announce(args, trainer)
@@ -170,10 +172,15 @@ def within(recipe: Recipe, train: int) -> Recipe:
 
 
 def make_trainer(args: argparse.Namespace, recipe: Recipe, options: dict[str, Any],
-                 data_options: dict[str, Any], seed: int, **more: Any) -> Trainer:
-    """Network and trainer, which takes `more`; a budget that cannot be met is refused here."""
+                 data_options: dict[str, Any], seed: int, *,
+                 structure: dict[str, Any] | None = None, **more: Any) -> Trainer:
+    """Network and trainer, which takes `more`; a budget that cannot be met is refused here.
+
+    structure: of a run that was edited (adapt.edits.restructure).
+    """
     torch.manual_seed(seed)
     net = models.create(args.model, **options)
+    restructure(net, structure)
     notes = {"data": args.data, "data_options": words(data_options),
              "augment": getattr(args, "augment", None) or "none"}
     return Trainer(net, recipe=recipe, epochs=args.epochs, lr=args.lr,

@@ -33,6 +33,7 @@ def description(trainer: Trainer) -> dict[str, Any]:
         "model": None if net.origin is None else {
             "name": net.origin[0], "options": net.origin[1]},
         "architecture": checkpoint.architecture(net),
+        "structure": checkpoint.structure(net),
         "settings": asdict(trainer.settings),
         "backend": trainer.backend,
         "memory_budget": trainer.budget,
