@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import ffengine
+from ffengine.commands.analyze_flags import add_kinds
 
 PRECISIONS = ("fp64", "fp32", "bf16", "fp16")
 STATES, WEIGHTS = ("fp32", "bf16", "8bit"), ("fp32", "bf16")
+ANALYZE = "look inside trained runs: pictures, tables and tests, as PNG, CSV and HTML"
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
 
 
@@ -36,9 +38,7 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, module: str, text: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text)
         made.set_defaults(run=f"ffengine.commands.{module}:{name}")
-        made.add_argument("--json", action="store_true",
-                          help="print one JSON value as the last line of standard output")
-        made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        _output_flags(made)
         return made
 
     command("models", "show", "list the networks by name")
@@ -84,6 +84,8 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--format", choices=("pt2", "safetensors"), default="pt2",
                         help="pt2: a program of torch.export; safetensors: its state_dict")
     export.add_argument("--out", help="file to write (default: beside the checkpoint)")
+    analyze = commands.add_parser("analyze", help=ANALYZE, description=ANALYZE)
+    add_kinds(analyze, _analysis_flags)
     reproduce = command("reproduce", "reproduce",
                         "train the recipes of a paper and print its numbers beside ours")
     _reproduce_flags(reproduce)
@@ -95,6 +97,18 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("suite", nargs="?", help="module under bench/ (default: list them)")
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="handed to the suite")
     return top
+
+
+def _output_flags(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--json", action="store_true",
+                      help="print one JSON value as the last line of standard output")
+    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _analysis_flags(made: argparse.ArgumentParser) -> None:
+    made.set_defaults(run="ffengine.commands.analyze:analyze")
+    _machine_flags(made)
+    _output_flags(made)
 
 
 def _model_flags(made: argparse.ArgumentParser, optional: bool = False) -> None:
