@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 
 from ffengine.adapt.checks import layer_of, offsets_of
+from ffengine.engine.evaluation import share_by_class
 from ffengine.nn.layers import LocalLayer
 from ffengine.nn.network import LocalNet
 from ffengine.ops.config import Norm
@@ -51,14 +52,6 @@ class Survey:
             mean = weight @ self.responses[:, start:end] / weight.sum().clamp_min(1)
             out.append(mean)
         return torch.cat(out)
-
-
-def share_by_class(labels: torch.Tensor, right: torch.Tensor,
-                   classes: int) -> list[float | None]:
-    """Share of `right` among each class's samples; None of a class without any."""
-    counts = torch.bincount(labels, minlength=classes)
-    hits = torch.bincount(labels[right], minlength=classes)
-    return [h / n if n else None for h, n in zip(hits.tolist(), counts.tolist(), strict=True)]
 
 
 def sets_of(net: LocalNet, layer: int) -> torch.Tensor:

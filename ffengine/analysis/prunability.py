@@ -1,5 +1,4 @@
-"""Accuracy against compression: how much of a network can be pruned away (FFLib, sec. 3.4, fig. 19).
-"""
+"""Accuracy against compression: how much of a network can be pruned away (FFLib, fig. 19)."""
 
 from __future__ import annotations
 

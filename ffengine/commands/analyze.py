@@ -14,7 +14,7 @@ from ffengine.engine.checkpoint import write_atomically
 MODULES = {"report": "page", "responses": "neurons", "activations": "neurons",
            "layers": "compared", "sip": "layers", "sparsity": "compared", "history": "compared",
            "weights": "layers", "tsne": "layers", "probes": "layers", "heatmap": "trained",
-           "sweep": "trained", "course": "trained", "ttest": "compared"}
+           "sweep": "trained", "course": "trained", "ttest": "compared", "prunability": "pruned"}
 
 
 def run_analyze(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:

@@ -20,18 +20,18 @@ def run_prune(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"[prune] --samples expected 1 or more, got {args.samples}")
     run = open_edited(args)
     trainer = run.trainer
+    before = [trainer.net.layer(i).units for i in range(len(trainer.net.layers))]
     made = prune_units(trainer.net, args.by, args.ratio, layers=args.layers, seed=args.seed,
                        samples=ranked_on(run, args), backend=trainer.backend)
     for edit in made.edits:
         run.edit(edit)
-    units = {i: [len(kept), before] for (i, kept), before in zip(
-        made.kept.items(), run.units_before, strict=True)}
+    units = [len(made.kept[i]) for i in range(len(before))]
     text, result = run.finish("prune", {
         "by": args.by, "ratio": args.ratio, "compression": made.ratio, "seed": args.seed,
-        "units": {str(i): left for i, (left, _) in units.items()}})
-    said = ", ".join(f"layer {i} {left} of {before}" for i, (left, before) in units.items()
-                     if left < before)
-    return f"pruned by {args.by}, {made.ratio:.2f}x: {said or 'nothing'}\n{text}", result
+        "units": units})
+    said = ", ".join(f"layer {i} keeps {left} of {had} units"
+                     for i, (left, had) in enumerate(zip(units, before, strict=True)))
+    return f"pruned by {args.by}, {made.ratio:.2f}x: {said}\n{text}", result
 
 
 def ranked_on(run: EditedRun, args: argparse.Namespace) -> Any:
