@@ -189,8 +189,8 @@ def _train_flags(made: argparse.ArgumentParser) -> None:
                       help="further columns of the history, a number for each layer: accuracy, "
                            "separation, gradient, weight, goodness, dead, sparsity, statistics, "
                            "gamma, seconds (docs/watching.md)")
-    made.add_argument("--watch-every", choices=("epoch", "step"), default="epoch",
-                      help="step: numbers of training also for each step, in steps.csv")
+    made.add_argument("--watch-every", default="epoch", metavar="epoch|step|N",
+                      help="step, or N: also at every, or every N-th, step, in steps.csv")
     made.add_argument("--watch-samples", type=int, default=1000, metavar="N",
                       help="the first N test samples are looked at (default: 1000)")
 

@@ -3,13 +3,13 @@
     trainer.fit(train, valid, callbacks=[Separation(), DeadUnits(test)])
 
 Each is a column a layer, NAME_LAYER, empty where there is nothing to say (a layer that is idle, or
-trained end to end). `every="step"` gives each step's own numbers too, into steps.csv.
+trained end to end). `every=N` gives the numbers of every N-th step too, into steps.csv.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 
@@ -23,29 +23,49 @@ from ffengine.engine.history import Row
 from ffengine.engine.instructions import Place
 from ffengine.engine.program import Instruction
 from ffengine.engine.trainer import Trainer
-from ffengine.nn.checks import one_of
 from ffengine.nn.collaborative import CollaborativeNet
 from ffengine.nn.network import LocalNet
 
-Every = Literal["epoch", "step"]
+#: "epoch": once an epoch; "step", or N: also at every step, or every N-th.
+Every = Literal["epoch", "step"] | int
 Columns = dict[str, "float | torch.Tensor | None"]
 #: Instructions that are no layer's: of the batch, of heads, of the whole network.
 NOT_OF_A_LAYER = {"encode", "states", "switch", "mean_of_frames", "head", "head_alone", "gram",
                   "update_labels", "backpropagate", "update_all"}
 
 
-class StepMeans(Callback):
+class Watcher(Callback):
+    """Base of the watchers: an epoch's row has their numbers, steps.csv those of the steps due."""
+
+    def __init__(self, every: Every = "epoch") -> None:
+        self.every = steps_of(every)
+
+    def due(self, trainer: Trainer) -> bool:
+        """The step that has just been taken is one of those asked for."""
+        return bool(self.every) and trainer.steps % self.every == 0
+
+
+def steps_of(every: Every | str) -> int:
+    """Steps from one row of steps.csv to the next; 0: none.
+
+    Raises:
+        ValueError: neither epoch, step nor a number of steps.
+    """
+    if every in ("epoch", "step"):
+        return int(every == "step")
+    if isinstance(every, bool) or not str(every).isdecimal() or int(every) < 1:
+        raise ValueError(f"[watch] every expected epoch, step or a number of steps, got {every!r}")
+    return int(every)
+
+
+class StepMeans(Watcher):
     """Numbers that every step leaves: an epoch's row has their means over its steps.
 
     Of an epoch that was interrupted, the row has the means of the steps after it went on.
-
-    Args:
-        every: "step" puts every step's numbers into steps.csv too.
     """
 
     def __init__(self, every: Every = "epoch") -> None:
-        one_of("watch", "every", every, get_args(Every))
-        self.every = every
+        super().__init__(every)
         self._sums: dict[str, tuple[float | torch.Tensor, int]] = {}
 
     def measure(self, trainer: Trainer, batch: Batch, report: BatchReport) -> Columns:
@@ -60,7 +80,7 @@ class StepMeans(Callback):
                 wide = value.double() if isinstance(value, torch.Tensor) else value
                 total, count = total + wide, count + 1
             self._sums[name] = total, count
-        return found if self.every == "step" else None
+        return found if self.due(trainer) else None
 
     def on_epoch(self, trainer: Trainer, row: Row) -> Numbers:
         sums, self._sums = self._sums, {}
@@ -143,20 +163,15 @@ class LayerSeconds(StepMeans):
         return {f"seconds_{i}": spent.get(i) for i in range(len(trainer.net.layers))}
 
 
-class Standing(Callback):
-    """Numbers of the network as it stands when an epoch is done; with every="step" after every
-    step too."""
-
-    def __init__(self, every: Every = "epoch") -> None:
-        one_of("watch", "every", every, get_args(Every))
-        self.every = every
+class Standing(Watcher):
+    """Numbers of the network as it stands after an epoch, or after a step that is due."""
 
     def measure(self, trainer: Trainer) -> Columns:
         """The network's numbers."""
         raise NotImplementedError
 
     def on_step(self, trainer: Trainer, batch: Batch, report: BatchReport) -> Numbers | None:
-        return self.measure(trainer) if self.every == "step" else None
+        return self.measure(trainer) if self.due(trainer) else None
 
     def on_epoch(self, trainer: Trainer, row: Row) -> Numbers:
         return self.measure(trainer)
@@ -203,14 +218,15 @@ def weights(net: LocalNet) -> list[tuple[int, torch.Tensor]]:
     return [(i, net.layer(i).weight.detach()) for i in range(len(net.layers))]
 
 
-class OnData(Callback):
-    """Numbers of the network on data of its own, after every epoch.
+class OnData(Standing):
+    """Numbers of the network on data of its own.
 
     Args:
-        loader: batches (x, y), gone through once an epoch.
+        loader: batches (x, y), gone through once a measurement.
     """
 
-    def __init__(self, loader: Iterable[Any]) -> None:
+    def __init__(self, loader: Iterable[Any], every: Every = "epoch") -> None:
+        super().__init__(every)
         self.loader = loader
 
 
@@ -218,7 +234,7 @@ class LayerAccuracy(OnData):
     """accuracy: of each layer's goodness alone, 0 to 1; every label is tried where the network is
     shown one. None of a layer trained on super-classes."""
 
-    def on_epoch(self, trainer: Trainer, row: Row) -> Numbers:
+    def measure(self, trainer: Trainer) -> Columns:
         found = layer_accuracy(trainer.net, samples_of(trainer, self.loader), trainer.backend)
         return {f"accuracy_{i}": a for i, a in enumerate(found)}
 
@@ -226,7 +242,7 @@ class LayerAccuracy(OnData):
 class LargestGoodness(OnData):
     """max_goodness: the largest of any sample and label (Trifecta, fig. 9)."""
 
-    def on_epoch(self, trainer: Trainer, row: Row) -> Numbers:
+    def measure(self, trainer: Trainer) -> Columns:
         best: list[torch.Tensor] = []
         for x, _ in samples_of(trainer, self.loader):
             with torch.no_grad():
@@ -240,7 +256,7 @@ class DeadUnits(OnData):
     compares networks of mean and of squared goodness by it); dead: units, or channels, that no
     sample activates. With the true label where the network is shown one."""
 
-    def on_epoch(self, trainer: Trainer, row: Row) -> Numbers:
+    def measure(self, trainer: Trainer) -> Columns:
         training = trainer.net.training
         sums = gather(trainer.net, samples_of(trainer, self.loader), label="true",
                       backend=trainer.backend)
@@ -254,7 +270,7 @@ OF_TRAINING: dict[str, Callable[[Every], Callback]] = {
     "separation": Separation, "gradient": GradientNorm, "seconds": LayerSeconds,
     "weight": LargestWeight, "sparsity": WeightSparsity, "statistics": WeightStatistics,
     "gamma": Gamma}
-ON_DATA: dict[str, Callable[[Iterable[Any]], Callback]] = {
+ON_DATA: dict[str, Callable[[Iterable[Any], Every], Callback]] = {
     "accuracy": LayerAccuracy, "goodness": LargestGoodness, "dead": DeadUnits}
 
 
@@ -262,16 +278,17 @@ def watchers(words: Sequence[str], loader: Iterable[Any], every: Every = "epoch"
     """The callbacks of these words.
 
     Raises:
-        ValueError: an unknown word.
+        ValueError: an unknown word, or an `every` that is none.
     """
-    check(words)
-    return [OF_TRAINING[word](every) if word in OF_TRAINING else ON_DATA[word](loader)
+    check(words, every)
+    return [OF_TRAINING[word](every) if word in OF_TRAINING else ON_DATA[word](loader, every)
             for word in dict.fromkeys(words)]
 
 
-def check(words: Sequence[str]) -> None:
-    """ValueError for a word that names no watcher."""
+def check(words: Sequence[str], every: Every) -> None:
+    """ValueError for a word that names no watcher, or an `every` that is none."""
     known = (*OF_TRAINING, *ON_DATA)
+    steps_of(every)
     for word in words:
         if word not in known:
             raise ValueError(f"[watch] expected some of {', '.join(known)}, got {word!r}")

@@ -231,7 +231,7 @@ def check_watch(args: argparse.Namespace) -> None:
         return
     from ffengine.analysis import watching
 
-    watching.check(args.watch.split(","))
+    watching.check(args.watch.split(","), args.watch_every)
     if args.watch_samples < 1:
         raise ValueError(f"[cli] --watch-samples expected 1 or more, got {args.watch_samples}")
 

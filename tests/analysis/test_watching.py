@@ -217,5 +217,13 @@ def test_training_does_not_import_watchers():
 def test_errors_are_one_line():
     with pytest.raises(ValueError, match=r"^\[watch\] expected some of [^\n]*, got 'lots'$"):
         watching.watchers(["lots"], [])
-    with pytest.raises(ValueError, match=r"^\[watch\] every must be [^\n]*'hour'"):
-        watching.Separation("hour")
+    for every in ("hour", 0, "-1", True):
+        with pytest.raises(ValueError, match=rf"^\[watch\] every expected [^\n]*got {every!r}$"):
+            watching.Separation(every)
+
+
+def test_every_so_many_steps():
+    t, _ = watched(["separation", "accuracy"], every=2, epochs=2)
+    assert [row["step"] for row in t.history.steps] == [1, 3, 5]
+    assert {"separation_0", "accuracy_3"} <= t.history.steps[0].keys()
+    assert t.history.steps[-1]["accuracy_2"] == t.history.rows[-1].extra["accuracy_2"]

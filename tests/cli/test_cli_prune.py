@@ -104,7 +104,8 @@ def test_curves_over_seeds(capsys, tmp_path, run):
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 3 * 3
     assert {r["model"] for r in rows} == {"fflib/ffnn", "bp/fflib/bpnn"}
-    here = [float(r["accuracy"]) for r in rows if r["model"] == "fflib/ffnn" and r["ratio"] == "4.0"]
+    here = [float(r["accuracy"]) for r in rows
+            if (r["model"], float(r["ratio"])) == ("fflib/ffnn", 4)]
     point = made["curves"]["fflib/ffnn"][2]
     assert point["ratio"] == 4 and point["count"] == 3
     assert point["mean"] == pytest.approx(sum(here) / 3)
