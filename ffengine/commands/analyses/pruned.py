@@ -31,13 +31,15 @@ def prunability(args: argparse.Namespace) -> Made:
                 print(f"{name}: {point.compression:.2f}x, seed {point.seed}: "
                       f"{100 * point.accuracy:.2f} %", file=sys.stderr, flush=True)
     curves = {model: spread(found) for model, found in points.items()}
-    title = f"Pruned by {args.by}, one shot: {runs[0].run.notes.get('data_label', runs[0].title)}"
+    notes = runs[0].run.notes
+    title = f"Neurons pruned by {args.by}, one shot: {notes.get('data_label', notes['data'])}"
     means = [[model, args.by, *astuple(s)] for model, found in curves.items() for s in found]
     text = [title, *(f"  {model} {s.compression:6.2f}x  {100 * s.mean:6.2f} ± "
                      f"{100 * s.deviation:.2f} % ({100 * s.least:.2f} to {100 * s.most:.2f}, "
                      f"{s.count} networks)" for model, found in curves.items() for s in found)]
     columns, of_means = ([f.name for f in fields(kind)] for kind in (Point, Spread))
-    return Made({"prunability.png": bands(title, curves),
+    named = {f"{model} ({found[0].count} networks)": found for model, found in curves.items()}
+    return Made({"prunability.png": bands(title, named),
                  "prunability.csv": table(["run", "model", "method", *columns], rows),
                  "prunability_means.csv": table(["model", "method", *of_means], means)},
                 {"by": args.by, "curves": {m: [asdict(s) for s in found]
