@@ -6,16 +6,16 @@ import argparse
 import csv
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from ffengine.analysis import ttest as tests
 from ffengine.analysis.plots import lines
-from ffengine.analysis.responses import gather
-from ffengine.analysis.sparsity import KINDS
-from ffengine.analysis.verdicts import judge
-from ffengine.analysis.weights import weight_statistics
+from ffengine.analysis.responses import LayerSums, gather
+from ffengine.analysis.sparsity import KINDS, Kind
+from ffengine.analysis.verdicts import Verdicts, judge
+from ffengine.analysis.weights import WeightStatistics, weight_statistics
 from ffengine.commands.analyses.opened import (
     Made,
     Opened,
@@ -41,15 +41,8 @@ def layers(args: argparse.Namespace) -> Made:
     runs = open_all(args)
     same_data(runs)
     names = labels_of(runs)
-    found = {name: layer_rows(run, args) for name, run in zip(names, runs, strict=True)}
-    shown: dict[str, dict[str, lines.Line]] = {}
-    for column, (title, unit) in LAYER_COLUMNS.items():
-        factor = 100 if unit == "%" else 1
-        curves: dict[str, lines.Line] = {name: ([r["layer"] for r in rows],
-                         [None if r[column] is None else factor * r[column] for r in rows])
-                  for name, rows in found.items()}
-        if any(v is not None for _, ys in curves.values() for v in ys):
-            shown[title] = curves
+    found = {name: measured_layers(run, args) for name, run in zip(names, runs, strict=True)}
+    shown = layer_panels(found)
     units = dict(LAYER_COLUMNS.values())
     picture = lines.panels(f"Layers, {args.split} data: {runs[0].title}" if len(runs) == 1 else
                            f"Layers of {len(runs)} runs, {args.split} data", shown, "layer", units,
@@ -64,21 +57,41 @@ def layers(args: argparse.Namespace) -> Made:
                 {"layers": found}, "\n".join(text))
 
 
-def layer_rows(run: Opened, args: argparse.Namespace) -> list[dict[str, Any]]:
+def layer_panels(found: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, lines.Line]]:
+    """A panel a measure that some run has, with a line a run."""
+    shown: dict[str, dict[str, lines.Line]] = {}
+    for column, (title, unit) in LAYER_COLUMNS.items():
+        factor = 100 if unit == "%" else 1
+        curves: dict[str, lines.Line] = {name: (
+            [r["layer"] for r in rows],
+            [None if r[column] is None else factor * r[column] for r in rows])
+            for name, rows in found.items()}
+        if any(v is not None for _, ys in curves.values() for v in ys):
+            shown[title] = curves
+    return shown
+
+
+def measured_layers(run: Opened, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row a layer of a run."""
     images = run.part(args.split, args.samples)
-    told = judge(run.net, run.samples(images), backend=run.backend).layers
-    sums = gather(run.net, run.samples(images), backend=run.backend)
-    largest = weight_statistics(run.net)
+    return layer_rows(judge(run.net, run.samples(images), backend=run.backend),
+                      gather(run.net, run.samples(images), backend=run.backend),
+                      weight_statistics(run.net))
+
+
+def layer_rows(verdicts: Verdicts, sums: list[LayerSums],
+               weights: list[WeightStatistics]) -> list[dict[str, Any]]:
+    """What is told of each layer; None where its goodness tells no classes."""
     rows = []
-    for i, layer in enumerate(sums):
-        said = told[i] if told else None
-        rows.append({"layer": i, "accuracy": None if said is None else said.accuracy,
-                     "separation": None if said is None else said.separation,
-                     "largest_goodness": None if said is None else said.largest,
-                     "positive": None if said is None else said.positive,
-                     "negative": None if said is None else said.negative,
-                     "largest_weight": largest[i].largest, "inactive": layer.inactive(),
+    for i, (layer, weight) in enumerate(zip(sums, weights, strict=False)):
+        row: dict[str, Any] = {"layer": i, **dict.fromkeys(
+            ("accuracy", "separation", "largest_goodness", "positive", "negative"))}
+        if verdicts.layers:
+            said = verdicts.layers[i]
+            row |= {"accuracy": said.accuracy, "separation": said.separation,
+                    "largest_goodness": said.largest, "positive": said.positive,
+                    "negative": said.negative}
+        rows.append({**row, "largest_weight": weight.largest, "inactive": layer.inactive(),
                      "dead": layer.dead()})
     return rows
 
@@ -92,10 +105,10 @@ def sparsity(args: argparse.Namespace) -> Made:
     rows: list[list[Any]] = []
     groups: dict[str, dict[str, tuple[float, float]]] = {}
     for i, name in enumerate(names):
-        numbers = {str(kind): [f[i].sparsity[kind] for f in found] for kind in KINDS}
+        numbers = {kind: [f[i].sparsity[kind] for f in found] for kind in KINDS}
         others = {column: [getattr(f[i], column) for f in found]
                   for column in ("least", "most", "mean", "deviation")}
-        groups[name] = {kind: mean_sd(v) for kind, v in numbers.items()}
+        groups[name] = {MEASURES[kind]: mean_sd(v) for kind, v in numbers.items()}
         rows.append([name, len(runs), *(repr(v) for values in (*numbers.values(),
                                                                *others.values())
                                         for v in mean_sd(values))])
@@ -118,8 +131,14 @@ def mean_sd(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-#: What `history` shows where no column is named.
+#: What `history` shows, beside losses, where no column is named; and some columns in words.
 USUAL = ("train_accuracy", "valid_accuracy", "pair_accuracy")
+WORDS = {"train_accuracy": "accuracy on training data, 0 to 1",
+         "valid_accuracy": "accuracy on validation data, 0 to 1",
+         "pair_accuracy": "pairs told apart, 0 to 1"}
+#: The measures of sparsity in words.
+MEASURES: dict[Kind, str] = {"hoyer": "Hoyer", "l1": "L1 neg. entropy", "l2": "L2 neg. entropy",
+                             "gini": "Gini"}
 
 
 def history(args: argparse.Namespace) -> Made:
@@ -129,21 +148,13 @@ def history(args: argparse.Namespace) -> Made:
     records = {name: history_of(run) for name, run in zip(names, runs, strict=True)}
     known = list(dict.fromkeys(c for found in records.values() for c in found))
     for column in args.columns or ():
-        if not any(panel_of(c) == column or c == column for c in known):
+        if column not in (*known, *map(panel_of, known)):
             raise ValueError(f"[analyze] --columns expected some of "
                              f"{', '.join(dict.fromkeys(map(panel_of, known)))}, got {column!r}")
-    shown: dict[str, dict[str, lines.Line]] = {}
-    for name, found in records.items():
-        for column, values in found.items():
-            panel = panel_of(column)
-            wanted = (panel in args.columns or column in args.columns) if args.columns else (
-                panel == "loss" or panel in USUAL)
-            if not wanted or (column == "loss" and "loss_0" in found) or all(
-                    v is None for v in values):
-                continue
-            part = "" if column == panel else f"layer {column.rpartition('_')[2]}"
-            label = ", ".join(filter(None, (name if len(runs) > 1 else "", part))) or name
-            shown.setdefault(panel, {})[label] = ([e or 0 for e in found["epoch"]], values)
+    shown = history_panels(dict(zip(names, runs, strict=True)), args.columns)
+    if not shown:
+        raise ValueError(f"[analyze] expected a history with losses or accuracies, got "
+                         f"{', '.join(known)}")
     picture = lines.panels("History: " + (runs[0].title if len(runs) == 1 else
                                           f"{len(runs)} runs"), shown, "epoch", {}, whole=True)
     rows = [[name, *("" if v is None else v for v in row)] for name, found in records.items()
@@ -152,6 +163,25 @@ def history(args: argparse.Namespace) -> Made:
     last = {name: {c: v[-1] for c, v in found.items()} for name, found in records.items()}
     return Made({"history.png": picture, "history.csv": table(["run", *known], rows)},
                 {"last": last}, f"history of {', '.join(names)}: {', '.join(shown)}")
+
+
+def history_panels(runs: Mapping[str, Opened],
+                   columns: Sequence[str] | None = None) -> dict[str, dict[str, lines.Line]]:
+    """A panel a quantity, a line a run and layer; columns, or quantities of all layers, by name."""
+    shown: dict[str, dict[str, lines.Line]] = {}
+    for name, run in runs.items():
+        found = history_of(run)
+        for column, values in found.items():
+            panel = panel_of(column)
+            wanted = panel in columns or column in columns if columns else (
+                panel == "loss" or panel in USUAL)
+            layered = column == panel and f"{column}_0" in found
+            if wanted and not layered and any(v is not None for v in values):
+                part = "" if column == panel else f"layer {column.rpartition('_')[2]}"
+                label = ", ".join(filter(None, (name if len(runs) > 1 else "", part))) or name
+                shown.setdefault(WORDS.get(panel, panel), {})[label] = (
+                    [e or 0 for e in found["epoch"]], values)
+    return shown
 
 
 def panel_of(column: str) -> str:
@@ -165,14 +195,16 @@ def history_of(run: Opened) -> dict[str, list[float | None]]:
     try:
         with path.open(newline="") as file:
             records = list(csv.DictReader(file))
-        return {column: [float(r[column]) if r[column] else None for r in records]
-                for column in (records[0] if records else {})} or _none(path)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"[analyze] expected a history of numbers, got {path}: {error}") from None
-
-
-def _none(path: Any) -> dict[str, list[float | None]]:
-    raise ValueError(f"no epoch in {path}")
+        # a layer whose turn it was not has a loss of 0
+        found = {column: [None if not r[column] or (column.startswith("loss_")
+                                                    and float(r[column]) == 0)
+                          else float(r[column]) for r in records]
+                 for column in (records[0] if records else ())}
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"[analyze] expected a history of numbers in {path}: {error}") from None
+    if "epoch" not in found:
+        raise ValueError(f"[analyze] expected a history of one epoch or more, got {path}")
+    return found
 
 
 def ttest(args: argparse.Namespace) -> Made:

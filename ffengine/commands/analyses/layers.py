@@ -77,7 +77,7 @@ def tsne(args: argparse.Namespace) -> Made:
     nets = {"trained": run.net}
     if args.untrained:
         torch.manual_seed(run.settings["seed"])
-        nets["untrained"] = build_saved(run.run.found).to(run.trainer.device).eval()
+        nets["untrained"] = build_saved(run.run.found).to(run.device).eval()
     images, maps, rows = run.part("test"), [], []
     y = torch.empty(0)
     for name, net in nets.items():

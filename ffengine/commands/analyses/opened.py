@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ffengine import data
 from ffengine.analysis.maps import check_layer
 from ffengine.commands.options import (
@@ -26,10 +28,13 @@ from ffengine.commands.options import (
 )
 from ffengine.data.image_set import Splits
 from ffengine.engine import checkpoint
-from ffengine.engine.evaluation import Samples, samples_of
-from ffengine.engine.trainer import Trainer
+from ffengine.engine.evaluation import Samples
+from ffengine.engine.settings import PRECISIONS
 from ffengine.nn.network import LocalNet
+from ffengine.ops import backends
 
+#: What a piece's maps may take.
+PIECE_BYTES = 64 << 20
 #: Layers that a picture shows at most, and shows where none are named.
 MOST_LAYERS, SHOWN_LAYERS = 6, 4
 
@@ -45,13 +50,14 @@ class Made:
 
 @dataclass
 class Opened:
-    """A run with its network; `data` loads what it was trained on."""
+    """A run with its network, on the device; `splits` loads what it was trained on."""
 
     name: str
     args: argparse.Namespace
     run: Run
+    precision: str
+    backend: str
     _splits: list[Splits] = field(default_factory=list)
-    _trainer: list[Trainer] = field(default_factory=list)
 
     @property
     def net(self) -> LocalNet:
@@ -82,18 +88,8 @@ class Opened:
         return self._splits[0]
 
     @property
-    def trainer(self) -> Trainer:
-        """Holds device, back-end and dtype, and the bytes a pass may take."""
-        if not self._trainer:
-            self._trainer.append(Trainer(
-                self.net, batch_size=self.settings["batch_size"],
-                backend=self.args.backend or "auto", device=device_of(self.args), progress=False,
-                precision=self.args.precision or self.settings["precision"]))
-        return self._trainer[0]
-
-    @property
-    def backend(self) -> str:
-        return self.trainer.backend
+    def device(self) -> torch.device:
+        return next(self.net.parameters()).device
 
     def part(self, split: str, count: int | None = None) -> data.ImageSet:
         """The first `count` samples of train, valid or test."""
@@ -106,11 +102,15 @@ class Opened:
         return found if count is None else found.subset(slice(0, count))
 
     def samples(self, images: data.ImageSet, *, shuffle: bool = False, epoch: int = 0) -> Samples:
-        """Batches of a part, in pieces that need no more memory than a training step."""
-        size = min(self.settings["batch_size"], 512)
-        return samples_of(self.trainer, data.loader(
-            images, batch_size=size, shuffle=shuffle, seed=self.settings["seed"], epoch=epoch,
-            device=self.trainer.device))
+        """Batches of a part, in pieces whose widest layer stays within PIECE_BYTES."""
+        size, dtype = self.settings["batch_size"], PRECISIONS[self.precision]
+        rows = size  # with batch statistics pieces would change the scores
+        if not self.net.batch_statistics:
+            widest = max(math.prod(shape) for shape in self.net.shapes) * dtype.itemsize
+            size = rows = max(1, min(512, PIECE_BYTES // (4 * widest)))
+        loader = data.loader(images, batch_size=min(size, len(images)), shuffle=shuffle,
+                             seed=self.settings["seed"], epoch=epoch, device=self.device)
+        return Samples(loader, self.device, dtype, rows)
 
     @property
     def classes(self) -> list[str]:
@@ -131,7 +131,12 @@ def open_one(args: argparse.Namespace, path: str | None = None) -> Opened:
     checkpoint.load_network(found, net)
     if "data" not in found.meta["notes"]:
         raise ValueError(f"[checkpoint] expected a run of `ffengine train`, got {found.path}")
-    return Opened(str(folder), args, Run(found, net.eval()))
+    precision = args.precision or found.meta["settings"]["precision"]
+    device, backend = device_of(args), args.backend or "auto"
+    backends.resolve("analyze", backend, device.type, PRECISIONS[precision])
+    if precision == "fp64":
+        net = net.to(torch.float64)
+    return Opened(str(folder), args, Run(found, net.to(device).eval()), precision, backend)
 
 
 def open_all(args: argparse.Namespace, paths: Sequence[str] | None = None) -> list[Opened]:

@@ -80,7 +80,7 @@ def trained_grid(args: argparse.Namespace,
         again.changed(cell).check()
     jobs = min(os.cpu_count() or 1, len(made.cells())) if args.jobs is None else args.jobs
     place = {"root": args.data_root, "backend": args.backend or "auto",
-             "device": str(run.trainer.device),
+             "device": str(run.device),
              "threads": max(1, torch.get_num_threads() // max(jobs, 1))}
     found = grid.run(made, out_folder(args) / "cells", functools.partial(train_cell, place),
                      jobs=jobs, progress=not args.quiet)
@@ -187,7 +187,7 @@ def course(args: argparse.Namespace) -> Made:
             print(f"{name}: {run.model}, {again.epochs} epochs", file=sys.stderr, flush=True)
         trainer, train, _ = trainer_of(again, {
             "root": args.data_root, "backend": args.backend or "auto",
-            "device": str(run.trainer.device)}, kind=Measured, progress=not args.quiet)
+            "device": str(run.device)}, kind=Measured, progress=not args.quiet)
         assert isinstance(trainer, Measured)
         trainer.begin(args.every)
         trainer.fit(train)
