@@ -86,6 +86,18 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--out", help="file to write (default: beside the checkpoint)")
     analyze = commands.add_parser("analyze", help=ANALYZE, description=ANALYZE)
     add_kinds(analyze, _analysis_flags)
+    grow = command("grow", "structure",
+                   "add neurons to the sets of a run's weakest classes; a new run")
+    _edit_flags(grow)
+    _growth_flags(grow)
+    degenerate = command("degenerate", "structure",
+                         "remove a run's neurons that respond least to their class; a new run")
+    _edit_flags(degenerate)
+    _degeneration_flags(degenerate)
+    prune = command("prune", "prune",
+                    "remove a run's neurons down to a share of its parameter bytes; a new run")
+    _edit_flags(prune)
+    _pruning_flags(prune)
     reproduce = command("reproduce", "reproduce",
                         "train the recipes of a paper and print its numbers beside ours")
     _reproduce_flags(reproduce)
@@ -173,6 +185,14 @@ def _train_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--resume", metavar="RUN", help="go on where this run stands")
     made.add_argument("--baselines", action="store_true",
                       help="also train by backpropagation and by the unfused PyTorch step")
+    made.add_argument("--watch", metavar="A,B,...",
+                      help="further columns of the history, a number for each layer: accuracy, "
+                           "separation, gradient, weight, goodness, dead, sparsity, statistics, "
+                           "gamma, seconds (docs/watching.md)")
+    made.add_argument("--watch-every", default="epoch", metavar="epoch|step|N",
+                      help="step, or N: also at every, or every N-th, step, in steps.csv")
+    made.add_argument("--watch-samples", type=int, default=1000, metavar="N",
+                      help="the first N test samples are looked at (default: 1000)")
 
 
 def _reproduce_flags(made: argparse.ArgumentParser) -> None:
@@ -209,6 +229,60 @@ def _run_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("run_folder", metavar="RUN", help="run folder, or a checkpoint file")
     made.add_argument("--checkpoint", choices=("latest", "best"), default="latest")
     made.add_argument("--data-root", help="folder that holds the data")
+
+
+def _edit_flags(made: argparse.ArgumentParser) -> None:
+    """Of every command that writes an edited run."""
+    _run_flags(made)
+    made.add_argument("--out", metavar="RUN2", help="folder of the new run (default: a new one "
+                      "under runs/)")
+    made.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    made.add_argument("--backend", metavar="NAME", help=f"{', '.join(BACKENDS)}; default: the "
+                      "run's")
+
+
+def _growth_flags(made: argparse.ArgumentParser) -> None:
+    _layer_flag(made)
+    made.add_argument("--threshold", type=float, metavar="ACCURACY",
+                      help="grow every class whose accuracy (0-1, on validation data) is below it; "
+                           "default: the weakest class alone")
+    made.add_argument("--class", type=int, dest="label", metavar="K", help="grow this class")
+    made.add_argument("--neurons", type=int, default=1, help="new neurons of a class (default: 1)")
+    made.add_argument("--init", choices=("clone", "random"), default="clone",
+                      help="how they begin (default: clone of the most responding neuron)")
+    made.add_argument("--epochs", type=int, help="of their training; default: 5, in convolutions "
+                      "40; 0: none")
+    made.add_argument("--lr", type=float, help="default: 1e-4, in convolutions 1e-5")
+    made.add_argument("--batch-size", type=int, help="default: 128")
+    made.add_argument("--seed", type=int, default=0, help="default: 0")
+
+
+def _layer_flag(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--layer", type=int, help="default: the last layer")
+
+
+def _degeneration_flags(made: argparse.ArgumentParser) -> None:
+    _layer_flag(made)
+    rule = made.add_mutually_exclusive_group()
+    rule.add_argument("--lowest", type=int, metavar="N",
+                      help="so many neurons, the least responding of the layer (default: 2)")
+    rule.add_argument("--threshold", type=float, metavar="RESPONSE",
+                      help="neurons whose mean response to their class is at most this")
+    rule.add_argument("--fraction", type=float, metavar="SHARE",
+                      help="... at most this share of their set's maximum")
+
+
+def _pruning_flags(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--by", default="random", metavar="METHOD",
+                      help="random, activity, last, first, ends, sum, threshold or goodness "
+                           "(docs/pruning.md; default: random)")
+    made.add_argument("--ratio", type=float, required=True, metavar="R",
+                      help="compression ratio, parameter bytes before / after: 4 keeps a quarter")
+    made.add_argument("--layers", type=int, nargs="+", metavar="LAYER",
+                      help="layers that lose neurons (default: all)")
+    made.add_argument("--seed", type=int, default=0, help="of random choices (default: 0)")
+    made.add_argument("--samples", type=int, default=1000, metavar="N",
+                      help="of validation data, that activity is measured on (default: 1000)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

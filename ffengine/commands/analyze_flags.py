@@ -91,6 +91,21 @@ def _ttest(made: argparse.ArgumentParser) -> None:
                       help="also accuracy on training data, and the gap to the test's")
 
 
+def _prunability(made: argparse.ArgumentParser) -> None:
+    _samples(made)
+    made.add_argument("--by", default="random", metavar="METHOD",
+                      help="as of `ffengine prune` (default: random)")
+    made.add_argument("--ratios", type=float, nargs="+", default=[1, 2, 4, 8, 16], metavar="R",
+                      help="compression ratios (default: 1 2 4 8 16)")
+    made.add_argument("--seeds", type=int, default=5, metavar="N",
+                      help="each run is pruned with seeds 0 to N-1 (default: 5)")
+    made.add_argument("--layers", type=int, nargs="+", metavar="LAYER",
+                      help="layers that lose neurons (default: all)")
+    made.add_argument("--rank-samples", type=int, default=1000, metavar="N",
+                      help="of validation data, that activity is measured on (default: 1000)")
+    made.add_argument("--quiet", action="store_true", help="no progress on standard error")
+
+
 def _report(made: argparse.ArgumentParser) -> None:
     _samples(made)
 
@@ -130,6 +145,8 @@ KINDS: dict[str, tuple[str, bool, Add]] = {
     "heatmap": ("accuracy and sparsity over a grid of two settings, e.g. lr and theta", False,
                 _grid),
     "sweep": ("accuracy of each layer over the values of one setting, e.g. phi", False, _grid),
+    "prunability": ("accuracy of the runs pruned to rising compression ratios, over seeds", True,
+                    _prunability),
     "ttest": ("t-test and Cohen's d between two groups of runs", True, _ttest),
 }
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ffengine import data, models
+from ffengine.adapt.edits import restructure
 from ffengine.data import own, superclasses
 from ffengine.data.catalog import COARSE_CLASSES, SOURCES
 from ffengine.data.scale import SET
@@ -244,6 +245,7 @@ def build_saved(found: checkpoint.Checkpoint) -> LocalNet:
         raise ValueError(f"[checkpoint] expected a run of a named model, got one of a network "
                          f"built by hand in {found.path}")
     net = models.create(model["name"], **saved_options(found))
+    restructure(net, found.meta.get("structure"))
     fp64 = found.meta["settings"]["precision"] == "fp64"
     return net.to(torch.float64) if fp64 else net
 

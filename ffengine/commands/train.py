@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ffengine import data, models
+from ffengine.adapt.edits import restructure
 from ffengine.commands.devices import emulate, emulation
 from ffengine.commands.options import (
     assignments,
@@ -33,6 +34,8 @@ from ffengine.data import augment
 from ffengine.data.batches import Augment
 from ffengine.engine import checkpoint
 from ffengine.engine.budget import megabytes, parse_bytes
+from ffengine.engine.callbacks import Callback
+from ffengine.engine.evaluation import first_samples
 from ffengine.engine.ladder import rung
 from ffengine.engine.optim import round_weights
 from ffengine.engine.plan import Plan
@@ -61,19 +64,22 @@ def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         options = {**saved_options(found), **options}
     data_options = scaled(args.model, args.data, assignments(args.data_options, "--data-set"))
     refuse_early(args, recipe, options, data_options)
+    check_watch(args)
     splits = load_data(args.model, args.data, options, data_options, seed, args.data_root,
                        None if found is None else found.meta["notes"].get("classes"))
     if args.baselines and args.model.startswith("bp/"):
         raise ValueError("[cli] --baselines expected a model of local training, got "
                          f"{args.model}, which is one of its opponents")
     options = fitted_options(args.model, splits, options)
-    trainer = make_trainer(args, within(recipe, len(splits.train)), options, data_options, seed)
+    trainer = make_trainer(args, within(recipe, len(splits.train)), options, data_options, seed,
+                           structure=None if found is None else found.meta.get("structure"))
     trainer.notes |= told(splits, args, data_options)
     trainer.write_into(run_folder(args))
     announce(args, trainer)
     if found is not None:
         trainer.resume(found.path)
-    text, result = train_and_test(args, trainer, splits, augment.by_name(args.augment or "none"))
+    text, result = train_and_test(args, trainer, splits, augment.by_name(args.augment or "none"),
+                                  watchers_of(args, splits))
     if emulated is not None:
         size = trainer.settings.batch_size
         said, result["device_profile"] = emulation(
@@ -166,10 +172,15 @@ def within(recipe: Recipe, train: int) -> Recipe:
 
 
 def make_trainer(args: argparse.Namespace, recipe: Recipe, options: dict[str, Any],
-                 data_options: dict[str, Any], seed: int, **more: Any) -> Trainer:
-    """Network and trainer, which takes `more`; a budget that cannot be met is refused here."""
+                 data_options: dict[str, Any], seed: int, *,
+                 structure: dict[str, Any] | None = None, **more: Any) -> Trainer:
+    """Network and trainer, which takes `more`; a budget that cannot be met is refused here.
+
+    structure: of a run that was edited (adapt.edits.restructure).
+    """
     torch.manual_seed(seed)
     net = models.create(args.model, **options)
+    restructure(net, structure)
     notes = {"data": args.data, "data_options": words(data_options),
              "augment": getattr(args, "augment", None) or "none"}
     return Trainer(net, recipe=recipe, epochs=args.epochs, lr=args.lr,
@@ -214,16 +225,40 @@ def new_folder(name: str) -> Path:
         return out
 
 
+def check_watch(args: argparse.Namespace) -> None:
+    """ValueError for --watch words that name nothing, and for flags of it without it."""
+    if args.watch is None:
+        return
+    from ffengine.analysis import watching
+
+    watching.check(args.watch.split(","), args.watch_every)
+    if args.watch_samples < 1:
+        raise ValueError(f"[cli] --watch-samples expected 1 or more, got {args.watch_samples}")
+
+
+def watchers_of(args: argparse.Namespace, splits: data.Splits) -> Sequence[Callback]:
+    """The callbacks that --watch names; what looks at data takes the first test samples."""
+    if args.watch is None:
+        return ()
+    from ffengine.analysis import watching
+
+    shown = data.loader(splits.test, batch_size=args.watch_samples)
+    return watching.watchers(args.watch.split(","), first_samples(shown, args.watch_samples),
+                             args.watch_every)
+
+
 def train_and_test(args: argparse.Namespace, trainer: Trainer, splits: data.Splits,
-                   change: Augment | None = None) -> tuple[str, dict[str, Any]]:
+                   change: Augment | None = None,
+                   callbacks: Sequence[Callback] = ()) -> tuple[str, dict[str, Any]]:
     """Fit, test, and say what came out."""
-    (found,) = tested_at(args, trainer, splits, (trainer.epochs,), change)
+    (found,) = tested_at(args, trainer, splits, (trainer.epochs,), change, callbacks=callbacks)
     return found
 
 
 def tested_at(args: argparse.Namespace, trainer: Trainer, splits: data.Splits,
               marks: Sequence[int], change: Augment | None = None,
-              drop_last: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+              drop_last: bool = False, callbacks: Sequence[Callback] = (),
+              ) -> Iterator[tuple[str, dict[str, Any]]]:
     """What came out after each of the epochs `marks`, in turn: (text, values)."""
     size, device = trainer.settings.batch_size, trainer.device
     # a full batch keeps its order, and with it its permuted negatives
@@ -235,7 +270,7 @@ def tested_at(args: argparse.Namespace, trainer: Trainer, splits: data.Splits,
     seconds = 0.0
     for mark in marks:
         began = time.perf_counter()
-        trainer.fit(train, valid if len(splits.valid) else None, until=mark)
+        trainer.fit(train, valid if len(splits.valid) else None, until=mark, callbacks=callbacks)
         seconds += time.perf_counter() - began
         result = values_of(args, trainer, splits, trainer.evaluate(test), seconds)
         yield report_of(trainer, result), result

@@ -185,6 +185,13 @@ def architecture(net: LocalNet) -> dict[str, Any]:
     return rows
 
 
+def structure(net: LocalNet) -> dict[str, Any]:
+    """Units of every layer and the offsets of their groups: what edits change (adapt.edits)."""
+    layers = [net.layer(i) for i in range(len(net.layers))]
+    return {"units": [layer.units for layer in layers],
+            "groups": [list(layer.config.offsets(layer.units)) for layer in layers]}
+
+
 def function_name(function: Callable[..., Any]) -> str:
     return getattr(function, "__qualname__", type(function).__name__)
 

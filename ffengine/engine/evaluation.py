@@ -71,6 +71,29 @@ def accuracy(net: LocalNet, samples: Iterable[tuple[torch.Tensor, torch.Tensor]]
     return int(hits) / total if hits is not None and total else 0.0
 
 
+def class_accuracy(net: LocalNet, samples: Iterable[tuple[torch.Tensor, torch.Tensor]],
+                   backend: str = "auto") -> tuple[float, list[float | None]]:
+    """(share of all samples, of each class's samples) whose class has the highest score; None of
+    a class without samples.
+    """
+    right, labels = [], []
+    for x, y in samples:
+        right.append((net.scores(x, backend=backend).argmax(1) == y).cpu())
+        labels.append(y.cpu())
+    if not labels:
+        return 0.0, [None] * net.num_classes
+    y, hit = torch.cat(labels), torch.cat(right)
+    return int(hit.sum()) / max(len(y), 1), share_by_class(y, hit, net.num_classes)
+
+
+def share_by_class(labels: torch.Tensor, right: torch.Tensor,
+                   classes: int) -> list[float | None]:
+    """Share of `right` (N,) among the samples (N,) of each class; None of a class without any."""
+    counts = torch.bincount(labels, minlength=classes)
+    hits = torch.bincount(labels[right], minlength=classes)
+    return [h / n if n else None for h, n in zip(hits.tolist(), counts.tolist(), strict=True)]
+
+
 def layer_accuracy(net: LocalNet, samples: Iterable[tuple[torch.Tensor, torch.Tensor]],
                    backend: str = "auto") -> list[float | None]:
     """The same by each layer's goodness alone; None of a layer that tells no classes, because it
@@ -124,7 +147,7 @@ def training_hits(net: LocalNet, report: BatchReport,
     return (total.argmax(1) == y).sum(), False
 
 
-def first_samples(loader: Any, count: int) -> list[Any]:
+def first_samples(loader: Any, count: int = SHOWN) -> list[Any]:
     """Batches of a loader's first `count` samples, the same whenever asked for; of a loader that
     only iterates, whose order may be drawn, none.
     """

@@ -33,6 +33,7 @@ def description(trainer: Trainer) -> dict[str, Any]:
         "model": None if net.origin is None else {
             "name": net.origin[0], "options": net.origin[1]},
         "architecture": checkpoint.architecture(net),
+        "structure": checkpoint.structure(net),
         "settings": asdict(trainer.settings),
         "backend": trainer.backend,
         "memory_budget": trainer.budget,
@@ -79,7 +80,7 @@ def restore(trainer: Trainer, found: checkpoint.Checkpoint) -> None:
     if not trainer.schedule.resumes_within:  # what the epoch had gathered is not in the file
         trainer.steps, trainer.iteration = trainer.steps - trainer.iteration, 0
         trainer.sums = EpochSums()
-    trainer.history = History(trainer.out, before=trainer.epoch)
+    trainer.history = History(trainer.out, before=trainer.epoch, steps=trainer.steps)
     torch.set_rng_state(found.tensors["shuffle"])
     trainer.rate.rewind()
     trainer.rate.move_to(trainer.schedule.rate_epoch(trainer.epoch))

@@ -134,7 +134,7 @@ class LearningRate:
                  factory: SchedulerFactory | None) -> None:
         self.optimizer = optimizer
         self.base = [group["lr"] for group in optimizer.param_groups]
-        self._factory = factory or (lambda o: LambdaLR(o, settings.rate_factor))
+        self.factory = factory or (lambda o: LambdaLR(o, settings.rate_factor))
         self.rewind()
 
     def rewind(self) -> None:
@@ -142,7 +142,7 @@ class LearningRate:
         for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
             group["lr"] = base
             group.pop("initial_lr", None)
-        self._scheduler, self._epoch = self._factory(self.optimizer), 0
+        self._scheduler, self._epoch = self.factory(self.optimizer), 0
 
     def move_to(self, epoch: int) -> float:
         """Set the optimizer to the rate of `epoch`, and give it."""

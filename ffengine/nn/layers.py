@@ -64,6 +64,8 @@ class LocalLayer(nn.Module):
     weight: nn.Parameter
     bias: nn.Parameter | None
     geometry: ConvGeometry | None = None
+    #: How the weights were drawn, and those of units that are added are.
+    init: Init
     label_map: torch.Tensor | None
     running_mean: torch.Tensor | None
     running_var: torch.Tensor | None
@@ -93,6 +95,11 @@ class LocalLayer(nn.Module):
         batch = self.couple is not None and not (
             isinstance(self.couple, BatchNorm) and self.couple.use_running)
         return batch or (self.pre_norm is not None and self.pre_norm.couples)
+
+    @property
+    def units(self) -> int:
+        """C, the neurons (units or channels) of the layer."""
+        return self.weight.shape[0]
 
     @property
     def in_size(self) -> int:
@@ -238,8 +245,8 @@ class LocalConv2d(LocalLayer):
             raise ValueError(f"[conv] channels must be a multiple of the {groups} groups, got "
                              f"{in_channels} -> {out_channels}")
         padding = kernel_size // 2 if padding is None else padding
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.geometry = ConvGeometry((kernel_size, kernel_size), stride, padding, groups)
+        self.geometry, self.init = ConvGeometry(
+            (kernel_size, kernel_size), stride, padding, groups), init
         self.weight, self.bias = initial(
             (out_channels, in_channels // groups, kernel_size, kernel_size), bias, init)
 
@@ -254,12 +261,12 @@ class LocalConv2d(LocalLayer):
         assert geometry is not None
         size = [(s + 2 * geometry.padding - k) // geometry.stride + 1
                 for s, k in zip(shape[1:], geometry.kernel, strict=True)]
-        return (self.out_channels, *size)
+        return (self.units, *size)
 
     def extra_repr(self) -> str:
         g = self.geometry
         assert g is not None
-        return f"{self.in_channels}, {self.out_channels}, {g.kernel[0]}, stride={g.stride}"
+        return f"{self.in_size}, {self.units}, {g.kernel[0]}, stride={g.stride}"
 
 
 class LocalLinear(LocalLayer):
@@ -270,7 +277,7 @@ class LocalLinear(LocalLayer):
                  pre_norm: PreNorm | None = None, couple: Couple | None = None,
                  init: Init = "he") -> None:
         super().__init__(out_features, config or LocalPassConfig(), dropout, pre_norm, couple)
-        self.in_features, self.out_features = in_features, out_features
+        self.init: Init = init
         self.weight, self.bias = initial((out_features, in_features), bias, init)
 
     def apply_weight(self, u: torch.Tensor, weight: torch.Tensor,
@@ -288,7 +295,7 @@ class LocalLinear(LocalLayer):
         What they share is multiplied once: 2 x 128 rows, 794 -> 2000, 2.9 ms instead of 5.1.
         """
         (weight, bias, _), n = self.operands(u), u.shape[0] // 2
-        a = u.new_empty(2 * n, self.out_features)
+        a = u.new_empty(2 * n, self.units)
         positive, negative = a.chunk(2)
         torch.mm(u[:n], weight.t(), out=positive)
         if bias is not None:
@@ -298,10 +305,10 @@ class LocalLinear(LocalLayer):
         return a
 
     def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (self.out_features,)
+        return (self.units,)
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}"
+        return f"{self.in_size}, {self.units}"
 
 
 def traced_pass(a: torch.Tensor, config: LocalPassConfig) -> tuple[torch.Tensor, torch.Tensor]:

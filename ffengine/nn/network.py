@@ -108,7 +108,7 @@ class LocalNet(nn.Module):
         # A chain skips its first layer by default, as the published code does.
         last = len(layers) - 1
         self.set_range(*(layer_range or (min(1, last), last)))
-        self.shapes = self._infer_shapes()
+        self.shapes = self.infer_shapes()
         self._check_parts()
         self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
             keep_weights_channels_last)
@@ -161,7 +161,7 @@ class LocalNet(nn.Module):
         assert isinstance(layer, LocalLayer)
         return layer
 
-    def _infer_shapes(self) -> list[tuple[int, ...]]:
+    def infer_shapes(self) -> list[tuple[int, ...]]:
         """Per-sample shape of the map after each layer's join; entry 0 is the input's."""
         shapes = [self.in_shape if self.encoding is None else self.encoding.shape]
         shortcut: tuple[int, ...] | None = None
@@ -378,7 +378,7 @@ class LocalNet(nn.Module):
         self.layers.append(layer)
         self.wires = (*self.wires, wire or Wire())
         try:
-            self.shapes = self._infer_shapes()
+            self.shapes = self.infer_shapes()
             self._check_parts()
         except (ValueError, RuntimeError):
             self.layers, self.wires = self.layers[:-1], self.wires[:-1]

@@ -52,11 +52,16 @@ class PreNorm(nn.Module):
         self.kind, self.eps, self.momentum = kind, eps, momentum
         #: Folded into the weight: statistics and affine map per channel.
         self.folded = kind.startswith("batch")
-        self.shape = tuple(shape[:1] if self.folded else shape)
-        self.weight = nn.Parameter(torch.ones(self.shape))
-        self.bias = nn.Parameter(torch.zeros(self.shape))
-        self.register_buffer("running_mean", torch.zeros(self.shape) if self.folded else None)
-        self.register_buffer("running_var", torch.ones(self.shape) if self.folded else None)
+        shape = shape[:1] if self.folded else shape
+        self.weight = nn.Parameter(torch.ones(shape))
+        self.bias = nn.Parameter(torch.zeros(shape))
+        self.register_buffer("running_mean", torch.zeros(shape) if self.folded else None)
+        self.register_buffer("running_var", torch.ones(shape) if self.folded else None)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the affine map: (C,) of a batch norm, else a sample's."""
+        return tuple(self.weight.shape)
 
     @property
     def couples(self) -> bool:

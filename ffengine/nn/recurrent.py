@@ -60,11 +60,15 @@ class RecurrentNet(LocalNet):
                   for i, width in enumerate(widths)]
         super().__init__(layers, num_classes=num_classes, in_shape=in_shape, input_norm="none",
                          layer_range=(0, len(widths) - 1), negatives=negatives, **options)
-        self.beta, self.frames, self.widths = beta, (low, high), tuple(widths)
-        self.theta = theta
+        self.beta, self.frames, self.theta = beta, (low, high), theta
         # one fixed draw for every image and label: predictions are deterministic
         for i, width in enumerate(widths):
             self.register_buffer(f"hidden_{i}", torch.rand(1, width))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Units of every layer."""
+        return tuple(self.layer(i).units for i in range(len(self.layers)))
 
     def input_of(self, i: int, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The states below and above layer i, side by side."""

@@ -80,7 +80,7 @@ class ResNet(LocalNet):
                 self.blocks.append(Block(last, width, 2 if stage and not block else 1))
                 last = width
 
-    def _infer_shapes(self) -> list[tuple[int, ...]]:
+    def infer_shapes(self) -> list[tuple[int, ...]]:
         """Of what `prepare` gives, and of the scores."""
         return [(self.layer(0).in_size,), (self.num_classes,)]
 
