@@ -31,7 +31,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders a and b: one network, two seeds; wide: another; twin: by backpropagation."""
     folder = tmp_path_factory.mktemp("runs")
     for name, words in {
-            "a": ["sn/mlp", "--set", "layers=(20,30)", "--epochs", "2", "--lr", "0.01"],
+            "a": ["sn/mlp", "--set", "layers=(20,30)", "--epochs", "2", "--lr", "0.01",
+                  "--watch", "sparsity", "--watch-every", "2"],
             "b": ["sn/mlp", "--set", "layers=(20,30)", "--epochs", "2", "--lr", "0.01", "--seed",
                   "1"],
             "wide": ["sn/mlp", "--set", "layers=(30,30)", "--epochs", "1"],
@@ -169,14 +170,31 @@ def test_a_sweep_over_phi(runs: Path, capsys: pytest.CaptureFixture[str], tmp_pa
     assert same["layers"][0] == other["layers"][0] and same["sparsity"][1] != other["sparsity"][1]
 
 
-def test_course(runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    found = value(capsys, "course", str(runs / "a"), "--every", "5", "--quiet", "--backend",
-                  "reference", "--out", str(tmp_path))
-    rows = [r for r in rows_of(str(tmp_path), "course.csv") if r["layer"] == "0"]
-    steps = [int(r["step"]) for r in rows]
-    assert steps[0] == 0 and steps[1:] == list(range(5, steps[-1] + 1, 5)) and len(steps) > 3
+def test_watched_steps(runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The course of sparsity in training: watched there, drawn here."""
+    found = value(capsys, "history", str(runs / "a"), "--steps", "--columns", "gini", "hoyer_1",
+                  "--out", str(tmp_path))
+    rows = rows_of(str(tmp_path), "history.csv")
+    assert [float(r["step"]) for r in rows] == list(range(2, 2 * len(rows) + 1, 2))
     weight = checkpoint.load(runs / "a").tensors["net.layers.0.weight"]
-    assert found["last"]["a"][0]["gini"] == pytest.approx(sparsity(weight, "gini"), abs=1e-9)
+    assert found["last"]["a"]["gini_0"] == pytest.approx(sparsity(weight, "gini"), abs=1e-9)
+
+
+def test_degeneration(runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """As `ffengine degenerate` leaves the network, one number after the other."""
+    found = value(capsys, "degeneration", str(runs / "a"), "--lowest", "0", "2", "18", "--out",
+                  str(tmp_path))
+    assert found["removed"] == [0, 2, 18] and found["layer"] == 1
+    assert found["accuracy"][0] == found["accuracy_before"]
+    assert main(["degenerate", str(runs / "a"), "--lowest", "18", "--out", str(tmp_path / "less"),
+                 "--json"]) == 0
+    edited = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert found["accuracy"][2] == edited["accuracy_after"] != found["accuracy"][0]
+    wide = value(capsys, "degeneration", str(runs / "a"), "--fractions", "0.5", "1", "--out",
+                 str(tmp_path))
+    assert wide["removed"][0] < wide["removed"][1] == 20  # a set keeps its strongest
+    assert main(["analyze", "sweep", str(tmp_path / "less"), "--over", "lr=1,2"]) == 2
+    assert "expected a run as it was trained" in capsys.readouterr().err
 
 
 def test_ttest(runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -257,7 +275,9 @@ def test_a_report_needs_nothing_else(runs: Path, capsys: pytest.CaptureFixture[s
     (["sweep", "a", "--over", "lr=1,fast"], "[analyze] --over lr expected numbers, got 'fast'"),
     (["sweep", "a", "--over", "lr=0.1,0.1"], "[grid] lr expected values that differ"),
     (["sweep", "a", "--over", "layers=(20,),(7,)"], "[local_pass] channels must be"),
-    (["course", "a", "--every", "0"], "[analyze] --every expected 1 step or more, got 0"),
+    (["degeneration", "a", "--lowest", "21"], "[degeneration] expected at most 20 neurons"),
+    (["degeneration", "a", "--layer", "3"], "[analyze] expected a layer from 0 to 1, got 3"),
+    (["degeneration", "twin"], "[adapt] layer 0 expected a set of neurons for each of the 10"),
     (["history", "a", "--columns", "speed"], "[analyze] --columns expected some of epoch, lr,"),
     (["report", "a", "--out", "page.txt"], "[analyze] report expected --out FILE.html"),
     (["report", "none"], "[checkpoint] expected a run folder with latest.safetensors"),

@@ -59,6 +59,25 @@ def _one_legend(made: Any, grid: Sequence[Any], lines: Sequence[Mapping[str, Lin
             axes.legend(frameon=False, fontsize=9)
 
 
+def removals(title: str, values: Sequence[float], accuracy: Sequence[float],
+             counts: Sequence[int], whole: float, xlabel: str, ylabel: str) -> bytes:
+    """Accuracy after removals, each point with the number of neurons removed; dashed: before."""
+    made = figure(5.4, title)
+    axes = made.subplots()
+    axes.axhline(whole, color="black", linestyle="--", linewidth=1.2, label="before any removal")
+    axes.plot(range(len(values)), accuracy, label="after it; below: neurons removed", **line_of(0))
+    for i, (y, count) in enumerate(zip(accuracy, counts, strict=True)):
+        axes.annotate(str(count), (i, y), (0, -16), textcoords="offset points", ha="center",
+                      fontsize=10)
+    axes.set_xticks(range(len(values)), [f"{v:g}" for v in values])
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.margins(y=0.15)
+    tidy(axes)
+    made.legend(loc="outside lower center", ncols=2, frameon=False)
+    return png(made)
+
+
 def bars(title: str, groups: Mapping[str, Mapping[str, tuple[float, float]]],
          ylabel: str) -> bytes:
     """Bars of (mean, sd) by group and name, side by side."""
