@@ -15,7 +15,8 @@ from ffengine.needs import need
 MODULES = {"report": "page", "responses": "neurons", "activations": "neurons",
            "layers": "compared", "sip": "layers", "sparsity": "compared", "history": "compared",
            "weights": "layers", "tsne": "layers", "probes": "layers", "heatmap": "trained",
-           "sweep": "trained", "degeneration": "layers", "ttest": "compared"}
+           "sweep": "trained", "degeneration": "layers", "ttest": "compared",
+           "prunability": "pruned"}
 
 
 def run_analyze(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
+import shlex
 import shutil
 import struct
 import sys
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from ffengine import cli
 from ffengine.analysis.sparsity import sparsity
 from ffengine.analysis.ttest import compare
 from ffengine.cli import main
@@ -175,7 +178,7 @@ def test_watched_steps(runs: Path, capsys: pytest.CaptureFixture[str], tmp_path:
     found = value(capsys, "history", str(runs / "a"), "--steps", "--columns", "gini", "hoyer_1",
                   "--out", str(tmp_path))
     rows = rows_of(str(tmp_path), "history.csv")
-    assert [float(r["step"]) for r in rows] == list(range(2, 2 * len(rows) + 1, 2))
+    assert [float(r["step"]) for r in rows] == list(range(1, 2 * len(rows), 2))
     weight = checkpoint.load(runs / "a").tensors["net.layers.0.weight"]
     assert found["last"]["a"]["gini_0"] == pytest.approx(sparsity(weight, "gini"), abs=1e-9)
 
@@ -333,3 +336,15 @@ def test_every_kind_has_a_module_and_every_label_is_known() -> None:
     from ffengine.analysis.maps import LABELS as known
 
     assert list(MODULES) and set(MODULES) == set(KINDS) and known == LABELS
+
+
+def test_the_guide_names_every_kind_and_its_commands_are_known() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "analysis.md").read_text()
+    told = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    assert sorted(told) == sorted(KINDS)
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+             for line in block.splitlines() if not line.startswith("#")]
+    found = [cli.parser().parse_args(shlex.split(line)[1:]) for line in lines]
+    assert {args.kind for args in found if args.command == "analyze"} == set(KINDS)
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(code, {})
