@@ -77,6 +77,20 @@ def test_responses(runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert found["samples"] == 360
 
 
+def test_grown_neurons(runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The last ones of the grown class's set, clones of one that was there before."""
+    assert main(["grow", str(runs / "a"), "--neurons", "2", "--epochs", "0", "--json", "--out",
+                 str(tmp_path / "more")]) == 0
+    label = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["grown_class"]
+    found = value(capsys, "responses", str(tmp_path / "more"), "--layers", "1")
+    assert found["grown"] == {"1": [3 * label + 3, 3 * label + 4]}
+    rows = [r for r in rows_of(found["out"], "responses.csv") if r["layer"] == "1"]
+    assert len(rows) == 32 and {rows[i]["set"] for i in found["grown"]["1"]} == {str(label)}
+    new, old = ([float(rows[i][f"class {label}"]) for i in part] for part in (
+        found["grown"]["1"], range(3 * label, 3 * label + 3)))
+    assert new == pytest.approx([max(old)] * 2)
+
+
 def test_activations(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = value(capsys, "activations", str(runs / "ff"), "--samples", "100", "--layers", "1")
     assert found["out"] == str(runs / "ff" / "analysis") and len(found["written"]) == 3

@@ -61,15 +61,19 @@ def _one_legend(made: Any, grid: Sequence[Any], lines: Sequence[Mapping[str, Lin
 
 def removals(title: str, values: Sequence[float], accuracy: Sequence[float],
              counts: Sequence[int], whole: float, xlabel: str, ylabel: str) -> bytes:
-    """Accuracy after removals, each point with the number of neurons removed; dashed: before."""
+    """Accuracy after removals, each point with the number of neurons removed; dashed: before.
+
+    Values that are those numbers lie on a scale, others (fractions, close to 0) side by side.
+    """
     made = figure(5.4, title)
     axes = made.subplots()
+    at = list(values) if list(values) == list(counts) else list(range(len(values)))
     axes.axhline(whole, color="black", linestyle="--", linewidth=1.2, label="before any removal")
-    axes.plot(range(len(values)), accuracy, label="after it; below: neurons removed", **line_of(0))
-    for i, (y, count) in enumerate(zip(accuracy, counts, strict=True)):
-        axes.annotate(str(count), (i, y), (0, -16), textcoords="offset points", ha="center",
+    axes.plot(at, accuracy, label="after it; below: neurons removed", **line_of(0))
+    for x, y, count in zip(at, accuracy, counts, strict=True):
+        axes.annotate(str(count), (x, y), (0, -16), textcoords="offset points", ha="center",
                       fontsize=10)
-    axes.set_xticks(range(len(values)), [f"{v:g}" for v in values])
+    axes.set_xticks(at, [f"{v:g}" for v in values])
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.margins(y=0.15)
