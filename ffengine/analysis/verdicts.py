@@ -71,10 +71,12 @@ def tells_classes(net: LocalNet) -> bool:
         return False
     if net.encoding is not None or isinstance(net, RecurrentNet):
         return True
-    layers = [net.layer(i) for i in range(len(net.layers))]
-    return all(len(layer.config.offsets(layer.weight.shape[0])) - 1 == (
-        net.num_classes if layer.label_map is None else int(layer.label_map.max()) + 1)
-        for layer in layers)
+    for layer in (net.layer(i) for i in range(len(net.layers))):
+        groups = len(layer.config.offsets(layer.weight.shape[0])) - 1
+        labels = net.num_classes if layer.label_map is None else int(layer.label_map.max()) + 1
+        if groups < labels:
+            return False
+    return True
 
 
 def judge(net: LocalNet, samples: Samples, *, backend: str = "auto") -> Verdicts:
