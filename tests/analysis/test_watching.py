@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from engine.training import batch, loaders, same, trainer, weights
+from models import every
 
 import ffengine as ff
 from ffengine.analysis import watching
@@ -180,6 +181,22 @@ def test_who_is_watched_trains_alike():
     assert same(weights(one.net), weights(other.net))
     assert one._context.__self__.callbacks._who["on_step"] == []  # nobody listens afterwards
     assert [r.losses for r in one.history.rows] == [r.losses for r in other.history.rows]
+
+
+@pytest.mark.parametrize("name", ["trifecta/shallow", "fflib/ffrnn", "hinton/peer-norm",
+                                  "cwcomp/ffcnn", "bp/fflib/bpnn"])
+def test_who_is_watched_trains_alike_in_every_schedule(name):
+    x, y = batch(8)
+    ends = []
+    for words in ((), ("gradient", "seconds", "separation", "dead", "goodness")):
+        t = every.trainer(every.network(name), batch_size=8, costs="modelled", sip=False)
+        t.fit([(x, y)], until=1, callbacks=watching.watchers(words, [(x, y)], "step"))
+        ends.append(weights(t.net))
+    assert same(*ends)
+    row = t.history.rows[0].extra
+    norms = [row[f"grad_norm_{i}"] for i in range(len(t.net.layers))]
+    assert all(v is not None and 0 < v < 1e3 for v in norms)
+    assert (row["seconds_1"] is None) == (row["separation_1"] is None) == name.startswith("bp/")
 
 
 def test_files_and_resuming(tmp_path):
