@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from engine.training import batch, loaders, same, trainer, weights
-from models import every
+from models import every as tiny
 
 import ffengine as ff
 from ffengine.analysis import watching
@@ -189,7 +189,7 @@ def test_who_is_watched_trains_alike_in_every_schedule(name):
     x, y = batch(8)
     ends = []
     for words in ((), ("gradient", "seconds", "separation", "dead", "goodness")):
-        t = every.trainer(every.network(name), batch_size=8, costs="modelled", sip=False)
+        t = tiny.trainer(tiny.network(name), batch_size=8, costs="modelled", sip=False)
         t.fit([(x, y)], until=1, callbacks=watching.watchers(words, [(x, y)], "step"))
         ends.append(weights(t.net))
     assert same(*ends)
