@@ -2,7 +2,7 @@
 
 h is the layer's output before its feature normalisation (after BatchNorm and pool where a block
 has them), z the same after it, both before a shortcut is joined. Inference: no dropout, running
-statistics.
+statistics (the batch's, where a network is evaluated by them).
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def layer_maps(net: LocalNet, x: torch.Tensor, y: torch.Tensor, *, label: Label 
         x, shortcut = shown(net, x, y, label), None
         for i in range(len(net.layers)):
             layer = net.layer(i)
-            h, _ = layer.infer(net.transform(i, x), norm=Norm("none"), backend=backend)
+            h, _ = layer.infer(net.transform(i, x), norm=Norm("none"), backend=backend,
+                               training=net.batch_statistics)
             assert h is not None
             z = normalise(h, layer.config.offsets(h.shape[1]), layer.config)
             yield Maps(h, z)

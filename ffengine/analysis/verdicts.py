@@ -15,6 +15,7 @@ from ffengine.analysis.maps import Samples
 from ffengine.engine.backprop import Backprop
 from ffengine.engine.evaluation import right_by
 from ffengine.nn.network import LocalNet
+from ffengine.nn.recurrent import RecurrentNet
 
 
 @dataclass
@@ -64,8 +65,18 @@ class Verdicts:
 
 
 def tells_classes(net: LocalNet) -> bool:
-    """Layers' goodness means something: not so in twins that a head reads."""
-    return not (isinstance(net.schedule, Backprop) and net.readout.source != "goodness")
+    """Layers' goodness has a column for each class (or super-class), by sets of neurons or by
+    labels tried; not so in twins that a head reads, nor in fixed blocks below heads (CaFo)."""
+    if isinstance(net.schedule, Backprop) and net.readout.source != "goodness":
+        return False
+    if net.encoding is not None or isinstance(net, RecurrentNet):
+        return True
+    for layer in (net.layer(i) for i in range(len(net.layers))):
+        groups = len(layer.config.offsets(layer.weight.shape[0])) - 1
+        labels = net.num_classes if layer.label_map is None else int(layer.label_map.max()) + 1
+        if groups < labels:
+            return False
+    return True
 
 
 def judge(net: LocalNet, samples: Samples, *, backend: str = "auto") -> Verdicts:

@@ -9,18 +9,23 @@ from typing import Any
 
 from ffengine.commands.analyses.opened import Made, plain
 from ffengine.engine.checkpoint import write_atomically
+from ffengine.needs import need
 
 #: Kind -> module of ffengine/commands/analyses that has it.
 MODULES = {"report": "page", "responses": "neurons", "activations": "neurons",
            "layers": "compared", "sip": "layers", "sparsity": "compared", "history": "compared",
            "weights": "layers", "tsne": "layers", "probes": "layers", "heatmap": "trained",
-           "sweep": "trained", "course": "trained", "ttest": "compared", "prunability": "pruned"}
+           "sweep": "trained", "degeneration": "layers", "ttest": "compared",
+           "prunability": "pruned"}
 
 
 def run_analyze(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    need("matplotlib", "[analyze] pictures")
+    folder = out_folder(args)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"[analyze] --out expected a folder, got {folder}")
     module = importlib.import_module(f"ffengine.commands.analyses.{MODULES[args.kind]}")
     made: Made = getattr(module, args.kind)(args)
-    folder = out_folder(args)
     for name, content in made.files.items():
         write_atomically(folder / name, content)
     written = [str(folder / name) for name in made.files]

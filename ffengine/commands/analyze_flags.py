@@ -73,11 +73,16 @@ def _grid(made: argparse.ArgumentParser) -> None:
     made.add_argument("--quiet", action="store_true", help="no progress on standard error")
 
 
-def _course(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--epochs", type=int, help="train so many epochs (default: the run's)")
-    made.add_argument("--every", type=int, default=20, metavar="STEPS",
-                      help="measure once in so many steps (default: 20)")
-    made.add_argument("--quiet", action="store_true", help="no progress on standard error")
+def _degeneration(made: argparse.ArgumentParser) -> None:
+    _samples(made)
+    made.add_argument("--layer", type=int, help="layer to remove from (default: the last one that "
+                      "the scores read)")
+    one = made.add_mutually_exclusive_group()
+    one.add_argument("--fractions", type=float, nargs="+", metavar="F",
+                     help="remove what responds at most F times its set's strongest neuron "
+                          "(default: 0 to 0.5)")
+    one.add_argument("--lowest", type=int, nargs="+", metavar="N",
+                     help="remove the N neurons that respond least")
 
 
 def _ttest(made: argparse.ArgumentParser) -> None:
@@ -120,7 +125,10 @@ def _layers_kind(made: argparse.ArgumentParser) -> None:
 
 def _history(made: argparse.ArgumentParser) -> None:
     made.add_argument("--columns", nargs="+", metavar="NAME",
-                      help="columns of history.csv to show (default: losses and accuracies)")
+                      help="columns to show, e.g. hoyer of every layer or hoyer_0 of one (default: "
+                           "losses and accuracies)")
+    made.add_argument("--steps", action="store_true",
+                      help="what was watched at single steps (steps.csv), not at epochs")
 
 
 #: Kind -> (what it shows, whether it takes several runs, its options).
@@ -133,7 +141,6 @@ KINDS: dict[str, tuple[str, bool, Add]] = {
                _layers_kind),
     "sip": ("accuracy of goodness summed over every range of layers", False, _sip),
     "sparsity": ("four measures of sparsity and statistics of every layer's weights", True, _none),
-    "course": ("the four measures while the runs' networks train anew", True, _course),
     "history": ("curves of the runs' history: losses, accuracies, what was watched", True,
                 _history),
     "weights": ("a layer's weight matrix, clamped", False, _weights),
@@ -144,6 +151,8 @@ KINDS: dict[str, tuple[str, bool, Add]] = {
     "sweep": ("accuracy of each layer over the values of one setting, e.g. phi", False, _grid),
     "prunability": ("accuracy of the runs pruned to rising compression ratios, over seeds", True,
                     _prunability),
+    "degeneration": ("accuracy against how many of a layer's weak neurons are removed", False,
+                     _degeneration),
     "ttest": ("t-test and Cohen's d between two groups of runs", True, _ttest),
 }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,9 +64,7 @@ def test_cells_in_processes_of_their_own(tmp_path: Path, monkeypatch: pytest.Mon
         "import os\ndef train(base, cell):\n"
         "    return {'value': cell['a'] + base['more'], 'process': os.getpid()}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    from cell_of_a_test import train  # type: ignore[import-not-found]
-
-    import os
+    train = importlib.import_module("cell_of_a_test").train
     found = run(Grid({"a": [1, 2, 3]}, {"more": 10}), tmp_path / "cells", train, jobs=2,
                 progress=False)
     assert [c["value"] for c in found] == [11, 12, 13]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def goodness(h: torch.Tensor, config: LocalPassConfig) -> torch.Tensor:
     """(N, K) of h, as the layer defines it."""
     offsets = config.offsets(h.shape[1])
     taken = h if config.goodness == "mean" else h * h
-    parts = [taken[:, s:e].flatten(1) for s, e in zip(offsets, offsets[1:], strict=False)]
+    parts = [taken[:, s:e].flatten(1) for s, e in pairwise(offsets)]
     return torch.stack([p.sum(1) if config.goodness == "sum_sq" else p.mean(1) for p in parts], 1)
 
 

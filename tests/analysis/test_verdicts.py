@@ -80,6 +80,9 @@ def test_layers_on_superclasses_and_twins() -> None:
     assert [layer.on_superclasses for layer in found.layers] == [True, False]
     with pytest.raises(ValueError, match=r"^\[analyze\] sip expected a network whose layers'"):
         found.best_range()
+    assert not tells_classes(models.create("cafo/cnn"))
+    assert not tells_classes(made("bp/fflib/ffnn", layers=(8, 8)))  # labels could be tried
+    assert tells_classes(made("fflib/ffrnn", layers=(8, 8)))
     twin = made("bp/fflib/bpnn", layers=(8, 8))
     assert not tells_classes(twin)
     told = judge(twin, batches(twin), backend="reference")

@@ -59,6 +59,29 @@ def _one_legend(made: Any, grid: Sequence[Any], lines: Sequence[Mapping[str, Lin
             axes.legend(frameon=False, fontsize=9)
 
 
+def removals(title: str, values: Sequence[float], accuracy: Sequence[float],
+             counts: Sequence[int], whole: float, xlabel: str, ylabel: str) -> bytes:
+    """Accuracy after removals, each point with the number of neurons removed; dashed: before.
+
+    Values that are those numbers lie on a scale, others (fractions, close to 0) side by side.
+    """
+    made = figure(5.4, title)
+    axes = made.subplots()
+    at = list(values) if list(values) == list(counts) else list(range(len(values)))
+    axes.axhline(whole, color="black", linestyle="--", linewidth=1.2, label="before any removal")
+    axes.plot(at, accuracy, label="after it; below: neurons removed", **line_of(0))
+    for x, y, count in zip(at, accuracy, counts, strict=True):
+        axes.annotate(str(count), (x, y), (0, -16), textcoords="offset points", ha="center",
+                      fontsize=10)
+    axes.set_xticks(at, [f"{v:g}" for v in values])
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.margins(y=0.15)
+    tidy(axes)
+    made.legend(loc="outside lower center", ncols=2, frameon=False)
+    return png(made)
+
+
 def bars(title: str, groups: Mapping[str, Mapping[str, tuple[float, float]]],
          ylabel: str) -> bytes:
     """Bars of (mean, sd) by group and name, side by side."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from ffengine.analysis.hsv import Colours, grey, shaped
-from ffengine.analysis.plots.style import OTHER, OWN, figure, png
+from ffengine.analysis.plots.style import GROWN, OTHER, OWN, figure, png
 from ffengine.analysis.responses import LayerSums
 
 #: Class names that stand beside a row; longer ones are cut.
@@ -17,13 +17,16 @@ NAME = 12
 
 
 def responses(title: str, layers: dict[int, LayerSums], classes: dict[int, str],
-              neurons: slice = slice(None)) -> bytes:
+              neurons: slice = slice(None), grown: Mapping[int, Sequence[int]] | None = None,
+              ) -> bytes:
     """Bars of every neuron's mean response: a column a layer, a row a class shown.
 
     Args:
         layers, classes: what is shown, by index.
         neurons: those shown of each layer.
+        grown: neurons that a layer has grown, told apart (support neurons, fig. 4).
     """
+    grown = grown or {}
     made = figure(1.6 + 1.02 * len(classes), title)
     grid = made.subplots(len(classes), len(layers), sharex="col", sharey="col", squeeze=False)
     for column, (layer, sums) in enumerate(layers.items()):
@@ -37,6 +40,9 @@ def responses(title: str, layers: dict[int, LayerSums], classes: dict[int, str],
             if sets is not None:
                 own = np.where(sets[neurons].numpy() == k, bars, np.nan)
                 axes.stairs(own, edges, fill=True, color=OWN)
+            if layer in grown:
+                new = np.isin(np.arange(shown.start, shown.stop), grown[layer])
+                axes.stairs(np.where(new, bars, np.nan), edges, fill=True, color=GROWN)
             axes.spines[["top", "right"]].set_visible(False)
             axes.margins(x=0)
             if column == 0:
@@ -46,7 +52,8 @@ def responses(title: str, layers: dict[int, LayerSums], classes: dict[int, str],
         grid[-1][column].set_xlabel("neuron")
     made.supylabel("class of the samples", fontsize=11)
     if any(s.set_of() is not None for s in layers.values()):
-        _legend(made, (("own support-neuron set", OWN), ("neurons of other classes", OTHER)))
+        more = (("grown neurons", GROWN),) if set(grown) & set(layers) else ()
+        _legend(made, (("own support-neuron set", OWN), ("neurons of other classes", OTHER), *more))
     return png(made)
 
 
@@ -86,9 +93,7 @@ def _on_blue(name: str) -> Any:
     """A colour map that shows places without a neuron in pale blue."""
     from matplotlib import colormaps
 
-    made = colormaps[name].copy()
-    made.set_bad("#dbe7f3")
-    return made
+    return colormaps[name].with_extremes(bad="#dbe7f3")
 
 
 def _neuron_axes(axes: Any, shape: tuple[int, ...]) -> None:

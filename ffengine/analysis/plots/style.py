@@ -9,7 +9,7 @@ from ffengine.needs import need
 
 #: Okabe and Ito's colours.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
-OWN, OTHER = "#D55E00", "#7F98AD"
+OWN, OTHER, GROWN = "#D55E00", "#7F98AD", "#000000"
 #: Never told apart by colour alone.
 MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*", "<", ">")
 STYLES = ("-", "--", "-.", ":")

@@ -42,9 +42,8 @@ def heat_map(title: str, cells: Sequence[tuple[str, torch.Tensor, str]],
 def _cells(axes: Any, values: Any, absent: str) -> None:
     from matplotlib import colormaps
 
-    colour = colormaps["viridis"].copy()
-    colour.set_bad("white")
-    shown = axes.imshow(values, cmap=colour, aspect="auto", interpolation="nearest")
+    colours = colormaps["viridis"].with_extremes(bad="white")
+    shown = axes.imshow(values, cmap=colours, aspect="auto", interpolation="nearest")
     if max(values.shape) > TOLD:
         return
     low, high = shown.get_clim()

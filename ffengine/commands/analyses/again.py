@@ -41,6 +41,9 @@ class Again:
            data_options: Mapping[str, Any] | None = None) -> Again:
         """As the run was trained, or for other epochs and with other options."""
         saved, notes = run.settings, run.run.notes
+        if notes.get("edits"):
+            raise ValueError(f"[analyze] expected a run as it was trained, got one whose network "
+                             f"was edited, in {run.name}")
         names = {f.name for f in fields(Recipe)} & set(saved)
         kept = {k: saved[k] for k in names}
         if saved["lr_epochs"] == saved["epochs"]:  # the rate falls over all of them
@@ -80,8 +83,7 @@ class Again:
                          epochs=None, batch_size=None, seed=self.seed, precision=self.precision)
 
 
-def trainer_of(again: Again, place: Mapping[str, Any], *, kind: type[Trainer] = Trainer,
-               progress: bool = False) -> tuple[Trainer, Any, Any]:
+def trainer_of(again: Again, place: Mapping[str, Any]) -> tuple[Trainer, Any, Any]:
     """(trainer, training batches, test batches) on a machine: root of the data, device, back-end.
     """
     splits = load_data(again.model, again.data, again.options, again.data_options, again.seed,
@@ -89,9 +91,9 @@ def trainer_of(again: Again, place: Mapping[str, Any], *, kind: type[Trainer] = 
     torch.manual_seed(again.seed)
     net = models.create(again.model, **again.options)
     recipe = within(again.recipe, len(splits.train))
-    trainer = kind(net, recipe=recipe, lr=again.lr, batch_size=recipe.batch_size, seed=again.seed,
-                   precision=again.precision, backend=place["backend"], device=place["device"],
-                   progress=progress)
+    trainer = Trainer(net, recipe=recipe, lr=again.lr, batch_size=recipe.batch_size,
+                      seed=again.seed, precision=again.precision, backend=place["backend"],
+                      device=place["device"], progress=False)
     size = trainer.settings.batch_size
     train = data.loader(splits.train, batch_size=size, shuffle=size < len(splits.train),
                         seed=again.seed, device=trainer.device)

@@ -139,24 +139,26 @@ WORDS = {"train_accuracy": "accuracy on training data, 0 to 1",
 #: The measures of sparsity in words.
 MEASURES: dict[Kind, str] = {"hoyer": "Hoyer", "l1": "L1 neg. entropy", "l2": "L2 neg. entropy",
                              "gini": "Gini"}
+WORDS |= {name: f"{words} sparsity of weights" for name, words in MEASURES.items()}
 
 
 def history(args: argparse.Namespace) -> Made:
     """SN fig. 9, NetworkFF figs. 2-3, DeeperForward fig. 7; and what was watched in training."""
     runs = open_all(args)
     names = labels_of(runs)
-    records = {name: history_of(run) for name, run in zip(names, runs, strict=True)}
+    records = {name: history_of(run, args.steps) for name, run in zip(names, runs, strict=True)}
     known = list(dict.fromkeys(c for found in records.values() for c in found))
     for column in args.columns or ():
         if column not in (*known, *map(panel_of, known)):
             raise ValueError(f"[analyze] --columns expected some of "
                              f"{', '.join(dict.fromkeys(map(panel_of, known)))}, got {column!r}")
-    shown = history_panels(dict(zip(names, runs, strict=True)), args.columns)
+    shown = history_panels(records, args.columns, "step" if args.steps else "epoch")
     if not shown:
         raise ValueError(f"[analyze] expected a history with losses or accuracies, got "
                          f"{', '.join(known)}")
     picture = lines.panels("History: " + (runs[0].title if len(runs) == 1 else
-                                          f"{len(runs)} runs"), shown, "epoch", {}, whole=True)
+                                          f"{len(runs)} runs"), shown,
+                           "training step" if args.steps else "epoch", {}, whole=True)
     rows = [[name, *("" if v is None else v for v in row)] for name, found in records.items()
             for row in zip(*(found.get(c, [None] * len(found["epoch"])) for c in known),
                            strict=True)]
@@ -165,22 +167,25 @@ def history(args: argparse.Namespace) -> Made:
                 {"last": last}, f"history of {', '.join(names)}: {', '.join(shown)}")
 
 
-def history_panels(runs: Mapping[str, Opened],
-                   columns: Sequence[str] | None = None) -> dict[str, dict[str, lines.Line]]:
+Record = dict[str, list[float | None]]
+
+
+def history_panels(runs: Mapping[str, Record], columns: Sequence[str] | None = None,
+                   at: str = "epoch") -> dict[str, dict[str, lines.Line]]:
     """A panel a quantity, a line a run and layer; columns, or quantities of all layers, by name."""
     shown: dict[str, dict[str, lines.Line]] = {}
-    for name, run in runs.items():
-        found = history_of(run)
+    for name, found in runs.items():
         for column, values in found.items():
             panel = panel_of(column)
             wanted = panel in columns or column in columns if columns else (
-                panel == "loss" or panel in USUAL)
+                panel == "loss" or panel in USUAL or at == "step")
             layered = column == panel and f"{column}_0" in found
-            if wanted and not layered and any(v is not None for v in values):
+            if wanted and not layered and column not in ("epoch", "step") and any(
+                    v is not None for v in values):
                 part = "" if column == panel else f"layer {column.rpartition('_')[2]}"
                 label = ", ".join(filter(None, (name if len(runs) > 1 else "", part))) or name
                 shown.setdefault(WORDS.get(panel, panel), {})[label] = (
-                    [e or 0 for e in found["epoch"]], values)
+                    [e or 0 for e in found[at]], values)
     return shown
 
 
@@ -189,9 +194,10 @@ def panel_of(column: str) -> str:
     return re.sub(r"_\d+$", "", column)
 
 
-def history_of(run: Opened) -> dict[str, list[float | None]]:
-    """Columns of the run's history.csv; ValueError without one."""
-    path = run.folder / "history.csv"
+def history_of(run: Opened, steps: bool = False) -> Record:
+    """Columns of the run's history.csv, or of its steps.csv; ValueError without one."""
+    path = run.folder / ("steps.csv" if steps else "history.csv")
+    at = "step" if steps else "epoch"
     try:
         with path.open(newline="") as file:
             records = list(csv.DictReader(file))
@@ -202,8 +208,8 @@ def history_of(run: Opened) -> dict[str, list[float | None]]:
                  for column in (records[0] if records else ())}
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"[analyze] expected a history of numbers in {path}: {error}") from None
-    if "epoch" not in found:
-        raise ValueError(f"[analyze] expected a history of one epoch or more, got {path}")
+    if at not in found:
+        raise ValueError(f"[analyze] expected a history of one {at} or more, got {path}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Kinds that show the layers of one run: `sip`, `weights`, `tsne` and `probes`."""
+"""Kinds that show the layers of one run: `sip`, `weights`, `tsne`, `probes`, `degeneration`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from ffengine.adapt.growth import Degeneration
 from ffengine.analysis import tsne as embedding
+from ffengine.analysis.degeneration import removed
 from ffengine.analysis.maps import check_layer
 from ffengine.analysis.plots import lines
 from ffengine.analysis.plots import tables as plots
@@ -19,6 +21,7 @@ from ffengine.analysis.verdicts import judge
 from ffengine.analysis.weights import WeightStatistics, clamped, weight_statistics
 from ffengine.commands.analyses.opened import Made, open_one, table
 from ffengine.commands.options import build_saved
+from ffengine.engine.evaluation import accuracy
 
 
 def sip(args: argparse.Namespace) -> Made:
@@ -129,3 +132,36 @@ def probes(args: argparse.Namespace) -> Made:
                  "probes.csv": table(["layer", "head accuracy", "own accuracy"], rows)},
                 {"samples": len(images), "accuracy": found, "own_accuracy": alone,
                  "epochs": options.epochs, "hidden": list(options.hidden)}, text)
+
+
+#: Fractions of the strongest response that `degeneration` tries where none are named.
+FRACTIONS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+
+
+def degeneration(args: argparse.Namespace) -> Made:
+    """SN fig. 8 (fractions of the strongest response) and fig. 6 (numbers of neurons)."""
+    by_number = args.lowest is not None
+    values = sorted(set(args.lowest if by_number else args.fractions or FRACTIONS))
+    options = [Degeneration(lowest=v) if by_number else Degeneration(fraction=v) for v in values]
+    run = open_one(args)
+    net = run.net
+    layer = net.layer_range[1] if args.layer is None else check_layer(net, args.layer)
+    images = run.part(args.split, args.samples)
+    found = removed(net, layer, run.samples(run.part("train")), run.samples(images), options,
+                    backend=run.backend)
+    whole = accuracy(net, run.samples(images), run.backend)
+    name = "neurons removed" if by_number else "fraction of the set's strongest response"
+    title = f"Degeneration of layer {layer}: {run.title}"
+    picture = lines.removals(title, values, [100 * r.accuracy for r in found],
+                             [r.count for r in found], 100 * whole, name,
+                             f"accuracy on {args.split} data, %")
+    rows = [[v, r.count, repr(r.accuracy)] for v, r in zip(values, found, strict=True)]
+    text = "\n".join([f"{title}: {100 * whole:.2f} % before",
+                      *(f"  {v:g}: {r.count} removed, {100 * r.accuracy:.2f} %"
+                        for v, r in zip(values, found, strict=True))])
+    return Made({"degeneration.png": picture,
+                 "degeneration.csv": table(["lowest" if by_number else "fraction", "removed",
+                                            "accuracy"], rows)},
+                {"layer": layer, "accuracy_before": whole, "by": "lowest" if by_number else
+                 "fraction", "values": values, "removed": [r.count for r in found],
+                 "accuracy": [r.accuracy for r in found]}, text)

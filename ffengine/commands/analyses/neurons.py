@@ -24,7 +24,7 @@ def responses(args: argparse.Namespace) -> Made:
     images = run.part(args.split, args.samples)
     sums = gather(run.net, run.samples(images), label=args.label, backend=run.backend)
     picture = plots.responses(f"Mean responses: {run.title}", {i: sums[i] for i in layers},
-                              {k: run.classes[k] for k in shown}, part)
+                              {k: run.classes[k] for k in shown}, part, grown_of(run))
     rows = inactivity(sums)
     text = [f"mean response of every neuron to {len(images)} {args.split} samples, {run.title}"]
     text += [f"  layer {r['layer']}: {r['neurons']} neurons, {r['dead']} never active, "
@@ -32,7 +32,28 @@ def responses(args: argparse.Namespace) -> Made:
                  "" if r["own_ratio"] is None else
                  f"; own set's response {r['own_ratio']:.2f} x the others'") for r in rows]
     return Made({"responses.png": picture, "responses.csv": csv_of(sums, run.classes)},
-                {"samples": len(images), "layers": rows}, "\n".join(text))
+                {"samples": len(images), "layers": rows, "grown": {
+                    str(i): units for i, units in grown_of(run).items()}}, "\n".join(text))
+
+
+def grown_of(run: Opened) -> dict[int, list[int]]:
+    """Neurons that `ffengine grow` added, by layer: the last ones of their sets; none where later
+    edits may have moved them."""
+    found: dict[int, list[int]] = {}
+    edits = run.run.notes.get("edits", [])
+    if any(edit["kind"] != "grow" for edit in edits):
+        return {}
+    sizes: dict[tuple[int, int], int] = {}
+    for edit in edits:
+        for label in edit["grown_classes"]:
+            each = edit["neurons"] // len(edit["grown_classes"])
+            place = edit["layer"], int(label)
+            sizes[place] = sizes.get(place, 0) + each
+    for (i, label), count in sizes.items():
+        layer = run.net.layer(i)
+        end = layer.config.offsets(layer.weight.shape[0])[label + 1]
+        found.setdefault(i, []).extend(range(end - count, end))
+    return found
 
 
 def classes_of(run: Opened, named: list[int] | None) -> list[int]:

@@ -102,14 +102,16 @@ class Opened:
         return found if count is None else found.subset(slice(0, count))
 
     def samples(self, images: data.ImageSet, *, shuffle: bool = False, epoch: int = 0) -> Samples:
-        """Batches of a part, in pieces whose widest layer stays within PIECE_BYTES."""
+        """Batches of a part, in pieces whose widest layer stays within PIECE_BYTES; shuffled ones,
+        to learn from, are as large as the run's."""
         size, dtype = self.settings["batch_size"], PRECISIONS[self.precision]
         rows = size  # with batch statistics pieces would change the scores
         if not self.net.batch_statistics:
             widest = max(math.prod(shape) for shape in self.net.shapes) * dtype.itemsize
-            size = rows = max(1, min(512, PIECE_BYTES // (4 * widest)))
-        loader = data.loader(images, batch_size=min(size, len(images)), shuffle=shuffle,
-                             seed=self.settings["seed"], epoch=epoch, device=self.device)
+            rows = max(1, min(512, PIECE_BYTES // (4 * widest)))
+        loader = data.loader(images, batch_size=min(size if shuffle else rows, len(images)),
+                             shuffle=shuffle, seed=self.settings["seed"], epoch=epoch,
+                             device=self.device)
         return Samples(loader, self.device, dtype, rows)
 
     @property

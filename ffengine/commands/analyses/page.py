@@ -18,6 +18,7 @@ from ffengine.analysis.weights import WeightStatistics, weight_statistics
 from ffengine.commands.analyses.compared import (
     LAYER_COLUMNS,
     MEASURES,
+    history_of,
     history_panels,
     layer_panels,
     layer_rows,
@@ -85,7 +86,7 @@ def trained(run: Opened) -> Section:
 def training(run: Opened) -> list[Section]:
     """None for a checkpoint without its history."""
     try:
-        shown = history_panels({"": run})
+        shown = history_panels({"": history_of(run)})
     except ValueError:
         return []
     if not shown:

@@ -1,4 +1,4 @@
-"""Kinds that train: `heatmap` and `sweep` over settings, and `course`, measured on the way."""
+"""Kinds that train: `heatmap` and `sweep` over settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import ast
 import functools
 import os
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,11 +17,10 @@ from ffengine.analysis.plots import lines
 from ffengine.analysis.plots import tables as plots
 from ffengine.analysis.sparsity import KINDS, sparsity
 from ffengine.commands.analyses.again import Again, trainer_of
-from ffengine.commands.analyses.opened import Made, labels_of, open_all, open_one, table
+from ffengine.commands.analyses.opened import Made, open_one, table
 from ffengine.commands.analyze import out_folder
 from ffengine.commands.options import assignments, model_options
 from ffengine.engine.guard import TrainingStopped
-from ffengine.engine.trainer import Trainer
 
 #: Settings of the training itself, with the kind of their values; all others are the model's.
 TRAINING = {"lr": float, "epochs": int, "seed": int, "batch_size": int}
@@ -50,13 +48,18 @@ def sweep(args: argparse.Namespace) -> Made:
     numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
     order = sorted(range(len(values)), key=lambda i: values[i]) if numeric else range(len(values))
     x = [values[i] if numeric else i for i in order]
-    curves: dict[str, lines.Line] = {"network": (x, [
-        None if found[i]["diverged"] else 100 * found[i]["accuracy"] for i in order])}
     depth = max((len(c.get("layers", ())) for c in found), default=0)
+    percent = [[None if v is None else 100 * v for v in (
+        [None] * (depth + 1) if c["diverged"] else [c["accuracy"], *c["layers"]])]
+        for c in (found[i] for i in order)]
+    curves: dict[str, lines.Line] = {"network": (x, [row[0] for row in percent])}
     for layer in range(depth):
-        ys = [None if c["diverged"] or c["layers"][layer] is None else 100 * c["layers"][layer]
-              for c in (found[i] for i in order)]
-        curves[f"layer {layer} alone"] = (x, ys)
+        ys = [row[1 + layer] for row in percent]
+        if ys == curves["network"][1]:  # one line tells both
+            del curves["network"]
+            curves = {f"network, and layer {layer} alone": (x, ys), **curves}
+        else:
+            curves[f"layer {layer} alone"] = (x, ys)
     label = name if numeric else f"{name}: " + ", ".join(f"{i} = {values[i]}" for i in order)
     log = numeric and min(x) > 0 and max(x) / min(x) >= WIDE
     picture = lines.panels(title, {"accuracy": curves}, label, {"accuracy": "test accuracy, %"},
@@ -109,13 +112,20 @@ def values_of(key: str, text: str) -> list[Any]:
     try:
         found = list(ast.literal_eval(f"[{text}]"))
     except (ValueError, SyntaxError):
-        found = text.split(",")
+        found = [_literal(word) for word in text.split(",")]
     if key in TRAINING:
         bad = [v for v in found if isinstance(v, bool) or not isinstance(v, (int, float))
                or TRAINING[key](v) != v]
         if bad:
             raise ValueError(f"[analyze] --over {key} expected numbers, got {bad[0]!r}")
     return found
+
+
+def _literal(word: str) -> Any:
+    try:
+        return ast.literal_eval(word)
+    except (ValueError, SyntaxError):
+        return word
 
 
 def train_cell(place: Mapping[str, Any], base: Mapping[str, Any],
@@ -152,63 +162,3 @@ def grid_made(args: argparse.Namespace, axes: Mapping[str, list[Any]], title: st
                 {"axes": dict(axes), "cells": found,
                  "best": None if best is None else {
                      **{name: best[name] for name in axes}, "accuracy": best["accuracy"]}}, text)
-
-
-class Measured(Trainer):
-    """A trainer that looks at its weights once in `every` steps, and before the first."""
-
-    def begin(self, every: int) -> None:
-        self.every, self.rows = every, [self.look()]
-
-    def look(self) -> list[float]:
-        """Steps done, then the measures of layer after layer."""
-        net = self.net
-        return [float(self.steps), *(sparsity(net.layer(i).weight, kind)
-                                     for i in range(len(net.layers)) for kind in KINDS)]
-
-    def step(self, *args: Any, **named: Any) -> Any:
-        report = super().step(*args, **named)
-        if self.steps % self.every == 0:
-            self.rows.append(self.look())
-        return report
-
-
-def course(args: argparse.Namespace) -> Made:
-    """FFLib figs. 9-12 (runs of several widths) and 15-18 (FFNN beside BPNN)."""
-    if args.every < 1:
-        raise ValueError(f"[analyze] --every expected 1 step or more, got {args.every}")
-    runs = open_all(args)
-    names = labels_of(runs)
-    panels: dict[str, dict[str, lines.Line]] = {TITLES[kind]: {} for kind in KINDS}
-    rows, last = [], {}
-    for name, run in zip(names, runs, strict=True):
-        again = Again.of(run, epochs=args.epochs)
-        if not args.quiet:
-            print(f"{name}: {run.model}, {again.epochs} epochs", file=sys.stderr, flush=True)
-        trainer, train, _ = trainer_of(again, {
-            "root": args.data_root, "backend": args.backend or "auto",
-            "device": str(run.device)}, kind=Measured, progress=not args.quiet)
-        assert isinstance(trainer, Measured)
-        trainer.begin(args.every)
-        trainer.fit(train)
-        steps = [row[0] for row in trainer.rows]
-        for i in range(len(trainer.net.layers)):
-            for k, kind in enumerate(KINDS):
-                values = [row[1 + len(KINDS) * i + k] for row in trainer.rows]
-                label = f"{name}, layer {i}" if len(runs) > 1 else f"layer {i}"
-                panels[TITLES[kind]][label] = (steps, values)
-            rows += [[name, i, int(row[0]), *map(repr, row[1 + 4 * i:5 + 4 * i])]
-                     for row in trainer.rows]
-        last[name] = [dict(zip(KINDS, trainer.rows[-1][1 + 4 * i:5 + 4 * i], strict=True))
-                      for i in range(len(trainer.net.layers))]
-    picture = lines.panels("Sparsity of weights in training: " + (
-        runs[0].model if len(runs) == 1 else f"{len(runs)} runs"), panels, "training step",
-        dict.fromkeys(TITLES.values(), "sparsity, 0 to 1"))
-    text = "\n".join(f"{name}, layer {i}: " + ", ".join(f"{k} {v:.3f}" for k, v in m.items())
-                     for name, layers in last.items() for i, m in enumerate(layers))
-    return Made({"course.png": picture,
-                 "course.csv": table(["run", "layer", "step", *KINDS], rows)}, {"last": last}, text)
-
-
-TITLES = {"hoyer": "Hoyer", "l1": "L1-normalised negative entropy",
-          "l2": "L2-normalised negative entropy", "gini": "Gini"}
