@@ -64,8 +64,10 @@ def test_grow_degenerate_eval_export_resume(capsys, tmp_path, trained):
 
 def test_an_edited_run_trains_on(capsys, tmp_path):
     first, second = str(tmp_path / "a"), str(tmp_path / "b")
-    assert main(["train", "deeperforward/tinycnn", "--data", "digits", "--set",
-                 "widths=(10,20,20,20)", "--epochs", "1", "--quiet", "--out", first]) == 0
+    assert main(["train", "deeperforward/tinycnn", "--data", "synthetic", "--data-set",
+                 "shape=(1,8,8)", "--data-set", "train=64", "--data-set", "test=40", "--set",
+                 "widths=(10,20,20,20)", "--batch-size", "32", "--epochs", "1", "--quiet",
+                 "--out", first]) == 0
     capsys.readouterr()
     value(capsys, "degenerate", first, "--layer", "1", "--lowest", "3", "--out", second)
     result = value(capsys, "train", "--resume", second, "--epochs", "2", "--quiet")
