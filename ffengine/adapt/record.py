@@ -40,9 +40,19 @@ class Part:
                         added.to(out.device, out.dtype))
         return in_blocks(out, self.blocks)
 
+    @property
+    def before(self) -> int:
+        """Positions before the edit."""
+        return int((self.source >= 0).sum()) + self.removed.shape[self.dim]
+
+    def fits(self, tensor: torch.Tensor) -> bool:
+        """The edit is of a tensor of this shape."""
+        shape = list(whole(tensor, self.blocks).shape)
+        here, shape[self.dim] = shape[self.dim], self.added.shape[self.dim]
+        return here == self.before and shape == list(self.added.shape)
+
     def inverse(self) -> Part:
-        before = int((self.source >= 0).sum()) + self.removed.shape[self.dim]
-        return replace(self, source=inverse(self.source, before), added=self.removed,
+        return replace(self, source=inverse(self.source, self.before), added=self.removed,
                        removed=self.added)
 
 
@@ -102,15 +112,20 @@ def apply_in_place(net: LocalNet, edit: Edit) -> None:
         if had != size or net.layer(i).config.groups != edit.groups[i][0]:
             raise ValueError(f"[edits] expected {size} units in layer {i} of groups "
                              f"{edit.groups[i][0]}, got {had}")
+    tensors = net.state_dict()
+    made: dict[str, torch.Tensor] = {}
     for part in edit.parts:
-        path, _, name = part.name.rpartition(".")
+        tensor = made.get(part.name, tensors.get(part.name))
+        if tensor is None or not part.fits(tensor):
+            raise ValueError(f"[edits] expected {part.before} positions in axis {part.dim} of "
+                             f"{part.name}, got another network")
+        made[part.name] = part.moved(tensor.detach(), part.added)
+    for name, tensor in made.items():
+        path, _, own = name.rpartition(".")
         owner = net.get_submodule(path)
-        tensor = getattr(owner, name)
-        moved = part.moved(tensor.detach(), part.added)
-        if isinstance(tensor, nn.Parameter):
-            setattr(owner, name, nn.Parameter(moved, requires_grad=tensor.requires_grad))
-        else:
-            setattr(owner, name, moved)
+        held = getattr(owner, own)
+        setattr(owner, own, nn.Parameter(tensor, requires_grad=held.requires_grad)
+                if isinstance(held, nn.Parameter) else tensor)
     for i, (_, groups) in edit.groups.items():
         layer = net.layer(i)
         loss = layer.config.loss

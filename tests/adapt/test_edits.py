@@ -264,6 +264,7 @@ needs_equal.equal_groups = True  # type: ignore[attr-defined]
     (lambda net: reorder_units(net, 1, [1, 0]), "expected all 20 units"),
     (lambda net: reorder_units(net, 1, [2, 1, 0, *range(3, 20)]), "got unit 2 of layer 1"),
     (lambda net: apply(net, add_units(network("sn/cifar10"), 1, group=0)[1]), "expected 10 units"),
+    (lambda net: apply(net, add_units(network("sn/mlp"), 0, group=0)[1]), "got another network"),
 ])
 def test_what_cannot_be_edited_is_said_in_a_line_and_nothing_changes(change, said: str) -> None:
     config = LocalPassConfig(groups=10, goodness="sum_sq", norm=Norm("none"), loss=needs_equal)
