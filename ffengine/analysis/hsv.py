@@ -13,6 +13,7 @@ here class k of K has hue k / K.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -53,10 +54,19 @@ def grey(h: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(h) if high == low else (h - low) / (high - low)
 
 
-def shaped(values: torch.Tensor, columns: int = 40) -> torch.Tensor:
-    """(neurons, ...) as the picture's rows of `columns`, the last filled up with NaN."""
-    columns = min(columns, values.shape[0])
-    rows = -(-values.shape[0] // columns)
+#: Neurons of a picture's row at most, as in FFLib's pictures of 2000.
+ROW = 40
+
+
+def columns_of(count: int) -> int:
+    """Neurons in a row of the picture: about as many as there are rows, at most ROW."""
+    return min(ROW, max(1, round(math.sqrt(count))))
+
+
+def shaped(values: torch.Tensor) -> torch.Tensor:
+    """(neurons, ...) as the picture's rows, the last filled up with NaN."""
+    columns = columns_of(len(values))
+    rows = -(-len(values) // columns)
     out = values.new_full((rows * columns, *values.shape[1:]), torch.nan)
-    out[:values.shape[0]] = values
+    out[:len(values)] = values
     return out.view(rows, columns, *values.shape[1:])

@@ -170,6 +170,7 @@ def test_colours_by_hand() -> None:
 def test_grey_and_rows() -> None:
     assert grey(torch.tensor([-1.0, 0.0, 3.0])).tolist() == [0.0, 0.25, 1.0]
     assert grey(torch.ones(4)).tolist() == [0.0] * 4
-    rows = shaped(torch.arange(5.0), 3)
-    assert rows.shape == (2, 3) and rows[1, :2].tolist() == [3.0, 4.0] and rows[1, 2].isnan()
-    assert shaped(torch.zeros(2, 3), 40).shape == (1, 2, 3)
+    rows = shaped(torch.arange(7.0))
+    assert rows.shape == (3, 3) and rows[2, 0] == 6 and rows[2, 1:].isnan().all()
+    assert shaped(torch.zeros(2000, 3)).shape == (50, 40, 3)  # FFLib's pictures
+    assert shaped(torch.zeros(1)).shape == (1, 1)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ffengine.analysis.hsv import Colours, grey, shaped
+from ffengine.analysis.hsv import Colours, columns_of, grey, shaped
 from ffengine.analysis.plots.style import GROWN, OTHER, OWN, figure, png
 from ffengine.analysis.responses import LayerSums
 
@@ -47,8 +47,8 @@ def responses(title: str, layers: dict[int, LayerSums], classes: dict[int, str],
             axes.margins(x=0)
             if column == 0:
                 axes.set_ylabel(name[:NAME], rotation=0, ha="right", va="center", fontsize=11)
-        what = "activation h" if sums.goodness == "mean" else "squared activation h²"
-        grid[0][column].set_title(f"layer {layer}: mean {what}", fontsize=11, loc="left")
+        what = "h" if sums.goodness == "mean" else "h²"
+        grid[0][column].set_title(f"layer {layer}: mean of {what}", fontsize=11, loc="left")
         grid[-1][column].set_xlabel("neuron")
     made.supylabel("class of the samples", fontsize=11)
     if any(s.set_of() is not None for s in layers.values()):
@@ -66,7 +66,7 @@ def _legend(made: Any, entries: Sequence[tuple[str, str]]) -> None:
 
 def grey_map(title: str, image: torch.Tensor | None, layers: dict[int, torch.Tensor]) -> bytes:
     """One sample (C, H, W) and its activations (neurons,) by layer, black lowest, white highest."""
-    made = figure(6.2, title)
+    made = figure(6.5, title)
     panels = made.subplots(1, len(layers) + (image is not None), squeeze=False)[0]
     if image is not None:
         axes, panels = panels[0], panels[1:]
@@ -80,7 +80,7 @@ def grey_map(title: str, image: torch.Tensor | None, layers: dict[int, torch.Ten
         shades = axes.imshow(picture, cmap=_on_blue("gray"), vmin=0, vmax=1, aspect="auto",
                              interpolation="nearest")
         share = 100 * float((h > 0).double().mean())
-        axes.set_title(f"layer {layer}: {len(h)} neurons, {share:.0f} % active\n"
+        axes.set_title(f"layer {layer}: {len(h)} neurons\n{share:.0f} % active\n"
                        f"h from {float(h.min()):.3g} to {float(h.max()):.3g}", fontsize=11,
                        loc="left")
         _neuron_axes(axes, picture.shape)
@@ -102,6 +102,11 @@ def _neuron_axes(axes: Any, shape: tuple[int, ...]) -> None:
     ticks = list(range(0, rows, step))
     axes.set_yticks(ticks, [str(t * columns) for t in ticks], fontsize=9)
     axes.set_ylabel("first neuron of the row")
+    _within_a_row(axes)
+
+
+def _within_a_row(axes: Any) -> None:
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("neuron within the row")
 
 
@@ -119,14 +124,13 @@ def hsv_maps(title: str, layers: dict[int, Colours], classes: Sequence[str]) -> 
         clear = 100 * float((found.saturation > 0.5).double().mean())
         above, below = rows[1][column], rows[2][column]
         _hsv(above, colours)
-        above.set_title(f"layer {layer}, in order: {clear:.0f} % of {len(colours)} neurons give "
-                        "one class over half", fontsize=11, loc="left")
+        above.set_title(f"layer {layer}: {len(colours)} neurons\n{clear:.0f} % specialised",
+                        fontsize=11, loc="left")
         _neuron_axes(above, shaped(colours).shape)
         order = found.sorted()
         _hsv(below, torch.stack([found.hue, found.saturation, found.value.sqrt()], 1)[order])
-        below.set_title(f"layer {layer}, sorted by preferred class (neurons), brightened",
-                        fontsize=11, loc="left")
-        _class_axes(below, found.preferred[order], classes, shaped(colours).shape[1])
+        below.set_title(f"layer {layer}: sorted by\nclass, brightened", fontsize=11, loc="left")
+        _class_axes(below, found.preferred[order], classes)
     return png(made)
 
 
@@ -140,8 +144,8 @@ def _hues(axes: Any, classes: Sequence[str]) -> None:
     axes.set_xticks(range(0, len(classes), step),
                     [name[:NAME] for name in classes[::step]], fontsize=10)
     axes.set_yticks([])
-    axes.set_title("hue: the class a neuron responds to most; pale: to all alike; dark: weakly",
-                   fontsize=11, loc="left")
+    axes.set_title("hue: the class a neuron responds to most; pale: to all alike; dark: weakly; "
+                   "specialised: one class has over half of its response", fontsize=11, loc="left")
 
 
 def _hsv(axes: Any, colours: torch.Tensor) -> None:
@@ -154,8 +158,9 @@ def _hsv(axes: Any, colours: torch.Tensor) -> None:
     axes.imshow(rgb, aspect="auto", interpolation="nearest")
 
 
-def _class_axes(axes: Any, preferred: torch.Tensor, classes: Sequence[str], columns: int) -> None:
-    """Class and its number of neurons where its first one stands."""
+def _class_axes(axes: Any, preferred: torch.Tensor, classes: Sequence[str]) -> None:
+    """Each class, with its number of neurons, where they stand."""
+    columns = columns_of(len(preferred))
     rows = -(-len(preferred) // columns)
     found = [(name[:NAME], int((preferred == k).sum())) for k, name in enumerate(classes)]
     ticks, names, last, start = [], [], -np.inf, 0
@@ -169,4 +174,4 @@ def _class_axes(axes: Any, preferred: torch.Tensor, classes: Sequence[str], colu
             axes.axhline(round(start / columns) - 0.5, color="white", linewidth=0.6)
         start += count
     axes.set_yticks(ticks, names, fontsize=9)
-    axes.set_xlabel("neuron within the row")
+    _within_a_row(axes)
