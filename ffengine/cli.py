@@ -253,12 +253,13 @@ def _growth_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--epochs", type=int, help="of their training; default: 5, in convolutions "
                       "40; 0: none")
     made.add_argument("--lr", type=float, help="default: 1e-4, in convolutions 1e-5")
-    made.add_argument("--batch-size", type=int, help="default: 128")
+    made.add_argument("--batch-size", type=int, help="of it; default: all at once, in "
+                      "convolutions 128")
     made.add_argument("--seed", type=int, default=0, help="default: 0")
 
 
 def _layer_flag(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--layer", type=int, help="default: the last layer")
+    made.add_argument("--layer", type=int, help="default: the last one that the scores read")
 
 
 def _degeneration_flags(made: argparse.ArgumentParser) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
+
 from ffengine.adapt.record import Groups
 from ffengine.nn.network import LocalNet
-from ffengine.nn.wiring import Wiring
+from ffengine.nn.wiring import Axis
 
 
 def layer_of(net: LocalNet, layer: int) -> int:
@@ -53,11 +55,15 @@ def check_groups(net: LocalNet, layer: int, edges: Sequence[int]) -> Groups:
     return tuple(edges)
 
 
-def check_ungrouped(net: LocalNet, layer: int, found: Wiring) -> None:
-    """ValueError if the layer, or one that reads it, convolves in channel groups."""
-    for i, runs in enumerate(found.seen):
-        geometry = net.layer(i).geometry
-        concerned = i == layer or any(run.layer == layer for run in runs)
-        if concerned and geometry is not None and geometry.groups > 1:
-            raise ValueError(f"[edits] editing layer {layer} expected convolutions of all "
-                             f"channels, got {geometry.groups} channel groups in layer {i}")
+def check_blocks(axis: Axis, source: torch.Tensor, before: int) -> None:
+    """ValueError unless every channel group of a convolution keeps its own positions, as many as
+    the others (source: for each position after an edit the one before, -1 for a new one)."""
+    if axis.blocks == 1:
+        return
+    rest, kept = len(source) % axis.blocks, source >= 0
+    block = torch.arange(len(source)) // max(len(source) // axis.blocks, 1)
+    if rest or bool((source // (before // axis.blocks) != block)[kept].any()):
+        what = "inputs" if axis.dim else "units"
+        raise ValueError(f"[edits] {axis.name} is of a convolution in {axis.blocks} channel "
+                         f"groups: expected as many {what} in each, got {len(source)} in all"
+                         f"{'' if rest else ', unevenly'}")

@@ -18,14 +18,23 @@ from typing import Any, NamedTuple
 import torch
 
 from ffengine.adapt.checks import (
+    check_blocks,
     check_groups,
-    check_ungrouped,
     layer_of,
     offsets_of,
     units_of,
 )
 from ffengine.adapt.filling import Fill
-from ffengine.adapt.record import Edit, Part, apply, apply_in_place, inverse, invert, new_places
+from ffengine.adapt.record import (
+    Edit,
+    Part,
+    apply,
+    apply_in_place,
+    inverse,
+    invert,
+    new_places,
+    whole,
+)
 from ffengine.nn import wiring
 from ffengine.nn.network import LocalNet
 from ffengine.nn.wiring import Axis, Unit, Wiring
@@ -41,12 +50,19 @@ def remove_units(net: LocalNet, layer: int, units: Sequence[int]) -> tuple[Local
 
     Raises:
         ValueError: no such layer or units, the last one of a group (of any layer that is tied), a
-            convolution in channel groups, a loss that needs equal groups.
+            loss that needs equal groups, not as many units of each channel group of a convolution.
     """
-    layer, found = layer_of(net, layer), wiring.of(net)
-    gone = {(layer, u) for u in units_of(net, layer, units)}
+    return remove_from_layers(net, {layer: units})
+
+
+def remove_from_layers(net: LocalNet,
+                       units: Mapping[int, Sequence[int]]) -> tuple[LocalNet, Edit]:
+    """remove_units of several layers at once, by layer, in one record."""
+    found, gone = wiring.of(net), set()
     tied = found.tied()
-    gone |= {other for unit in gone for other in tied.get(unit, ())}
+    for layer, named in units.items():
+        for unit in units_of(net, layer_of(net, layer), named):
+            gone.update(tied.get((layer, unit), [(layer, unit)]))
     sources: Sources = {}
     for i, size in enumerate(found.units):
         kept = [u for u in range(size) if (i, u) not in gone]
@@ -56,7 +72,7 @@ def remove_units(net: LocalNet, layer: int, units: Sequence[int]) -> tuple[Local
     for i, kept in sources.items():
         before = offsets_of(net, i)
         offsets[i] = [sum(u < edge for u in kept) for edge in before]
-    return _made(net, layer, found, sources, offsets)
+    return _made(net, min(units), found, sources, offsets)
 
 
 def reorder_units(net: LocalNet, layer: int, order: Sequence[int]) -> tuple[LocalNet, Edit]:
@@ -109,8 +125,8 @@ def add_units(net: LocalNet, layer: int, at: Sequence[int] | None = None, *,
         seed: of the drawing; default is torch's generator as it stands.
 
     Raises:
-        ValueError: no such layer, place, group or unit, values of another shape, a convolution in
-            channel groups, a loss that needs equal groups.
+        ValueError: no such layer, place, group or unit, values of another shape, a loss that needs
+            equal groups, not as many units for each channel group of a convolution.
     """
     layer, found = layer_of(net, layer), wiring.of(net)
     anchors = _anchors(net, layer, at, group, count)
@@ -134,7 +150,15 @@ def add_units(net: LocalNet, layer: int, at: Sequence[int] | None = None, *,
 
 def restructure(net: LocalNet, structure: Mapping[str, Any] | None) -> None:
     """Give a network that was just built the layers that a checkpoint describes, in place, before
-    its weights are loaded; None (an old checkpoint) changes nothing.
+    its weights are loaded: see `structure_edit`."""
+    edit = structure_edit(net, structure)
+    if edit is not None:
+        apply_in_place(net, edit)
+
+
+def structure_edit(net: LocalNet, structure: Mapping[str, Any] | None) -> Edit | None:
+    """What makes a network's layers those that a checkpoint describes; new units hold zeros. None
+    where they are so already, or an old checkpoint (None) does not say.
 
     Args:
         structure: `units` of every layer and offsets of their `groups`, as a checkpoint's JSON has
@@ -144,7 +168,7 @@ def restructure(net: LocalNet, structure: Mapping[str, Any] | None) -> None:
         ValueError: it is of a network with other layers.
     """
     if structure is None:
-        return
+        return None
     units, groups = structure["units"], structure["groups"]
     if len(units) != len(net.layers) or len(groups) != len(units):
         raise ValueError(f"[edits] a structure expected {len(net.layers)} layers, got "
@@ -155,8 +179,7 @@ def restructure(net: LocalNet, structure: Mapping[str, Any] | None) -> None:
         if count != had or list(offsets_of(net, i)) != list(edges):
             sources[i] = [u if u < had else -1 for u in range(count)]
             offsets[i] = list(edges)
-    if sources:
-        apply_in_place(net, _recorded(net, 0, wiring.of(net), sources, offsets))
+    return _recorded(net, 0, wiring.of(net), sources, offsets) if sources else None
 
 
 class _New(NamedTuple):
@@ -232,21 +255,22 @@ def _recorded(net: LocalNet, layer: int, found: Wiring, sources: Sources,
     groups = {}
     for i, edges in offsets.items():
         groups[i] = (net.layer(i).config.groups, check_groups(net, i, edges))
-        check_ungrouped(net, i, found)
     tensors, parts = dict(net.state_dict()), []
     for axis in found.axes:
         if not any(run.layer in sources for run in axis.runs):
             continue
-        tensor = tensors[axis.name]
+        blocks = axis.blocks if axis.dim else 1
+        tensor = whole(tensors[axis.name].detach(), blocks)
         source = _source(axis, found, sources)
+        check_blocks(axis, source, tensor.shape[axis.dim])
         count = int((source < 0).sum())
         added = tensor.new_zeros((*tensor.shape[:axis.dim], count, *tensor.shape[axis.dim + 1:]))
         if fill is not None and count:
             added = fill(axis, tensor, count)
         gone = new_places(inverse(source, tensor.shape[axis.dim]))
-        removed = tensor.detach().index_select(axis.dim, gone.to(tensor.device))
-        parts.append(Part(axis.name, axis.dim, source, added, removed))
-        tensors[axis.name] = parts[-1].moved(tensor.detach(), added)
+        removed = tensor.index_select(axis.dim, gone.to(tensor.device))
+        parts.append(Part(axis.name, axis.dim, source, added, removed, blocks))
+        tensors[axis.name] = parts[-1].moved(tensors[axis.name].detach(), added)
     return Edit(layer, {i: tuple(s) for i, s in sources.items()},
                 {i: found.units[i] for i in sources}, groups, tuple(parts))
 

@@ -46,7 +46,9 @@ class Growth:
     init: "clone" of the neuron with the highest mean response to the class, or "random".
     epochs, lr: of the new neurons' training; None: the paper's, 5 at 1e-4 (linear layers), 40 at
         1e-5 (convolutions). 0 epochs train nothing (the paper's net_clone).
-    batch_size, optimizer: of it; seed: of what is drawn.
+    batch_size: of it, which the paper does not give; None: all samples at once (linear layers: so
+        net_train stays as near net_clone as in tables 3 and 6), 128 (convolutions).
+    optimizer: of it. seed: of what is drawn.
     """
 
     threshold: float | None = None
@@ -54,16 +56,17 @@ class Growth:
     init: Literal["clone", "random"] = "clone"
     epochs: int | None = None
     lr: float | None = None
-    batch_size: int = 128
+    batch_size: int | None = None
     optimizer: str = "adam"
     seed: int = 0
 
     def __post_init__(self) -> None:
         one_of("growth", "init", self.init, ("clone", "random"))
-        if self.neurons < 1 or self.batch_size < 1 or (self.epochs or 0) < 0:
-            raise ValueError("[growth] expected 1 neuron or more, a batch size of 1 or more and "
-                             f"epochs of 0 or more, got neurons={self.neurons} batch_size="
-                             f"{self.batch_size} epochs={self.epochs}")
+        small = self.batch_size is not None and self.batch_size < 1
+        if self.neurons < 1 or small or (self.epochs or 0) < 0 or (self.lr or 0) < 0:
+            raise ValueError("[growth] expected 1 neuron or more, a batch size of 1 or more, "
+                             f"epochs and lr of 0 or more, got neurons={self.neurons} batch_size="
+                             f"{self.batch_size} epochs={self.epochs} lr={self.lr}")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ValueError("[growth] threshold expected an accuracy in [0, 1], got "
                              f"{self.threshold}")
@@ -126,12 +129,9 @@ def grow(net: LocalNet, layer: int, label: int, train: Samples, options: Growth,
     bigger, edit = add()
     held, units = bigger.layer(layer), edit.new(layer)
     settle(bigger, layer, units, train, backend)
-    linear = held.geometry is None
-    epochs = options.epochs if options.epochs is not None else (5 if linear else 40)
     x, y = chosen(net, layer, label, train, seen, options.seed, backend)
-    if epochs and len(y):
-        rate = options.lr if options.lr is not None else (1e-4 if linear else 1e-5)
-        train_units(held, units, x, y, epochs, rate, options, backend)
+    if options.epochs != 0 and len(y):
+        train_units(held, units, x, y, options, backend)
         settle(bigger, layer, units, train, backend)
     return add({name: part.detach() for name, part in own_parts(held, units).items()})
 
@@ -192,13 +192,16 @@ def chosen(net: LocalNet, layer: int, label: int, train: Samples, seen: Survey, 
     return torch.cat(rows), torch.cat(labels)
 
 
-def train_units(layer: LocalLayer, units: list[int], x: torch.Tensor, y: torch.Tensor, epochs: int,
-                lr: float, options: Growth, backend: str) -> None:
+def train_units(layer: LocalLayer, units: list[int], x: torch.Tensor, y: torch.Tensor,
+                options: Growth, backend: str) -> None:
     """Train some of a layer's units, and nothing else, on what its weight sees."""
+    linear = layer.geometry is None
+    epochs = options.epochs if options.epochs is not None else (5 if linear else 40)
+    lr = options.lr if options.lr is not None else (1e-4 if linear else 1e-5)
+    size = min(options.batch_size or (len(y) if linear else 128), len(y))
     sprout = alone(layer, units)
     net = LocalNet([sprout], num_classes=2, in_shape=tuple(x.shape[1:]), input_norm="none",
                    layer_range=(0, 0))
-    size = min(options.batch_size, len(y))
     trainer = Trainer(
         net, recipe=Recipe(optimizer=options.optimizer, lr=lr, epochs=epochs, batch_size=size),
         backend=backend, seed=options.seed, schedule=Schedule(), progress=False, sip=False,

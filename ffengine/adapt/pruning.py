@@ -19,7 +19,7 @@ import torch
 
 from ffengine.adapt.activity import Samples, goodness_parts, mean_activity
 from ffengine.adapt.checks import layer_of, offsets_of
-from ffengine.adapt.edits import remove_units
+from ffengine.adapt.edits import remove_from_layers
 from ffengine.adapt.record import Edit
 from ffengine.nn import wiring
 from ffengine.nn.checks import one_of
@@ -48,13 +48,13 @@ BY_SAMPLES = ("activity", "last", "first", "ends", "goodness")
 class Pruned:
     """What pruning gave.
 
-    net: the smaller network; the one that was pruned is left alone. edits: that made it, in order.
-    kept: of every layer the units that are left, by their numbers before, ascending.
+    net: the smaller network; the one that was pruned is left alone. edit: that made it, None if no
+    unit went. kept: of every layer the units that are left, by their numbers before, ascending.
     bytes_before, bytes_after: of all parameters.
     """
 
     net: LocalNet
-    edits: tuple[Edit, ...]
+    edit: Edit | None
     kept: dict[int, list[int]]
     bytes_before: int
     bytes_after: int
@@ -97,14 +97,12 @@ def prune_units(net: LocalNet, by: str, ratio: float, *, layers: Iterable[int] |
         j < i and j in which for u in range(found.units[i]) for j, _ in tied.get((i, u), ()))]
     order = order_of(net, by, samples, seed, backend)
     gone = _least(net, found, free, order, ratio)
-    small, edits, alive = net, [], {i: list(range(found.units[i])) for i in depth}
-    for i in free:
-        places = [at for at, u in enumerate(alive[i]) if (i, u) in gone]
-        if places:
-            small, edit = remove_units(small, i, places)
-            edits.append(edit)
-            alive |= {j: [alive[j][s] for s in sources] for j, sources in edit.units.items()}
-    return Pruned(small, tuple(edits), alive, parameter_bytes(net), parameter_bytes(small))
+    kept = {i: [u for u in range(found.units[i]) if (i, u) not in gone] for i in depth}
+    lost = {i: sorted(u for j, u in gone if j == i) for i in free}
+    small, edit = net, None
+    if gone:
+        small, edit = remove_from_layers(net, {i: units for i, units in lost.items() if units})
+    return Pruned(small, edit, kept, parameter_bytes(net), parameter_bytes(small))
 
 
 def parameter_bytes(net: LocalNet) -> int:
@@ -116,11 +114,16 @@ def _least(net: LocalNet, found: Wiring, free: Sequence[int], order: Order,
            ratio: float) -> set[Unit]:
     """The fewest units whose removal reaches the ratio."""
     tied, widest = found.tied(), max(found.units[i] for i in free)
+    # a convolution in channel groups wants as many units of each
+    blocks = {run.layer: axis.blocks for axis in found.axes if axis.blocks > 1
+              for run in axis.runs if run.layer is not None}
 
     def gone(share: int) -> set[Unit]:
         out: set[Unit] = set()
         for i in free:
-            for u in _dropped(net, i, order, found.units[i] * share // widest):
+            keep = found.units[i] * share // widest
+            for u in (_dropped_evenly(order(i, keep), keep, blocks[i]) if i in blocks else
+                      _dropped(order(i, keep), keep, offsets_of(net, i))):
                 out.update(tied.get((i, u), [(i, u)]))
         return out
 
@@ -137,14 +140,19 @@ def _least(net: LocalNet, found: Wiring, free: Sequence[int], order: Order,
     return gone(low)
 
 
-def _dropped(net: LocalNet, i: int, order: Order, keep: int) -> set[int]:
-    """Units that layer i loses when it keeps `keep`, and one a group at least."""
-    offsets = offsets_of(net, i)
-    ranked = order(i, keep)
+def _dropped(ranked: list[int], keep: int, offsets: tuple[int, ...]) -> set[int]:
+    """Units of a layer that go when it keeps `keep`, and one a group at least."""
     place = {u: at for at, u in enumerate(ranked)}
-    best = [min(range(a, b), key=place.__getitem__) for a, b in pairwise(offsets)]
-    rest = [u for u in ranked if u not in set(best)]
+    best = {min(range(a, b), key=place.__getitem__) for a, b in pairwise(offsets)}
+    rest = [u for u in ranked if u not in best]
     return set(rest[max(0, keep - len(best)):])
+
+
+def _dropped_evenly(ranked: list[int], keep: int, blocks: int) -> set[int]:
+    """The same with as many units kept in each of `blocks` equal runs of units, one at least."""
+    size = len(ranked) // blocks
+    each = max(1, keep // blocks)
+    return {u for b in range(blocks) for u in [u for u in ranked if u // size == b][each:]}
 
 
 def bytes_without(net: LocalNet, found: Wiring, gone: set[Unit]) -> int:
@@ -155,8 +163,8 @@ def bytes_without(net: LocalNet, found: Wiring, gone: set[Unit]) -> int:
     sizes = {name: list(p.shape) for name, p in net.named_parameters()}
     for axis in found.axes:
         if axis.name in sizes:
-            sizes[axis.name][axis.dim] -= sum(
-                run.repeat * lost[run.layer] for run in axis.runs if run.layer is not None)
+            less = sum(run.repeat * lost[run.layer] for run in axis.runs if run.layer is not None)
+            sizes[axis.name][axis.dim] -= less // (axis.blocks if axis.dim else 1)
     return sum(math.prod(sizes[name]) * p.element_size() for name, p in net.named_parameters())
 
 

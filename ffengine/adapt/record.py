@@ -22,6 +22,7 @@ class Part:
 
     source: int64, for each position after the edit the one before, -1 for a new one.
     added: what the new positions hold, removed: what those that are gone held, both along `dim`.
+    blocks: channel groups of a convolution whose inputs these are; the tensor is then seen `whole`.
     """
 
     name: str
@@ -29,16 +30,30 @@ class Part:
     source: torch.Tensor
     added: torch.Tensor
     removed: torch.Tensor
+    blocks: int = 1
 
     def moved(self, tensor: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
         """`tensor` after the edit, with `added` at its new positions."""
-        out = tensor.index_select(self.dim, self.source.clamp(min=0).to(tensor.device))
-        return out.index_copy_(self.dim, new_places(self.source).to(tensor.device),
-                               added.to(out.device, out.dtype))
+        out = whole(tensor, self.blocks).index_select(
+            self.dim, self.source.clamp(min=0).to(tensor.device))
+        out.index_copy_(self.dim, new_places(self.source).to(tensor.device),
+                        added.to(out.device, out.dtype))
+        return in_blocks(out, self.blocks)
+
+    @property
+    def before(self) -> int:
+        """Positions before the edit."""
+        return int((self.source >= 0).sum()) + self.removed.shape[self.dim]
+
+    def fits(self, tensor: torch.Tensor) -> bool:
+        """The edit is of a tensor of this shape."""
+        shape = list(whole(tensor, self.blocks).shape)
+        here, shape[self.dim] = shape[self.dim], self.added.shape[self.dim]
+        return here == self.before and shape == list(self.added.shape)
 
     def inverse(self) -> Part:
-        before = int((self.source >= 0).sum()) + self.removed.shape[self.dim]
-        return Part(self.name, self.dim, inverse(self.source, before), self.removed, self.added)
+        return replace(self, source=inverse(self.source, self.before), added=self.removed,
+                       removed=self.added)
 
 
 @dataclass(frozen=True)
@@ -97,15 +112,20 @@ def apply_in_place(net: LocalNet, edit: Edit) -> None:
         if had != size or net.layer(i).config.groups != edit.groups[i][0]:
             raise ValueError(f"[edits] expected {size} units in layer {i} of groups "
                              f"{edit.groups[i][0]}, got {had}")
+    tensors = net.state_dict()
+    made: dict[str, torch.Tensor] = {}
     for part in edit.parts:
-        path, _, name = part.name.rpartition(".")
+        tensor = made.get(part.name, tensors.get(part.name))
+        if tensor is None or not part.fits(tensor):
+            raise ValueError(f"[edits] expected {part.before} positions in axis {part.dim} of "
+                             f"{part.name}, got another network")
+        made[part.name] = part.moved(tensor.detach(), part.added)
+    for name, tensor in made.items():
+        path, _, own = name.rpartition(".")
         owner = net.get_submodule(path)
-        tensor = getattr(owner, name)
-        moved = part.moved(tensor.detach(), part.added)
-        if isinstance(tensor, nn.Parameter):
-            setattr(owner, name, nn.Parameter(moved, requires_grad=tensor.requires_grad))
-        else:
-            setattr(owner, name, moved)
+        held = getattr(owner, own)
+        setattr(owner, own, nn.Parameter(tensor, requires_grad=held.requires_grad)
+                if isinstance(held, nn.Parameter) else tensor)
     for i, (_, groups) in edit.groups.items():
         layer = net.layer(i)
         loss = layer.config.loss
@@ -127,3 +147,20 @@ def inverse(source: torch.Tensor, before: int) -> torch.Tensor:
 def new_places(source: torch.Tensor) -> torch.Tensor:
     """Positions that come from nowhere."""
     return (source < 0).nonzero().flatten()
+
+
+def whole(weight: torch.Tensor, blocks: int) -> torch.Tensor:
+    """(O / G, C, ...) of a convolution's weight (O, C / G, ...) in G channel groups: an axis of all
+    input channels."""
+    if blocks == 1:
+        return weight
+    split = weight.reshape(blocks, weight.shape[0] // blocks, *weight.shape[1:])
+    return split.transpose(0, 1).flatten(1, 2)
+
+
+def in_blocks(weight: torch.Tensor, blocks: int) -> torch.Tensor:
+    """The inverse of `whole`."""
+    if blocks == 1:
+        return weight
+    split = weight.reshape(weight.shape[0], blocks, weight.shape[1] // blocks, *weight.shape[2:])
+    return split.transpose(0, 1).flatten(0, 1)

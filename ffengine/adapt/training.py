@@ -101,12 +101,12 @@ def reshape(trainer: Trainer, edit: Edit) -> None:
                 parameter.data = parameter.data.float()
         round_weights(net)
     trainer.schedule.begin(net, settings.epochs)
-    planning = trainer.planning
+    plan = trainer.planning.export()
     trainer.planning = Planning(
         Job(net, trainer.schedule, settings, trainer.device.type, trainer.backend),
         trainer.budget, micro_batch=trainer.micro_batch, costs="modelled")
-    if planning.base is not None:
-        trainer.planning.begin(settings.batch_size, fixed=True)
+    if plan is not None:  # the cuts and tiles that there were, if they fit the budget still
+        trainer.planning.keep(plan)
     trainer.optimizer = optimizer_of(net, trainer.schedule, settings.optim(), settings.seed)
     trainer.optimizer.activate(trainer.schedule.active(trainer.epoch))
     carry_states(states, edit, trainer.optimizer)

@@ -254,7 +254,8 @@ class LargestGoodness(OnData):
 class DeadUnits(OnData):
     """inactive: mean share of a layer's activations that are 0 (DeeperForward, app. I, which
     compares networks of mean and of squared goodness by it); dead: units, or channels, that no
-    sample activates. With the true label where the network is shown one."""
+    sample activates. With the true label where the network is shown one. (A recurrent network's
+    states decay and never reach 0.)"""
 
     def measure(self, trainer: Trainer) -> Columns:
         training = trainer.net.training

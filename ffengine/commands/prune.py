@@ -23,8 +23,8 @@ def run_prune(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     before = [trainer.net.layer(i).units for i in range(len(trainer.net.layers))]
     made = prune_units(trainer.net, args.by, args.ratio, layers=args.layers, seed=args.seed,
                        samples=ranked_on(run, args), backend=trainer.backend)
-    for edit in made.edits:
-        run.edit(edit)
+    if made.edit is not None:
+        run.edit(made.edit)
     units = [len(made.kept[i]) for i in range(len(before))]
     text, result = run.finish("prune", {
         "by": args.by, "ratio": args.ratio, "compression": made.ratio, "seed": args.seed,

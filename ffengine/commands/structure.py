@@ -14,7 +14,7 @@ from ffengine.engine.evaluation import class_accuracy, samples_of
 
 def run_grow(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     options = Growth(threshold=args.threshold, neurons=args.neurons, init=args.init,
-                     epochs=args.epochs, lr=args.lr, batch_size=args.batch_size or 128,
+                     epochs=args.epochs, lr=args.lr, batch_size=args.batch_size,
                      seed=args.seed)
     run = open_edited(args)
     trainer, layer = run.trainer, layer_asked(run, args)
@@ -50,8 +50,8 @@ def run_degenerate(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 
 def layer_asked(run: EditedRun, args: argparse.Namespace) -> int:
-    """--layer, or the last one; ValueError if it has no set for each class."""
+    """--layer, or the last one that the scores read; ValueError if it has no set for each class."""
     net = run.trainer.net
-    layer = layer_of(net, len(net.layers) - 1 if args.layer is None else args.layer)
+    layer = layer_of(net, net.layer_range[1] if args.layer is None else args.layer)
     sets_of(net, layer)
     return layer

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import ffengine
+from ffengine.adapt.edits import structure_edit
+from ffengine.adapt.record import Edit, invert
 from ffengine.engine import checkpoint
 from ffengine.engine.history import EpochSums, History
 
@@ -62,7 +64,35 @@ def check_options(trainer: Trainer, found: checkpoint.Checkpoint) -> None:
 
 
 def restore(trainer: Trainer, found: checkpoint.Checkpoint) -> None:
-    """Put the trainer where the checkpoint stands; everything is checked before anything moves."""
+    """Put the trainer where the checkpoint stands; everything is checked before anything moves.
+
+    The named model of a run whose structure was edited takes that structure first.
+    """
+    from ffengine.adapt import training  # which knows trainers
+
+    edit = edit_since_built(trainer, found)
+    if edit is None:
+        _restore(trainer, found)
+        return
+    training.reshape(trainer, edit)
+    try:
+        _restore(trainer, found)
+    except ValueError:
+        training.reshape(trainer, invert(edit))
+        raise
+
+
+def edit_since_built(trainer: Trainer, found: checkpoint.Checkpoint) -> Edit | None:
+    """What was edited in the checkpoint's network since the very model of this trainer was built.
+    """
+    mine, saved = trainer.net.origin, found.meta["model"]
+    if mine is None or saved is None or mine[0] != saved["name"] or (
+            json.loads(json.dumps(mine[1], default=str)) != saved["options"]):
+        return None
+    return structure_edit(trainer.net, found.meta.get("structure"))
+
+
+def _restore(trainer: Trainer, found: checkpoint.Checkpoint) -> None:
     meta, where = found.meta, found.meta["position"]
     checkpoint.check_architecture(found, trainer.net)
     trainer.settings.check_same(meta["settings"], found.path)

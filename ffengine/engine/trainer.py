@@ -264,8 +264,8 @@ class Trainer:
             torch.cuda.reset_peak_memory_stats(self.device)
         phase = None
         self.callbacks = Callbacks(callbacks)
-        self.callbacks.on_fit(self)
         try:
+            self.callbacks.on_fit(self)
             with Interrupts() as stop:
                 while self.epoch < until and not self.ended:
                     if phase != (phase := self.schedule.phase(self.epoch)):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ffengine.nn.heads import LinearHead
-from ffengine.nn.layers import LocalLinear
+from ffengine.nn.layers import LocalLayer, LocalLinear
 from ffengine.nn.network import LocalNet
 from ffengine.nn.recurrent import RecurrentNet
 from ffengine.nn.resnet import ResNet
@@ -43,25 +43,25 @@ Reader = Callable[[LinearHead], Runs]
 class Axis:
     """Axis `dim` of the tensor `name` of the network's state_dict.
 
-    read: by a layer or a head whose weight this is; else a unit's own, or of a norm on it.
+    read: by a layer or a head whose weight this is; else a unit's own, or of a norm on it. blocks:
+    channel groups of a convolution, every one of which keeps as many positions as the others.
     """
 
     name: str
     dim: int
     runs: Runs
     read: bool = False
+    blocks: int = 1
 
 
 @dataclass
 class Wiring:
     """Of a network.
 
-    units: of every layer. seen: what each layer's weight reads. ties: pairs of maps that a shortcut
-    adds.
+    units: of every layer. ties: pairs of maps that a shortcut adds.
     """
 
     units: list[int]
-    seen: list[Runs] = field(default_factory=list)
     axes: list[Axis] = field(default_factory=list)
     ties: list[tuple[Runs, Runs]] = field(default_factory=list)
 
@@ -95,12 +95,11 @@ def of(net: LocalNet) -> Wiring:
         raise ValueError("[wiring] expected a network of local layers, got a "
                          f"{type(net).__name__}, whose blocks are none")
     found = Wiring([net.layer(i).weight.shape[0] for i in range(len(net.layers))])
-    found.seen, given = inputs(net, found)
-    for i, runs in enumerate(found.seen):
+    seen, given = inputs(net, found)
+    for i, runs in enumerate(seen):
         _own(net, i, found)
         layer = net.layer(i)
-        if layer.geometry is None or layer.geometry.groups == 1:
-            found.axes.append(Axis(f"layers.{i}.weight", 1, runs, read=True))
+        found.axes.append(Axis(f"layers.{i}.weight", 1, runs, read=True, blocks=blocks_of(layer)))
         if layer.pre_norm is not None:
             found.axes += [Axis(f"layers.{i}.pre_norm.{name}", 0, runs) for name in INPUT_NORM
                            if getattr(layer.pre_norm, name) is not None]
@@ -110,10 +109,15 @@ def of(net: LocalNet) -> Wiring:
     return found
 
 
+def blocks_of(layer: LocalLayer) -> int:
+    """Channel groups of a layer's convolution."""
+    return 1 if layer.geometry is None else layer.geometry.groups
+
+
 def _own(net: LocalNet, i: int, found: Wiring) -> None:
     layer = net.layer(i)
-    found.axes += [Axis(f"layers.{i}.{name}", 0, (Run(i),)) for name in OWN
-                   if getattr(layer, name) is not None]
+    found.axes += [Axis(f"layers.{i}.{name}", 0, (Run(i),), blocks=blocks_of(layer))
+                   for name in OWN if getattr(layer, name) is not None]
     if isinstance(net, RecurrentNet):
         found.axes.append(Axis(f"hidden_{i}", 1, (Run(i),)))
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ffengine as ff
+from ffengine.adapt import apply, invert
 from ffengine.adapt.activity import goodness_parts
 from ffengine.adapt.pruning import METHODS, order_of, parameter_bytes, prune_units
 
@@ -105,6 +106,7 @@ def test_goodness_keeps_what_separates():
     ("fflib/ffnn", FFLIB), ("fflib/ffnn-c", FFLIB), ("fflib/ffrnn", FFLIB),
     ("bp/fflib/bpnn", {"image_size": 8, "layers": (30, 24)}),
     ("sn/cifar10", {"in_channels": 1, "image_size": 8, "widths": (20, 20, 20, 20)}),
+    ("cwcomp/cfse", {"in_channels": 1, "image_size": 8, "channels": (160, 160, 160, 160)}),
     ("deeperforward/resnet17", {"in_channels": 1, "image_size": 8, "num_classes": 2,
                                 "planes": (12, 24, 48, 96)})])
 def test_smaller_networks_of_every_kind(name, options):
@@ -119,7 +121,7 @@ def test_smaller_networks_of_every_kind(name, options):
         scores = made.net(x)
         assert scores.shape == (3, net.num_classes) and bool(scores.isfinite().all())
         if ratio == 1:
-            assert torch.equal(scores, net(x)) and not made.edits
+            assert torch.equal(scores, net(x)) and made.edit is None
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     units = [made.net.layer(i).units for i in range(len(net.layers))]
     assert [len(made.kept[i]) for i in range(len(units))] == units
@@ -147,6 +149,22 @@ def test_a_head_on_all_layers_shrinks():
     made = prune_units(net, "random", 2)
     columns = [*made.kept[0], *(30 + u for u in made.kept[1])]
     assert torch.equal(made.net.heads[0].weight, net.heads[0].weight[:, columns])
+
+
+def test_an_edit_that_undoes_it():
+    net = network("fflib/ffnn-c", **FFLIB)
+    made = prune_units(net, "random", 3)
+    back = apply(made.net, invert(made.edit))
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in back.state_dict().items())
+
+
+def test_channel_groups_of_a_convolution_keep_as_many_units_each():
+    net = network("cwcomp/cfse", in_channels=1, image_size=8, channels=(40, 80, 40, 40))
+    made = prune_units(net, "activity", 2.5, samples=samples(net))
+    for i in (0, 1):  # layer 1 convolves in ten groups, and reads layer 0
+        size = net.layer(i).units // 10
+        counts = torch.bincount(torch.tensor(made.kept[i]) // size, minlength=10)
+        assert len(set(counts.tolist())) == 1 and 1 <= counts[0] < size
 
 
 def test_some_layers_alone_and_groups_that_keep_a_unit():

@@ -54,9 +54,8 @@ def test_a_quarter_is_left_and_lives_on(capsys, tmp_path, run):
     assert checkpoint.load(out).tensors["net.layers.1.weight"].shape == (5, 7)
 
 
-@pytest.mark.parametrize("by", ["activity", "first", "last", "ends", "sum", "threshold",
-                                "goodness"])
-def test_every_method(capsys, tmp_path, run, by):
+@pytest.mark.parametrize("by", ["ends", "threshold", "goodness"])
+def test_other_methods(capsys, tmp_path, run, by):
     made = value(capsys, "prune", str(run), "--by", by, "--ratio", "2", "--samples", "50",
                  "--out", str(tmp_path / by))
     assert made["bytes_before"] / made["bytes_after"] >= 2 and made["by"] == by
