@@ -122,12 +122,12 @@ class Listener:
                  gradients: list[Callback]) -> None:
         self._instructions, self._gradients = instructions, gradients
         self.buffers = Gradients(ctx.net) if gradients else None
-        self._last = self._now(ctx.net) if instructions else 0.0
+        self._last = now(ctx.net) if instructions else 0.0
 
     def ran(self, at: Place, line: Instruction) -> None:
         """The hook of `ffengine.engine.execute.perform`."""
         if self._instructions:
-            seconds = self._now(at.ctx.net) - self._last
+            seconds = now(at.ctx.net) - self._last
             for callback in self._instructions:
                 callback.on_instruction(at, line, seconds)
         if self.buffers is not None:
@@ -137,13 +137,15 @@ class Listener:
                 for callback in self._gradients if done else ():
                     callback.on_gradient(name, gradient)
         if self._instructions:
-            self._last = self._now(at.ctx.net)
+            self._last = now(at.ctx.net)
 
-    def _now(self, net: LocalNet) -> float:
-        device = net.layer(0).weight.device
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
+
+def now(net: LocalNet) -> float:
+    """Seconds; a GPU's work is done by then."""
+    device = net.layer(0).weight.device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 class Gradients:
