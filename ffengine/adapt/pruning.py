@@ -49,8 +49,8 @@ class Pruned:
     """What pruning gave.
 
     net: the smaller network; the one that was pruned is left alone, and is this very one if no unit
-    went. edit: that made it, then None. kept: of every layer the units that are left, by their numbers before, ascending.
-    bytes_before, bytes_after: of all parameters.
+    went. edit: that made it, or None. kept: of every layer the units that are left, by their
+    numbers before, ascending. bytes_before, bytes_after: of all parameters.
     """
 
     net: LocalNet
