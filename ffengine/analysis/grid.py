@@ -86,14 +86,17 @@ def _trained(grid: Grid, cells: Sequence[dict[str, Any]], missing: Sequence[int]
             yield i, train(grid.base, cells[i])
         return
     # a forked child would inherit the parent's thread pools, and hang in them
-    context = multiprocessing.get_context("spawn")
+    context, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
     with ProcessPoolExecutor(min(jobs, len(missing)), mp_context=context) as pool:
         made = {pool.submit(train, grid.base, cells[i]): i for i in missing}
         try:
             for future in as_completed(made):
                 yield made[future], future.result()
-        except BaseException:
+        except BaseException:  # nobody waits for cells that nobody will keep
             pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                if child not in others:
+                    child.terminate()
             raise
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,20 @@ def test_cells_in_processes_of_their_own(tmp_path: Path, monkeypatch: pytest.Mon
     assert os.getpid() not in {c["process"] for c in found}
     assert [json.loads(p.read_text())["value"] for p in sorted(
         (tmp_path / "cells").iterdir())] == [11, 12, 13]
+
+
+def test_a_cell_that_fails_ends_the_others(tmp_path: Path,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "failing_cell.py").write_text(
+        "import time\ndef train(base, cell):\n"
+        "    if cell['a'] == 1:\n        raise ValueError('[cell] no')\n"
+        "    time.sleep(600)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=r"^\[cell\] no$"):
+        run(Grid({"a": [1, 2, 3]}, {}), tmp_path / "cells",
+            importlib.import_module("failing_cell").train, jobs=2, progress=False)
+    assert time.monotonic() - began < 120
 
 
 @pytest.mark.parametrize("axes, said", [

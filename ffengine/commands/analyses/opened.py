@@ -94,11 +94,11 @@ class Opened:
     def part(self, split: str, count: int | None = None) -> data.ImageSet:
         """The first `count` samples of train, valid or test."""
         found: data.ImageSet = getattr(self.splits, split)
+        if not len(found):
+            raise ValueError(f"[analyze] --split expected a part with samples, got {split}")
         if count is not None and not 1 <= count <= len(found):
             raise ValueError(f"[analyze] --samples expected 1 to {len(found)} ({split}), got "
                              f"{count}")
-        if not len(found):
-            raise ValueError(f"[analyze] --split expected a part with samples, got {split}")
         return found if count is None else found.subset(slice(0, count))
 
     def samples(self, images: data.ImageSet, *, shuffle: bool = False, epoch: int = 0) -> Samples:
