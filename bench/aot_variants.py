@@ -15,9 +15,9 @@ from ffengine.kernels import batch_pass, linear_step, weight_update
 
 from ffengine.ops import config as c
 from ffengine.ops import local_pass as op
-from ffengine.ops.batch_call import BatchPassCall, BatchPassTensors
 from ffengine.ops.layout import pooled_shape
 from ffengine.ops.optim import OptimConfig, OptimState, StatePrecision
+from ffengine.ops.params import BatchPassCall, BatchPassTensors
 
 
 def sweep(shape: tuple[int, ...], config: c.LocalPassConfig, dtype: torch.dtype = torch.float32,

@@ -18,8 +18,8 @@ import ffengine as ff
 from bench import batch_pass as coupled
 from bench import linear_step as linear
 from bench import local_pass as local
-from ffengine.engine.plan import Plan
-from ffengine.engine.recipe import Recipe
+from ffengine.engine.memory.plan import Plan
+from ffengine.engine.run.recipe import Recipe
 from ffengine.nn.convolution import convolve
 from ffengine.ops import linear_step
 from ffengine.ops.config import Dropout, LocalPassConfig

@@ -24,8 +24,8 @@ import torch
 
 from bench import machine, results
 from ffengine import models
-from ffengine.analysis import devices, rates
-from ffengine.analysis.prediction import Prediction, Predictor
+from ffengine.devices import catalog, rates
+from ffengine.devices.prediction import Prediction, Predictor
 from ffengine.engine.batch import Batch, label_count
 from ffengine.engine.trainer import Trainer
 
@@ -61,7 +61,7 @@ class Case:
     def step(self) -> None:
         self.trainer.step(self.item, epoch=0, iteration=0)
 
-    def on(self, device: devices.Device) -> Prediction:
+    def on(self, device: catalog.Device) -> Prediction:
         """The step at a device's rates, under the plan that the trainer uses."""
         planning = self.trainer.planning
         return Predictor(planning.job).of_plan(device, device.rates(self.precision),
@@ -73,7 +73,7 @@ class Case:
         return self.trainer.peak_bytes
 
 
-def call_seconds(this: devices.Device, device: torch.device, rounds: int) -> float:
+def call_seconds(this: catalog.Device, device: torch.device, rounds: int) -> float:
     """Least seconds of the host a call, from a step with next to no arithmetic."""
     model, batch, options = SMALLEST
     case = Case.of(model, batch, "fp32", device, **options)
@@ -81,11 +81,11 @@ def call_seconds(this: devices.Device, device: torch.device, rounds: int) -> flo
     return min(times[model]) / case.on(this).calls
 
 
-def this_machine(device: torch.device, before: devices.Device | None = None) -> devices.Device:
+def this_machine(device: torch.device, before: catalog.Device | None = None) -> catalog.Device:
     """This machine's profile measured now; its rates the better of now and `before`."""
     for measured in (rates.copy_rate, rates.product_rate):
         measured.cache_clear()
-    now = devices.this_machine(device, PRECISIONS)
+    now = catalog.this_machine(device, PRECISIONS)
     if before is None:
         return now
     flops = {p: max(f, before.flops_per_second[p], key=lambda figure: figure.value)
@@ -102,8 +102,8 @@ def timed(cases: list[Case], rounds: int) -> list[list[float]]:
     return [times[str(i)] for i in range(len(cases))]
 
 
-def compared(cases: list[Case], times: list[list[float]], this: devices.Device,
-             sheet: devices.Device | None, host: float) -> list[dict[str, Any]]:
+def compared(cases: list[Case], times: list[list[float]], this: catalog.Device,
+             sheet: catalog.Device | None, host: float) -> list[dict[str, Any]]:
     """A row a case: floors, seconds, bytes. `host`: what `call_seconds` gave."""
     rows = []
     for case, taken in zip(cases, times, strict=True):
@@ -118,7 +118,7 @@ def compared(cases: list[Case], times: list[list[float]], this: devices.Device,
     for row in rows:
         others = [r["ratio"] for r in rows if r is not row and r["precision"] == row["precision"]]
         middle = statistics.median(others or [row["ratio"]])
-        slow = devices.Slowdown(middle, middle, middle, host, "", this.kind)
+        slow = catalog.Slowdown(middle, middle, middle, host, "", this.kind)
         row["expected_seconds"] = slow.expected(this.kind, row["floor_seconds"], row["calls"])[1]
     return rows
 
@@ -131,12 +131,12 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 def keep(rows: list[dict[str, Any]], kind: str, host: float) -> None:
     """Into the package: what a step takes beside its floor, on a device of this kind."""
-    known = results.read(devices.MEASURED, "slowdown")["slowdown"] if (
-        devices.MEASURED.exists()) else {}
+    known = results.read(catalog.MEASURED, "slowdown")["slowdown"] if (
+        catalog.MEASURED.exists()) else {}
     facts = machine.facts()
     where = f"{facts['gpu'] or facts['cpu']}, threads: {facts['threads']}, {facts['date']}"
     known[kind] = {"where": where, "rows": len(rows), "ratios": ratios(rows), "call_seconds": host}
-    results.write(devices.MEASURED, "slowdown", {"slowdown": known})
+    results.write(catalog.MEASURED, "slowdown", {"slowdown": known})
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
         host = call_seconds(this, device, args.rounds)
         times = timed(cases, args.rounds)
         this = this_machine(device, before=this)  # a busy moment must not look like a slow machine
-        rows = compared(cases, times, this, devices.sheet_of(device), host)
+        rows = compared(cases, times, this, catalog.sheet_of(device), host)
     except ValueError as bad:
         print(f"bench.devices: {bad}", file=sys.stderr)
         return 2

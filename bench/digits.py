@@ -16,8 +16,8 @@ import torch
 import ffengine as ff
 from bench import results
 from ffengine.adapt import select
-from ffengine.engine.baselines import UnfusedStep
-from ffengine.engine.evaluation import accuracy
+from ffengine.baselines.steps import UnfusedStep
+from ffengine.engine.run.evaluation import accuracy
 from ffengine.models.registry import entry
 
 MODEL = "deeperforward/tinycnn"

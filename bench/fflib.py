@@ -19,7 +19,7 @@ import torch
 import ffengine as ff
 from bench import machine, results
 from bench.authors import fflib_net, fflib_run
-from ffengine.engine.meter import MemoryMeter
+from ffengine.engine.memory.meter import MemoryMeter
 from ffengine.nn import LocalNet
 
 CLASSES, WIDTHS, THETA, LR = 10, (2000, 2000), 20.0, 0.02

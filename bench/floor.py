@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from bench.problem import Problem, turns
-from ffengine.analysis.rates import copy_rate, product_seconds
+from ffengine.devices.rates import copy_rate, product_seconds
 from ffengine.engine.context import Turn
 from ffengine.engine.inputs import rows_of
-from ffengine.engine.schedule import of
+from ffengine.engine.schedules.schedule import of
 from ffengine.nn import LocalNet, RecurrentNet
 from ffengine.ops import batch_pass, local_pass
 

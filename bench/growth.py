@@ -21,7 +21,7 @@ import torch
 import ffengine as ff
 from ffengine import data
 from ffengine.adapt.growth import Degeneration, Growth, degenerate, grow, growing
-from ffengine.engine.evaluation import class_accuracy
+from ffengine.engine.run.evaluation import class_accuracy
 from ffengine.nn import LocalNet
 
 #: The paper's rows: accuracy, then that of classes 1 to 10 (of the digits 0 to 9).

@@ -8,7 +8,7 @@ from bench import machine
 from bench.problem import Problem
 from bench.sides import OTHER_STATISTICS
 from ffengine.engine.batch import paired
-from ffengine.engine.schedule import Together
+from ffengine.engine.schedules.schedule import Together
 from ffengine.nn.differentiable import batch_statistics
 
 #: Most that a step of ours may take over backpropagation's, where it does more arithmetic.

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from bench import machine, results
-from ffengine.engine.meter import MemoryMeter
+from ffengine.engine.memory.meter import MemoryMeter
 from ffengine.ops import backends, linear_tile
 from ffengine.ops.config import LocalPassConfig, Norm, threshold
 from ffengine.ops.linear_step import bytes_moved, extra_bytes, linear_step

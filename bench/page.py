@@ -24,7 +24,7 @@ from bench.gpu import pages
 from bench.markdown import brief, mega, quantity, table, where
 from ffengine.commands.reproduction import tables
 from ffengine.commands.reproduction.results import rows_in
-from ffengine.engine.checkpoint import write_atomically
+from ffengine.engine.run.checkpoint import write_atomically
 
 HERE = Path(__file__).resolve().parent
 PAGE, README = HERE / "RESULTS.md", HERE.parent / "README.md"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ffengine.engine.denormals import flushed
-from ffengine.engine.schedule import Schedule
+from ffengine.engine.schedules.schedule import Schedule
 from ffengine.engine.trainer import Trainer
 from ffengine.models import create, entry
 from ffengine.nn import LocalNet

@@ -21,12 +21,12 @@ from bench import machine
 from bench.authors import authors_step
 from bench.machine import synchronize
 from bench.problem import Problem, turns
+from ffengine.baselines.steps import BackpropStep, UnfusedStep, backprop_recipes, pieces
 from ffengine.data import loader
 from ffengine.data.image_set import ImageSet
-from ffengine.engine.baselines import BackpropStep, UnfusedStep, backprop_recipes, pieces
 from ffengine.engine.batch import Batch
-from ffengine.engine.meter import MemoryMeter, allocator_events
-from ffengine.engine.plans import phase_starts
+from ffengine.engine.memory.meter import MemoryMeter, allocator_events
+from ffengine.engine.memory.plans import phase_starts
 from ffengine.engine.trainer import Trainer
 from ffengine.nn.differentiable import batch_statistics
 

@@ -13,8 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ffengine as ff
-from ffengine.engine.meter import MemoryMeter
-from ffengine.engine.plan import Plan
+from ffengine.engine.memory.meter import MemoryMeter
+from ffengine.engine.memory.plan import Plan
 from ffengine.ops import backends
 from tests.models import every
 

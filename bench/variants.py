@@ -28,8 +28,8 @@ import ffengine as ff
 from bench import machine, results
 from ffengine.commands.options import fitted_options, load_data
 from ffengine.commands.train import within
-from ffengine.engine.checkpoint import write_atomically
-from ffengine.engine.guard import TrainingStopped
+from ffengine.engine.run.checkpoint import write_atomically
+from ffengine.engine.run.stopping import TrainingStopped
 from ffengine.models.registry import entry
 
 RESULTS = Path(__file__).parent / "results" / "cpu" / "variants.json"

@@ -14,27 +14,27 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ffengine.version import __version__
+
 if TYPE_CHECKING:
     from ffengine import data as data
     from ffengine import losses as losses
     from ffengine import models as models
     from ffengine import nn as nn
     from ffengine.engine.batch import Batch as Batch
-    from ffengine.engine.callbacks import Callback as Callback
-    from ffengine.engine.guard import TrainingInterrupted as TrainingInterrupted
-    from ffengine.engine.guard import TrainingStopped as TrainingStopped
+    from ffengine.engine.run.callbacks import Callback as Callback
+    from ffengine.engine.run.stopping import TrainingInterrupted as TrainingInterrupted
+    from ffengine.engine.run.stopping import TrainingStopped as TrainingStopped
     from ffengine.engine.trainer import Trainer as Trainer
     from ffengine.env import env_report as env_report
-
-__version__ = "0.1.0"
 
 _MODULES = ("data", "losses", "models", "nn")
 _NAMES = {
     "Batch": "ffengine.engine.batch",
-    "Callback": "ffengine.engine.callbacks",
+    "Callback": "ffengine.engine.run.callbacks",
     "Trainer": "ffengine.engine.trainer",
-    "TrainingInterrupted": "ffengine.engine.guard",
-    "TrainingStopped": "ffengine.engine.guard",
+    "TrainingInterrupted": "ffengine.engine.run.stopping",
+    "TrainingStopped": "ffengine.engine.run.stopping",
     "env_report": "ffengine.env",
 }
 __all__ = [

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-import ffengine
 from ffengine.ops import backends
+from ffengine.version import __version__
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
           "fp64": torch.float64}
@@ -29,7 +29,7 @@ def env_report() -> dict[str, Any]:
     extension = backends.extension()
     build: dict[str, Any] = dict(extension.build_info()) if extension is not None else {}
     return {
-        "ffengine": ffengine.__version__,
+        "ffengine": __version__,
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "device": device,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ffengine.analysis import energy
+from ffengine.devices import energy
 from ffengine.env import cpu_name, machine_class, version
 from ffengine.ops import backends
 

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ffengine.engine.checkpoint import write_atomically
+from ffengine.engine.run.checkpoint import write_atomically
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

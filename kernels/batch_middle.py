@@ -24,7 +24,7 @@ from ffengine.kernels.launch import grid, power_of_two
 from ffengine.kernels.tile import group_of
 
 if TYPE_CHECKING:
-    from ffengine.ops.batch_call import BatchPassCall, BatchPassTensors
+    from ffengine.ops.params import BatchPassCall, BatchPassTensors
 
 #: Rows and channels of a tile of the stages over the batch; numbers of a tile of the one over rows.
 BLOCK_N, BLOCK_C, TILE = 16, 32, 512
@@ -308,7 +308,7 @@ class Plan(NamedTuple):
 
 
 def batch_middle(t: BatchPassTensors, call: BatchPassCall) -> None:
-    """Run the phase; arguments as ffengine/ops/batch_call.py lays them out."""
+    """Run the phase; arguments as ffengine/ops/params.py lays them out."""
     assert t.moments is not None
     _, n, channels = t.moments.shape
     plan = make_plan(channels, call.groups, call.equal_groups, call.goodness, call.loss,

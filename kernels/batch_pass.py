@@ -26,7 +26,7 @@ from ffengine.kernels.launch import grid, power_of_two
 from ffengine.kernels.tile import aligned
 
 if TYPE_CHECKING:
-    from ffengine.ops.batch_call import BatchPassCall, BatchPassTensors
+    from ffengine.ops.params import BatchPassCall, BatchPassTensors
 
 PHASE_STATS, PHASE_APPLY, PHASE_PEER_STATS, PHASE_MIDDLE = 0, 1, 2, 4
 #: Elements of a tile by element size, a window counting as four, at sixteen a thread: under 128
@@ -317,7 +317,7 @@ class Plan(NamedTuple):
 
 
 def batch_pass(tensors: BatchPassTensors, call: BatchPassCall) -> None:
-    """Run one phase; arguments as ffengine/ops/batch_call.py lays them out."""
+    """Run one phase; arguments as ffengine/ops/params.py lays them out."""
     with on_device_of(tensors.a):
         if call.phase in (PHASE_STATS, PHASE_APPLY):
             _sweep(tensors, call)

@@ -26,7 +26,7 @@ from ffengine.kernels.launch import FinishVariant, Launch, Variant, grid, plan_l
 from ffengine.kernels.tile import group_of
 
 if TYPE_CHECKING:
-    from ffengine.ops.local_pass import LocalPassCall, LocalPassTensors
+    from ffengine.ops.params import LocalPassCall, LocalPassTensors
 
 MEAN = tl.constexpr(0)
 SUM_SQ = tl.constexpr(1)

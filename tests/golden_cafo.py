@@ -30,8 +30,8 @@ from golden_steps import Moment, Stepper, check_steps, interpretable, place_of, 
 
 from ffengine.engine import heads
 from ffengine.engine.batch import Batch
-from ffengine.engine.cascade import Cascade
-from ffengine.engine.recipe import Recipe
+from ffengine.engine.run.recipe import Recipe
+from ffengine.engine.schedules.cascade import Cascade
 from ffengine.engine.trainer import Trainer
 from ffengine.models.cafo import HEADS
 from ffengine.nn import LinearHead, LocalConv2d, LocalNet, Readout

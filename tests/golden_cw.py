@@ -32,7 +32,7 @@ from ffengine.engine.inputs import entrance
 from ffengine.engine.instructions import Place
 from ffengine.engine.program import Facts
 from ffengine.engine.rows import Rows
-from ffengine.engine.schedule import Interleaved, Together
+from ffengine.engine.schedules.schedule import Interleaved, Together
 from ffengine.nn import LinearHead, LocalConv2d, LocalLinear, LocalNet
 from ffengine.ops.config import (
     BatchNorm,

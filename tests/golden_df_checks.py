@@ -47,7 +47,7 @@ from golden_run import (
 from tolerances import EPS
 
 from ffengine.adapt import select
-from ffengine.engine.plan import Plan
+from ffengine.engine.memory.plan import Plan
 from ffengine.nn import LocalConv2d, LocalNet
 from ffengine.ops.local_pass import local_pass
 from ffengine.ops.weight_update import OptimConfig

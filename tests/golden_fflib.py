@@ -40,11 +40,11 @@ from ffengine.engine.batch import Batch
 from ffengine.engine.context import BatchReport, StepContext
 from ffengine.engine.execute import perform, run_segment
 from ffengine.engine.instructions import Place
-from ffengine.engine.plan import one_tile
+from ffengine.engine.memory.plan import one_tile
 from ffengine.engine.program import Facts, Instruction, Segment
-from ffengine.engine.recipe import Recipe
-from ffengine.engine.recurrent import Recurrent
 from ffengine.engine.rows import Rows
+from ffengine.engine.run.recipe import Recipe
+from ffengine.engine.schedules.recurrent import Recurrent
 from ffengine.models import fflib
 from ffengine.nn import LocalNet, RecurrentNet
 from ffengine.nn.readout import above

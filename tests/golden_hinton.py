@@ -28,9 +28,9 @@ from golden_paired import (
 from ffengine.engine.batch import Batch
 from ffengine.engine.context import StepContext
 from ffengine.engine.inputs import halves
-from ffengine.engine.plan import Planner
-from ffengine.engine.recipe import Recipe
-from ffengine.engine.shapes import measure
+from ffengine.engine.memory.planner import Planner
+from ffengine.engine.memory.shapes import measure
+from ffengine.engine.run.recipe import Recipe
 from ffengine.models import hinton
 from ffengine.nn import LocalNet
 

@@ -20,9 +20,9 @@ from golden_common import Archive, Errors, draws, in_the_interpreter, rule, samp
 from ffengine.engine.batch import Batch
 from ffengine.engine.context import BatchReport, StepContext, Turn
 from ffengine.engine.inputs import completed, entrance, rows_of
-from ffengine.engine.plan import Plan
-from ffengine.engine.recipe import Recipe
-from ffengine.engine.schedule import Schedule
+from ffengine.engine.memory.plan import Plan
+from ffengine.engine.run.recipe import Recipe
+from ffengine.engine.schedules.schedule import Schedule
 from ffengine.engine.trainer import Trainer
 from ffengine.nn import LocalNet
 from ffengine.ops.weight_update import OptimState

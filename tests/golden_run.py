@@ -15,9 +15,10 @@ from golden_df import Golden
 
 from ffengine.engine.context import BatchReport, StepContext
 from ffengine.engine.execute import train_batch
+from ffengine.engine.memory.plan import Plan
+from ffengine.engine.memory.planner import Planner
+from ffengine.engine.memory.shapes import measure
 from ffengine.engine.optim import LocalOptimizer
-from ffengine.engine.plan import Plan, Planner
-from ffengine.engine.shapes import measure
 from ffengine.nn import LocalConv2d, LocalNet
 from ffengine.ops.config import LocalPassConfig
 from ffengine.ops.local_pass import local_pass

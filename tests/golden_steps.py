@@ -21,11 +21,12 @@ from ffengine.engine.batch import Batch
 from ffengine.engine.context import StepContext, Turn
 from ffengine.engine.execute import train_batch
 from ffengine.engine.inputs import entrance, rows_of
+from ffengine.engine.memory.plan import Plan
+from ffengine.engine.memory.planner import Planner
+from ffengine.engine.memory.shapes import measure
 from ffengine.engine.optim import LocalOptimizer, own_settings
-from ffengine.engine.plan import Plan, Planner
-from ffengine.engine.recipe import Recipe
-from ffengine.engine.schedule import Schedule
-from ffengine.engine.shapes import measure
+from ffengine.engine.run.recipe import Recipe
+from ffengine.engine.schedules.schedule import Schedule
 from ffengine.engine.trainer import Trainer
 from ffengine.nn import LocalNet
 from ffengine.ops.optim import OptimConfig

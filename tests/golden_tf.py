@@ -22,8 +22,8 @@ from golden_steps import (
 )
 
 from ffengine.engine.batch import Batch
-from ffengine.engine.evaluation import layer_accuracy
-from ffengine.engine.schedule import Overlapping, Schedule, Together
+from ffengine.engine.run.evaluation import layer_accuracy
+from ffengine.engine.schedules.schedule import Overlapping, Schedule, Together
 from ffengine.nn import LabelChannel, LocalConv2d, LocalNet, PreNorm
 from ffengine.ops.config import LocalPassConfig, Norm, symba, threshold
 

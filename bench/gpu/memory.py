@@ -19,10 +19,10 @@ from bench.gpu.session import Session
 from bench.gpu.work import Job, worker
 from bench.problem import Problem
 from bench.sides import engine_side
-from ffengine.analysis import devices
-from ffengine.analysis.profile import record
-from ffengine.analysis.profile.spans import Phase, Profile
 from ffengine.commands.devices import emulation
+from ffengine.devices import catalog
+from ffengine.profile import record
+from ffengine.profile.spans import Phase, Profile
 
 #: Share of the plan that the meter may differ by, and the allocator exceed it by.
 BOUND = 0.05
@@ -78,7 +78,7 @@ def profile(session: Session) -> Row:
 
 def emulated(session: Session) -> Row:
     """The step with the memory of another device: what was predicted, and what it took here."""
-    device = devices.load(session.scale.emulated)
+    device = catalog.load(session.scale.emulated)
     # plans by a model of costs: measuring them takes longer than all the rest
     found, trainer = profiled(session, memory_budget=device.usable_bytes, costs="modelled")
     (phase,) = found.phases

@@ -21,7 +21,7 @@ from bench.gpu.checked import gradients, problem_of
 from bench.gpu.records import Row
 from bench.gpu.session import Session
 from bench.gpu.work import Job, worker
-from ffengine.engine.plan import Plan
+from ffengine.engine.memory.plan import Plan
 from ffengine.ops import backends
 from ffengine.ops.config import BatchNorm, LocalPassConfig, Norm
 from ffengine.ops.local_pass import local_pass

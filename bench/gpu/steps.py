@@ -27,7 +27,7 @@ from bench.gpu.session import Session
 from bench.gpu.work import Job, failed, worker
 from bench.problem import Problem
 from bench.sides import Side, backprop_side, eager_side, engine_side, unfused
-from ffengine.engine.baselines import pieces
+from ffengine.baselines.steps import pieces
 from ffengine.engine.trainer import Trainer
 from ffengine.ops import backends
 

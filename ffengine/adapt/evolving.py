@@ -15,9 +15,9 @@ from ffengine.adapt.growth import Degeneration, Growth, degenerate, grow, growin
 from ffengine.adapt.record import Edit
 from ffengine.adapt.responses import sets_of, survey
 from ffengine.adapt.training import reshape
-from ffengine.engine.callbacks import Callback, Numbers
-from ffengine.engine.evaluation import class_accuracy, samples_of
-from ffengine.engine.history import Row
+from ffengine.engine.run.callbacks import Callback, Numbers
+from ffengine.engine.run.evaluation import class_accuracy, samples_of
+from ffengine.engine.run.history import Row
 from ffengine.engine.trainer import Trainer
 from ffengine.nn.network import LocalNet
 

@@ -27,8 +27,8 @@ from ffengine.adapt.edits import add_units, remove_units
 from ffengine.adapt.record import Edit
 from ffengine.adapt.responses import Samples, Survey, below, survey
 from ffengine.data.seeding import generator
-from ffengine.engine.recipe import Recipe
-from ffengine.engine.schedule import Schedule
+from ffengine.engine.run.recipe import Recipe
+from ffengine.engine.schedules.schedule import Schedule
 from ffengine.engine.trainer import Trainer
 from ffengine.nn.checks import one_of
 from ffengine.nn.layers import LocalLayer

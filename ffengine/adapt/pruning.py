@@ -48,9 +48,9 @@ BY_SAMPLES = ("activity", "last", "first", "ends", "goodness")
 class Pruned:
     """What pruning gave.
 
-    net: the smaller network; the one that was pruned is left alone. edit: that made it, None if no
-    unit went. kept: of every layer the units that are left, by their numbers before, ascending.
-    bytes_before, bytes_after: of all parameters.
+    net: the smaller network; the one that was pruned is left alone, and is this very one if no unit
+    went. edit: that made it, or None. kept: of every layer the units that are left, by their
+    numbers before, ascending. bytes_before, bytes_after: of all parameters.
     """
 
     net: LocalNet

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 
 from ffengine.adapt.checks import layer_of, offsets_of
-from ffengine.engine.evaluation import share_by_class
+from ffengine.engine.run.evaluation import share_by_class
 from ffengine.nn.layers import LocalLayer
 from ffengine.nn.network import LocalNet
 from ffengine.ops.config import Norm

@@ -7,16 +7,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 
 from ffengine.adapt.record import Edit, apply_in_place
-from ffengine.engine.clock import clock_of
+from ffengine.engine.clock import StepClock, clock_of
+from ffengine.engine.memory.planning import Planning
+from ffengine.engine.memory.plans import Job
 from ffengine.engine.optim import LocalOptimizer, optimizer_of, round_weights, rounds_weights
-from ffengine.engine.planning import Planning
-from ffengine.engine.plans import Job
-from ffengine.engine.settings import LearningRate
-from ffengine.engine.trainer import Trainer
+from ffengine.engine.run.settings import LearningRate
+from ffengine.engine.run.state import TrainingRun
 from ffengine.ops.optim import OptimState
 from ffengine.reference.state_formats import (
     SIGNED,
@@ -29,6 +30,15 @@ from ffengine.reference.state_formats import (
 
 #: Half of a random word: codes and bf16 are rounded to the nearest.
 HALF_WORD = 1 << 15
+
+
+class Reshaped(TrainingRun, Protocol):
+    """A trainer, and what of it an edit makes anew."""
+
+    planning: Planning
+    optimizer: LocalOptimizer
+    clock: StepClock | None
+    rate: LearningRate
 
 
 def carry_states(states: Mapping[str, OptimState], edit: Edit,
@@ -86,7 +96,7 @@ def store(state: OptimState, moment: str, value: torch.Tensor, weight: torch.Ten
     getattr(state, f"{moment}_scale").copy_(scale)
 
 
-def reshape(trainer: Trainer, edit: Edit) -> None:
+def reshape(trainer: Reshaped, edit: Edit) -> None:
     """Make an edit in a trainer's network, in place, so that training goes on where it stood.
 
     Raises:
@@ -107,8 +117,9 @@ def reshape(trainer: Trainer, edit: Edit) -> None:
         trainer.budget, micro_batch=trainer.micro_batch, costs="modelled")
     if plan is not None:  # the cuts and tiles that there were, if they fit the budget still
         trainer.planning.keep(plan)
-    trainer.optimizer = optimizer_of(net, trainer.schedule, settings.optim(), settings.seed)
-    trainer.optimizer.activate(trainer.schedule.active(trainer.epoch))
+    trainer.optimizer = optimizer_of(net, settings.optim(), seed=settings.seed,
+                                     owners=trainer.schedule.owners(),
+                                     active=trainer.schedule.active(trainer.epoch))
     carry_states(states, edit, trainer.optimizer)
     trainer.clock = clock_of(trainer.optimizer, trainer.device, trainer.schedule.updates)
     trainer.rate = LearningRate(trainer.optimizer, settings, trainer.rate.factory)

@@ -14,7 +14,7 @@ from ffengine.adapt.edits import remove_units
 from ffengine.adapt.growth import Degeneration, weak_units
 from ffengine.adapt.responses import survey
 from ffengine.analysis.maps import Samples
-from ffengine.engine.evaluation import accuracy
+from ffengine.engine.run.evaluation import accuracy
 from ffengine.nn.network import LocalNet
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ffengine.engine.checkpoint import write_atomically
+from ffengine.engine.run.checkpoint import write_atomically
 
 #: Trains one cell in its own process: (everything it needs, its place on the axes) -> numbers.
 Train = Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]

@@ -16,12 +16,12 @@ import torch
 from ffengine.analysis.responses import gather
 from ffengine.analysis.sparsity import KINDS, sparsity, statistics
 from ffengine.engine.batch import Batch
-from ffengine.engine.callbacks import Callback, Numbers
 from ffengine.engine.context import BatchReport
-from ffengine.engine.evaluation import layer_accuracy, samples_of
-from ffengine.engine.history import Row
 from ffengine.engine.instructions import Place
 from ffengine.engine.program import Instruction
+from ffengine.engine.run.callbacks import Callback, Numbers
+from ffengine.engine.run.evaluation import layer_accuracy, samples_of
+from ffengine.engine.run.history import Row
 from ffengine.engine.trainer import Trainer
 from ffengine.nn.collaborative import CollaborativeNet
 from ffengine.nn.network import LocalNet

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ffengine.commands.analyses.opened import Made, plain
-from ffengine.engine.checkpoint import write_atomically
+from ffengine.engine.run.checkpoint import write_atomically
 from ffengine.needs import need
 
 #: Kind -> module of ffengine/commands/analyses that has it.

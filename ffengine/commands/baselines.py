@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from ffengine import data, models
-from ffengine.engine.baselines import BACKPROP_LR, BackpropStep, UnfusedStep
-from ffengine.engine.budget import megabytes
-from ffengine.engine.meter import MemoryMeter
-from ffengine.engine.recipe import Recipe
+from ffengine.baselines.steps import BACKPROP_LR, BackpropStep, UnfusedStep
+from ffengine.engine.memory.budget import megabytes
+from ffengine.engine.memory.meter import MemoryMeter
+from ffengine.engine.run.recipe import Recipe
 from ffengine.engine.trainer import Trainer
 from ffengine.nn import LocalNet
 from ffengine.ops.weight_update import OptimConfig

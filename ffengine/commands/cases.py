@@ -12,7 +12,7 @@ from ffengine.commands.options import assignments, model_options, shaped_like
 from ffengine.commands.train import job_of, sized
 from ffengine.data import files, own
 from ffengine.data.catalog import SOURCES
-from ffengine.engine.recipe import Recipe
+from ffengine.engine.run.recipe import Recipe
 from ffengine.models import recipe_files
 from ffengine.models.recipe_files import RecipeFile
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ffengine.analysis import devices
-from ffengine.analysis.devices import Device
-from ffengine.analysis.prediction import NO_LAYER, Prediction, Predictor, every_phase
 from ffengine.commands.options import device_of
-from ffengine.engine.budget import megabytes, parse_bytes
-from ffengine.engine.plans import Job
+from ffengine.devices import catalog
+from ffengine.devices.catalog import Device
+from ffengine.devices.prediction import NO_LAYER, Prediction, Predictor, every_phase
+from ffengine.engine.memory.budget import megabytes, parse_bytes
+from ffengine.engine.memory.plans import Job
 from ffengine.engine.trainer import Trainer
 
 #: --device-profile NAME for one row a bundled device.
@@ -24,8 +24,8 @@ ALL = "all"
 def run_devices(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
     """The bundled devices, or what a file of one's own looks like."""
     if args.template:
-        return devices.TEMPLATE.rstrip(), []
-    found = [devices.load(name) for name in devices.names()]
+        return catalog.TEMPLATE.rstrip(), []
+    found = [catalog.load(name) for name in catalog.names()]
     head = (f"{'':17s} {'GB':>6} {'usable':>7} {'GB/s':>7} {'fp32':>8} {'fp16':>8} {'bf16':>8}  "
             f"TFLOP/s, dense")
     return "\n".join([head, *map(device_row, found)]), [d.values() for d in found]
@@ -50,14 +50,14 @@ def plan_on(args: argparse.Namespace, job: Job) -> tuple[str, Any]:
     budget, settings = parse_bytes(args.memory_budget), job.settings
     head = f"{args.model}, batch {settings.batch_size}, {settings.precision}"
     if args.device_profile != ALL:
-        device = devices.load(args.device_profile)
+        device = catalog.load(args.device_profile)
         device.rates(settings.precision)  # refuses before the long part
         found = [phase.on(device, budget) for phase in every_phase(job)]
         return f"{head}, on {device.name}: {prediction_text(found)}", prediction_values(args, found)
     phases, rows = every_phase(job), []
     values: list[dict[str, Any]] = []
     notes: dict[str, None] = {}
-    for device in map(devices.load, devices.names()):
+    for device in map(catalog.load, catalog.names()):
         if settings.precision not in device.flops_per_second:
             rows.append(f"  {device.name:17s} no {settings.precision} rate; known: "
                         f"{', '.join(device.flops_per_second)}")
@@ -149,7 +149,7 @@ def emulate(args: argparse.Namespace) -> Device | None:
     """
     if args.device_profile is None:
         return None
-    device = devices.load(args.device_profile)
+    device = catalog.load(args.device_profile)
     if device.prediction_only:
         raise ValueError(f"[device] {device.name} is for predictions only (`ffengine plan`): "
                          f"{device.note}")
@@ -171,11 +171,11 @@ def emulation(device: Device, trainer: Trainer, batch: int, seconds: float,
         epoch: whose phase they are of.
     """
     precision = trainer.settings.precision
-    here = devices.sheet_of(trainer.device) or devices.this_machine(trainer.device, (precision,))
+    here = catalog.sheet_of(trainer.device) or catalog.this_machine(trainer.device, (precision,))
     predictor = Predictor(trainer.planning.job, epoch)
     plan = trainer.planning.plans(batch).at(epoch)
     there, ours = (predictor.of_plan(d, d.rates(precision), plan) for d in (device, here))
-    apart = devices.not_emulated(device, here, precision)
+    apart = catalog.not_emulated(device, here, precision)
     text = (f"memory of {device.name}: {megabytes(device.usable_bytes)}, enforced by the allocator"
             f"\n  measured {1e3 * seconds:.2f} ms a step on {here.title}, at least "
             f"{1e3 * ours.floor:.2f} by its rates"

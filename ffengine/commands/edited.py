@@ -16,9 +16,9 @@ from ffengine.adapt.record import Edit
 from ffengine.adapt.training import reshape
 from ffengine.commands.options import assignments, load_data, saved_options
 from ffengine.commands.train import make_trainer, new_folder, take_from_run, training_recipe, within
-from ffengine.engine import checkpoint
-from ffengine.engine.evaluation import class_accuracy, samples_of
-from ffengine.engine.history import History
+from ffengine.engine.run import checkpoint
+from ffengine.engine.run.evaluation import class_accuracy, samples_of
+from ffengine.engine.run.history import History
 from ffengine.engine.trainer import Trainer
 
 

@@ -17,7 +17,7 @@ from ffengine.adapt.edits import restructure
 from ffengine.data import own, superclasses
 from ffengine.data.catalog import COARSE_CLASSES, SOURCES
 from ffengine.data.scale import SET
-from ffengine.engine import checkpoint
+from ffengine.engine.run import checkpoint
 from ffengine.models.cwcomp import ILT
 from ffengine.nn import LocalNet
 from ffengine.ops import backends

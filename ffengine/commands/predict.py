@@ -14,7 +14,7 @@ from ffengine import data
 from ffengine.commands.options import Run, assignments, device_of, open_run, saved_data_options
 from ffengine.data import builtin, numbers, own, pictures, scale, sizes
 from ffengine.data.catalog import SOURCES
-from ffengine.engine.evaluation import samples_of
+from ffengine.engine.run.evaluation import samples_of
 from ffengine.engine.trainer import Trainer
 
 ROWS = (".npz", ".csv")

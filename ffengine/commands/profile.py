@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from ffengine import models
-from ffengine.analysis.profile import page, plot, record, table, trace
-from ffengine.analysis.profile.record import Start
-from ffengine.analysis.profile.spans import Profile
 from ffengine.commands.devices import emulate, emulation
 from ffengine.commands.options import device_of, model_options
 from ffengine.commands.train import new_folder, sized
-from ffengine.engine.checkpoint import write_atomically
+from ffengine.engine.run.checkpoint import write_atomically
 from ffengine.engine.trainer import Trainer
+from ffengine.profile import page, plot, record, table, trace
+from ffengine.profile.record import Start
+from ffengine.profile.spans import Profile
 
 
 def run_profile(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:

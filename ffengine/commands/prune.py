@@ -8,7 +8,7 @@ from typing import Any
 
 from ffengine.adapt.pruning import BY_SAMPLES, METHODS, prune_units
 from ffengine.commands.edited import EditedRun, open_edited
-from ffengine.engine.evaluation import first_samples, samples_of
+from ffengine.engine.run.evaluation import first_samples, samples_of
 from ffengine.nn.checks import one_of
 
 

@@ -24,7 +24,7 @@ from ffengine.commands.reproduction.results import NAME, Results
 from ffengine.commands.reproduction.tables import Row, aligned, percent, row_of, table
 from ffengine.commands.reproduction.training import Job, refuse_early, work_folder
 from ffengine.data import files
-from ffengine.engine.guard import TrainingStopped
+from ffengine.engine.run.stopping import TrainingStopped
 from ffengine.models import recipe_files
 from ffengine.models.recipe_files import RecipeFile
 

@@ -29,12 +29,12 @@ from ffengine.commands.train import (
     training_recipe,
     within,
 )
-from ffengine.engine import listing
-from ffengine.engine.budget import megabytes, parse_bytes
-from ffengine.engine.planning import Planning
-from ffengine.engine.recipe import Recipe
-from ffengine.engine.settings import Settings
-from ffengine.engine.shapes import LayerSizes
+from ffengine.engine.memory import listing
+from ffengine.engine.memory.budget import megabytes, parse_bytes
+from ffengine.engine.memory.planning import Planning
+from ffengine.engine.memory.shapes import LayerSizes
+from ffengine.engine.run.recipe import Recipe
+from ffengine.engine.run.settings import Settings
 from ffengine.env import env_report, env_text
 
 #: A suite's own output must not follow the JSON on standard output.

@@ -9,7 +9,7 @@ from ffengine.adapt.checks import layer_of
 from ffengine.adapt.growth import Degeneration, Growth, degenerate, grow, growing
 from ffengine.adapt.responses import sets_of
 from ffengine.commands.edited import EditedRun, open_edited
-from ffengine.engine.evaluation import class_accuracy, samples_of
+from ffengine.engine.run.evaluation import class_accuracy, samples_of
 
 
 def run_grow(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:

@@ -32,18 +32,18 @@ from ffengine.commands.options import (
 )
 from ffengine.data import augment
 from ffengine.data.batches import Augment
-from ffengine.engine import checkpoint
-from ffengine.engine.budget import megabytes, parse_bytes
-from ffengine.engine.callbacks import Callback
-from ffengine.engine.evaluation import first_samples
-from ffengine.engine.ladder import rung
+from ffengine.engine.memory.budget import megabytes, parse_bytes
+from ffengine.engine.memory.ladder import rung
+from ffengine.engine.memory.plan import Plan
+from ffengine.engine.memory.planning import Planning
+from ffengine.engine.memory.plans import Job
 from ffengine.engine.optim import round_weights
-from ffengine.engine.plan import Plan
-from ffengine.engine.planning import Planning
-from ffengine.engine.plans import Job
-from ffengine.engine.recipe import Recipe
-from ffengine.engine.schedule import of
-from ffengine.engine.settings import Settings
+from ffengine.engine.run import checkpoint
+from ffengine.engine.run.callbacks import Callback
+from ffengine.engine.run.evaluation import first_samples
+from ffengine.engine.run.recipe import Recipe
+from ffengine.engine.run.settings import Settings
+from ffengine.engine.schedules.schedule import of
 from ffengine.engine.trainer import Trainer
 from ffengine.env import instruction_set
 from ffengine.ops import backends

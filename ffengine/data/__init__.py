@@ -6,12 +6,12 @@
 `negatives` says what a wrong sample is, `superclasses` what coarser labels are.
 """
 
-from . import augment, negatives, own, superclasses
-from .batches import Loader, loader
-from .catalog import NAMES
-from .datasets import splits
-from .image_set import ImageSet, Splits
-from .loading import load
+from ffengine.data import augment, negatives, own, superclasses
+from ffengine.data.batches import Loader, loader
+from ffengine.data.catalog import NAMES
+from ffengine.data.datasets import splits
+from ffengine.data.image_set import ImageSet, Splits
+from ffengine.data.loading import load
 
 __all__ = ["NAMES", "ImageSet", "Loader", "Splits", "augment", "load", "loader",
            "negatives", "own", "splits", "superclasses"]

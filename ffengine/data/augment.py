@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import colour
+from ffengine.data import colour
 
 
 class Op(Protocol):

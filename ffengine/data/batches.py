@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .image_set import ImageSet
-from .seeding import generator
+from ffengine.data.image_set import ImageSet
+from ffengine.data.seeding import generator
 
 Batch = tuple[Tensor, Tensor]
 Augment = Callable[[Tensor, torch.Generator], Tensor]

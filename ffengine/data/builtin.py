@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ffengine.data.split import stratified
 from ffengine.needs import need
-
-from .split import stratified
 
 # Of the 1257 training images of the fixed split below, in [0, 1] (float64, rounded).
 DIGITS_MEAN = (0.3060,)

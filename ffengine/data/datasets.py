@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .image_set import Splits
-from .numbers import channels_first
-from .own import PARTS, rows_of, splits_of
-from .scale import OFF, SET
-from .sizes import resize
+from ffengine.data.image_set import Splits
+from ffengine.data.numbers import channels_first
+from ffengine.data.own import PARTS, rows_of, splits_of
+from ffengine.data.scale import OFF, SET
+from ffengine.data.sizes import resize
 
 
 def splits(train: Dataset[Any], test: Dataset[Any] | None = None, *, valid: int | None = None,

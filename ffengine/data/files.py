@@ -9,9 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
+from ffengine.data.catalog import SOURCES, Source
 from ffengine.needs import need
-
-from .catalog import SOURCES, Source
 
 _TIMEOUT_S = (10, 60)  # connect, then between two pieces of the answer
 _BLOCK = 1 << 20

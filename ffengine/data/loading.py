@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import builtin, formats, own
-from .catalog import COARSE_CLASSES, NAMES, SOURCES, Source
-from .files import data_root, obtain
-from .image_set import ImageSet, Splits
-from .scale import SET, constants
-from .sizes import check_int, resize
-from .split import hold_out
+from ffengine.data import builtin, formats, own
+from ffengine.data.catalog import COARSE_CLASSES, NAMES, SOURCES, Source
+from ffengine.data.files import data_root, obtain
+from ffengine.data.image_set import ImageSet, Splits
+from ffengine.data.scale import SET, constants
+from ffengine.data.sizes import check_int, resize
+from ffengine.data.split import hold_out
 
 _FILE_OPTIONS = ("valid_split", "urls", "checksums")
 _OPTIONS = {

@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import numbers, pictures
-from .image_set import ImageSet, Splits
-from .scale import SET, Constants, constants
-from .sizes import resize
-from .split import stratified
+from ffengine.data import numbers, pictures
+from ffengine.data.image_set import ImageSet, Splits
+from ffengine.data.scale import SET, Constants, constants
+from ffengine.data.sizes import resize
+from ffengine.data.split import stratified
 
 _OPTIONS = {"folder": ("test", "channels"), "npz": ("test", "shape", "range"),
             "csv": ("test", "label", "shape", "range")}

@@ -21,10 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ffengine.data.files import user_cache
+from ffengine.data.sizes import sides_of
 from ffengine.needs import need
-
-from .files import user_cache
-from .sizes import sides_of
 
 RAM_BYTES = 2_000_000_000
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")

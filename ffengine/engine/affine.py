@@ -11,11 +11,11 @@ LayerNorm over all elements takes one input-gradient convolution.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from ffengine.engine.context import StepContext
 from ffengine.nn.layers import LocalLayer
 from ffengine.nn.norms import Normalised, PreNorm
 from ffengine.ops import pieces
@@ -24,9 +24,6 @@ from ffengine.ops.optim import ConvGeometry
 from ffengine.ops.optimizer_step import step_dtype
 from ffengine.ops.product_rule import exact
 from ffengine.ops.weight_update import bias_gradient, gradient_update, weight_update
-
-if TYPE_CHECKING:
-    from ffengine.engine.context import StepContext
 
 
 @dataclass

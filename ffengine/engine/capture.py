@@ -8,26 +8,23 @@ the trainer's table (ffengine.engine.clock). Not run on a GPU yet.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import torch
 
-from ffengine.engine.backprop import Backprop
 from ffengine.engine.batch import Batch, checked, label_count, paired
 from ffengine.engine.context import BatchReport
+from ffengine.engine.run.state import TrainingRun
+from ffengine.engine.schedules.backprop import Backprop
 from ffengine.nn.recurrent import RecurrentNet
 from ffengine.ops import backends
 from ffengine.ops.config import Loss
-
-if TYPE_CHECKING:
-    from ffengine.engine.trainer import Trainer
 
 log = logging.getLogger("ffengine")
 #: Ordinary steps before the recording: kernels are compiled and constants lie on the device.
 WARM = 2
 
 
-def why_not(trainer: Trainer) -> str | None:
+def why_not(trainer: TrainingRun) -> str | None:
     """None if the trainer's present step can be recorded, else the reason it cannot."""
     net, schedule = trainer.net, trainer.schedule
     turns = [schedule.turn(trainer.epoch, i) for i in (trainer.iteration, trainer.iteration + 1)]
@@ -55,7 +52,7 @@ class CapturedStep:
         reason: why the step is an ordinary one after all; None where it was captured.
     """
 
-    def __init__(self, trainer: Trainer, x: torch.Tensor, y: torch.Tensor) -> None:
+    def __init__(self, trainer: TrainingRun, x: torch.Tensor, y: torch.Tensor) -> None:
         self.trainer, self.reason = trainer, why_not(trainer)
         self.item = checked(Batch(x, y), trainer.net, trainer.device)
         if self.reason is not None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ffengine.engine import heads, label_channel
 from ffengine.engine.context import Turn
-from ffengine.engine.plan import Plan, Run, one_tile
+from ffengine.engine.memory.plan import Plan, Run, one_tile
 from ffengine.engine.program import (
     Facts,
     Instruction,

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 
 from ffengine.engine.batch import joined
-from ffengine.engine.micro import Adding, Sums
 from ffengine.engine.optim import LocalOptimizer
+from ffengine.engine.sums import Adding, Sums
 from ffengine.nn.network import LocalNet
 from ffengine.ops.config import LocalPassConfig, Tile
 

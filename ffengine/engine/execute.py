@@ -15,14 +15,15 @@ from types import FunctionType
 
 import torch
 
-from ffengine.engine import backprop_ops, frames, instructions, overlap_ops
+from ffengine.engine import instructions
 from ffengine.engine.batch import Batch
 from ffengine.engine.compiling import compile_step
 from ffengine.engine.context import BatchReport, StepContext
 from ffengine.engine.instructions import Place, Tensors
-from ffengine.engine.plan import Plan
+from ffengine.engine.memory.plan import Plan
 from ffengine.engine.program import Facts, Instruction, Program, Segment, Store
 from ffengine.engine.rows import Rows, empty
+from ffengine.engine.schedules import backprop_ops, frames, overlap_ops
 from ffengine.nn.network import LocalNet
 
 #: The module of every op, where profiles find it by its name.

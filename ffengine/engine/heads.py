@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 
+from ffengine.engine.batch import Batch
+from ffengine.engine.context import StepContext
 from ffengine.nn.heads import LinearHead
+from ffengine.nn.network import LocalNet
 from ffengine.ops.weight_update import weight_update
 from ffengine.reference.local_pass import sparsemax, sparsemax_loss
 
-if TYPE_CHECKING:
-    from ffengine.engine.batch import Batch
-    from ffengine.engine.context import StepContext
-    from ffengine.nn.network import LocalNet
 
 def of(net: LocalNet, index: int) -> LinearHead:
     """Head `index`, typed."""

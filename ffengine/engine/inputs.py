@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,12 +10,10 @@ from ffengine.data import negatives
 from ffengine.data.seeding import negatives_generator
 from ffengine.engine import label_channel
 from ffengine.engine.batch import Batch, paired
+from ffengine.engine.context import StepContext
 from ffengine.engine.rows import empty
 from ffengine.nn.layers import LocalLinear, as_laid_out
-
-if TYPE_CHECKING:
-    from ffengine.engine.context import StepContext
-    from ffengine.nn.network import LocalNet
+from ffengine.nn.network import LocalNet
 
 
 def rows_of(net: LocalNet, samples: int) -> int:

@@ -5,16 +5,12 @@ The gradient of the channel is the first layer's own input gradient, at the weig
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from ffengine.engine import affine
+from ffengine.engine.context import StepContext
 from ffengine.nn.encoding import LabelChannel
-
-if TYPE_CHECKING:
-    from ffengine.engine.context import StepContext
-    from ffengine.nn.network import LocalNet
+from ffengine.nn.network import LocalNet
 
 
 def learned(net: LocalNet) -> LabelChannel | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,9 +14,6 @@ from ffengine.nn.layers import LocalLayer
 from ffengine.ops.memory_accounting import allocating
 from ffengine.ops.optim import SMALLEST_COMPRESSED, Half, state_bytes
 from ffengine.ops.weight_update import OptimConfig, OptimState
-
-if TYPE_CHECKING:
-    from ffengine.engine.schedule import Schedule
 
 
 class LocalOptimizer(torch.optim.Optimizer):
@@ -216,12 +213,13 @@ def rounds_weights(net: nn.Module) -> set[str]:
             if isinstance(module, LocalLayer) and module.weight.numel() >= SMALLEST_COMPRESSED}
 
 
-def optimizer_of(net: nn.Module, schedule: Schedule, optim: OptimConfig,
-                 seed: int) -> LocalOptimizer:
-    """States for what trains first; layers and heads with settings of their own get them."""
+def optimizer_of(net: nn.Module, optim: OptimConfig, *, owners: Mapping[str, Collection[str]],
+                 active: Collection[str], seed: int = 0) -> LocalOptimizer:
+    """The optimizer of what trains in a network; layers and heads with settings of their own get
+    them. owners, active: of its schedule, as LocalOptimizer's `second` and `active`."""
     trained = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
-    return LocalOptimizer(trained, optim, own=own_settings(net, optim), second=schedule.owners(),
-                          active=schedule.active(0), seed=seed)
+    return LocalOptimizer(trained, optim, own=own_settings(net, optim), second=owners,
+                          active=active, seed=seed)
 
 
 def halved_weights(net: nn.Module, dtype: torch.dtype) -> list[nn.Parameter]:

@@ -29,7 +29,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from ffengine.engine.context import Turn
-from ffengine.engine.plan import Run
+from ffengine.engine.memory.plan import Run
 
 
 @dataclass(frozen=True)

@@ -13,28 +13,29 @@ from typing import Any
 
 import torch
 
-from ffengine.engine import checkpoint, evaluation, micro, saving
+from ffengine.engine import micro
 from ffengine.engine.ambient import left_outside, ordinary
 from ffengine.engine.batch import Batch, as_batch, batches_from, check_range, checked, label_count
-from ffengine.engine.budget import parse_bytes
-from ffengine.engine.callbacks import Callback, Callbacks
 from ffengine.engine.capture import CapturedStep
 from ffengine.engine.clock import clock_of
 from ffengine.engine.context import BatchReport, StepContext
 from ffengine.engine.denormals import flushed
-from ffengine.engine.guard import Interrupts, TrainingInterrupted, Watch
-from ffengine.engine.history import EpochSums, History, Row, mean
 from ffengine.engine.inputs import rows_of
-from ffengine.engine.limit import AllocatorLimit, enforced, limit_for
-from ffengine.engine.meter import MemoryMeter
+from ffengine.engine.memory.budget import parse_bytes
+from ffengine.engine.memory.limit import AllocatorLimit, enforced, limit_for
+from ffengine.engine.memory.meter import MemoryMeter
+from ffengine.engine.memory.plan import Plan
+from ffengine.engine.memory.planning import Planning
+from ffengine.engine.memory.plans import Job
 from ffengine.engine.optim import floor_bytes, halved_weights, optimizer_of, round_weights
-from ffengine.engine.plan import Plan
-from ffengine.engine.planning import Planning
-from ffengine.engine.plans import Job
-from ffengine.engine.progress import Progress
-from ffengine.engine.recipe import Recipe
-from ffengine.engine.schedule import Schedule, of
-from ffengine.engine.settings import LearningRate, SchedulerFactory, Settings
+from ffengine.engine.run import checkpoint, evaluation, saving
+from ffengine.engine.run.callbacks import Callback, Callbacks
+from ffengine.engine.run.history import EpochSums, History, Row, mean
+from ffengine.engine.run.progress import Progress
+from ffengine.engine.run.recipe import Recipe
+from ffengine.engine.run.settings import LearningRate, SchedulerFactory, Settings
+from ffengine.engine.run.stopping import Interrupts, TrainingInterrupted, Watch
+from ffengine.engine.schedules.schedule import Schedule, of
 from ffengine.nn.network import LocalNet
 from ffengine.ops import backends, product_rule
 
@@ -51,8 +52,8 @@ class Trainer:
         precision: fp64 (reference only) | fp32 | bf16 | fp16; weights stay fp32 below fp64.
         memory_budget: "440MB", "256MiB" or bytes that a training step may hold at once. The
             fastest plan that fits is taken, by measured costs; with batch_size, and neither states
-            nor weights given, fewer bits where none fits (ffengine.engine.ladder). On a GPU it is
-            the allocator's limit too (ffengine.engine.limit).
+            nor weights given, fewer bits where none fits (engine/memory/ladder.py). On a GPU it is
+            the allocator's limit too (limit.py).
         seed: of dropout.
         device: default is where the net is.
         out: run folder for history and checkpoints; None writes nothing.
@@ -113,8 +114,8 @@ class Trainer:
             self.settings = self.planning.begin(batch_size, fixed=bool(states or weights))
             if self.settings.weights == "bf16":  # the budget took it
                 round_weights(self.net)
-        self.optimizer = optimizer_of(self.net, self.schedule, self.settings.optim(),
-                                      self.settings.seed)
+        self.optimizer = optimizer_of(self.net, self.settings.optim(), seed=self.settings.seed,
+                                      owners=self.schedule.owners(), active=self.schedule.active(0))
         #: Numbers that kernels on a GPU read from its memory.
         self.clock = clock_of(self.optimizer, self.device, self.schedule.updates)
         self.rate = LearningRate(self.optimizer, self.settings, scheduler)
@@ -252,9 +253,7 @@ class Trainer:
         Batches come from any iterable of (x, y); with `set_epoch` (ours, DistributedSampler) it is
         told the epoch. With a validation loader the layer range is selected by SIP after each
         epoch. Ctrl-C finishes the step, writes a checkpoint and raises TrainingInterrupted.
-
-        Args:
-            callbacks: told of steps, epochs and checkpoints, in order; see Callback.
+        `callbacks` are told of steps, epochs and checkpoints, in order; see Callback.
 
         Raises:
             TrainingStopped: naming layer, step and epoch; the last checkpoint stays as it was.
@@ -270,7 +269,8 @@ class Trainer:
                 while self.epoch < until and not self.ended:
                     if phase != (phase := self.schedule.phase(self.epoch)):
                         self._meter_next = self.device.type == "cpu"
-                    with Progress(train_loader, self, enabled=self.progress) as bar:
+                    with Progress(train_loader, self.epoch, self.epochs, self.iteration,
+                                  enabled=self.progress) as bar:
                         self._epoch(train_loader, valid_loader, stop, bar)
         finally:
             self.callbacks = Callbacks()
@@ -304,7 +304,7 @@ class Trainer:
                 clock = time.perf_counter()  # a metered step is not timed
             else:
                 seen += samples
-            bar.advance(self.sums, seen / max(time.perf_counter() - clock, 1e-9))
+            bar.advance(self.sums, seen / max(time.perf_counter() - clock, 1e-9), self.peak_bytes)
             if stop.asked:
                 self._interrupted()
         self.watch.check()
@@ -327,8 +327,7 @@ class Trainer:
         batch = checked(as_batch(item, None), self.net, self.device)
         report = self.step(batch, iteration=self.iteration)
         self.sums.add(report, batch.y, *evaluation.training_hits(self.net, report, batch.y))
-        self.history.add_step(self.epoch, self.steps - 1,
-                              self.callbacks.on_step(self, batch, report))
+        self.callbacks.on_step(self, batch, report)
         return batch.y.shape[0]
 
     def _validate(self, loader: Iterable[Any]) -> float:

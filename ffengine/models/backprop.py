@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ffengine.engine.backprop import Backprop
+from ffengine.engine.schedules.backprop import Backprop
 from ffengine.models import deeperforward, fflib
 from ffengine.models.registry import Entry, Recipe, enter, entry, names, register
 from ffengine.nn import LinearHead, LocalLinear, LocalNet, Readout, RecurrentNet

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from ffengine.engine.cascade import Cascade
+from ffengine.engine.schedules.cascade import Cascade
 from ffengine.models.registry import Recipe, register
 from ffengine.nn import LinearHead, LocalConv2d, LocalNet, Readout
 from ffengine.ops.config import BatchNorm, LocalPassConfig, Norm

@@ -12,7 +12,7 @@ import math
 from typing import Literal
 
 from ffengine.data.superclasses import blocks
-from ffengine.engine.schedule import Interleaved, Together
+from ffengine.engine.schedules.schedule import Interleaved, Together
 from ffengine.models.registry import Recipe, register
 from ffengine.nn import LinearHead, LocalConv2d, LocalNet, Readout
 from ffengine.nn.checks import one_of

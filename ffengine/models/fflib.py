@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from ffengine.engine.recurrent import Recurrent
-from ffengine.engine.schedule import Together
+from ffengine.engine.schedules.recurrent import Recurrent
+from ffengine.engine.schedules.schedule import Together
 from ffengine.models.registry import Recipe, register
 from ffengine.nn import Concat, LinearHead, LocalLinear, LocalNet, Readout, RecurrentNet
 from ffengine.ops.config import LocalPassConfig, Norm, threshold

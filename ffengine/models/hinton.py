@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ffengine.engine.layerwise import Layerwise
-from ffengine.engine.schedule import Together
+from ffengine.engine.schedules.layerwise import Layerwise
+from ffengine.engine.schedules.schedule import Together
 from ffengine.models.registry import Recipe, register
 from ffengine.nn import LinearHead, LocalLinear, LocalNet, Overlay, Readout
 from ffengine.nn.overlay import LabelPixel, overlay_mlp

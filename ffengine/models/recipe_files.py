@@ -15,7 +15,7 @@ from typing import Any
 
 from ffengine import data
 from ffengine.data import scale
-from ffengine.engine.recipe import Recipe
+from ffengine.engine.run.recipe import Recipe
 from ffengine.models import registry
 from ffengine.ops.optim import OPTIM_CODES
 from ffengine.tables import (

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ffengine.data.scale import SET
-from ffengine.engine.recipe import Recipe as Recipe
+from ffengine.engine.run.recipe import Recipe as Recipe
 from ffengine.nn import LocalNet
 
 

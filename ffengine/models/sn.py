@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 
 from ffengine.data.superclasses import SuperClasses, by_name, given
-from ffengine.engine.layerwise import Layerwise
+from ffengine.engine.schedules.layerwise import Layerwise
 from ffengine.models.registry import Recipe, register
 from ffengine.nn import LocalConv2d, LocalLinear, LocalNet
 from ffengine.nn.layers import LocalLayer

@@ -5,7 +5,7 @@ Deviation: alpha (g_pos - g_neg) with the sign of Trifecta's code; its paper pri
 
 from __future__ import annotations
 
-from ffengine.engine.schedule import Together
+from ffengine.engine.schedules.schedule import Together
 from ffengine.models.registry import Recipe, register
 from ffengine.nn import LocalNet
 from ffengine.nn.overlay import overlay_mlp

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from ffengine.engine.schedule import Overlapping, Schedule, Together
+from ffengine.engine.schedules.schedule import Overlapping, Schedule, Together
 from ffengine.models.registry import Recipe, register
 from ffengine.nn import (
     LabelChannel,

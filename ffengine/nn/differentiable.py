@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ffengine.nn.chain import Chain
 from ffengine.nn.heads import LinearHead
 from ffengine.nn.layers import LocalLayer
 from ffengine.ops.config import BatchNorm
 from ffengine.reference import local_pass as reference
-
-if TYPE_CHECKING:
-    from ffengine.nn.network import LocalNet
 
 #: How the inside of a layer is called: as it is, or under torch.utils.checkpoint.
 Call = Callable[..., Any]
@@ -84,22 +82,21 @@ def normalise(layer: LocalLayer, h: torch.Tensor) -> torch.Tensor:
     return reference.normalise(h, config.offsets(h.shape[1]), config)
 
 
-def features(net: LocalNet, i: int, x: torch.Tensor) -> torch.Tensor:
+def features(net: Chain, i: int, x: torch.Tensor) -> torch.Tensor:
     """z of layer i, before the join, from the map that arrives."""
     layer = net.layer(i)
     return normalise(layer, activation(layer, net.transform(i, x), net.training))
 
 
-def logits(net: LocalNet, x: torch.Tensor, call: Call = direct,
+def logits(net: Chain, head: LinearHead | None, x: torch.Tensor, call: Call = direct,
            layout: torch.memory_format = torch.preserve_format) -> torch.Tensor:
-    """Logits (N, classes) of samples x: of the first head, else the last layer's goodness.
+    """Logits (N, classes) of samples x.
 
     Args:
+        head: whose logits; None: the last layer's goodness.
         call: of every layer's inside but the last one's, whose backward pass comes first.
         layout: memory format of the first layer's input, if it is a map.
     """
-    head = net.heads[0] if len(net.heads) else None
-    assert head is None or isinstance(head, LinearHead)
     end = len(net.layers) - 1 if head is None else max(head.layers)
     read = set() if head is None else set(head.layers)
     x = net.blank(x)
@@ -119,7 +116,7 @@ def logits(net: LocalNet, x: torch.Tensor, call: Call = direct,
     return scores
 
 
-def batch_statistics(net: LocalNet) -> bool:
+def batch_statistics(net: Chain) -> bool:
     """Backpropagation of the network depends on what else is in the batch."""
     layers = [net.layer(i) for i in range(len(net.layers))]
     return any((isinstance(layer.couple, BatchNorm) and not layer.couple.use_running)

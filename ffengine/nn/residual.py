@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ffengine.nn.network import Wire
+from ffengine.nn.chain import Wire
 
 #: (in channels, out channels, kernel, stride) of a convolution.
 Row = tuple[int, int, int, int]

@@ -14,22 +14,19 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING
 
 import torch
 
+from ffengine.nn.chain import Chain
 from ffengine.nn.layers import as_laid_out
 from ffengine.nn.norms import input_scale
 from ffengine.ops.tracing import traced
-
-if TYPE_CHECKING:
-    from ffengine.nn.network import LocalNet
 
 #: Bytes of one layer's maps in flight: a chunk of images times all labels.
 CHUNK_BYTES = 8 << 20
 
 
-def label_goodness(net: LocalNet, x: torch.Tensor, end: int,
+def label_goodness(net: Chain, x: torch.Tensor, end: int,
                    backend: str = "auto") -> list[torch.Tensor]:
     """Goodness (N, K) of layers 0..end for every label, of samples x (N, *in_shape)."""
     encoding = net.encoding
@@ -49,7 +46,7 @@ def label_goodness(net: LocalNet, x: torch.Tensor, end: int,
     return [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
 
 
-def _of_rows(net: LocalNet, x: torch.Tensor, marks: torch.Tensor, end: int,
+def _of_rows(net: Chain, x: torch.Tensor, marks: torch.Tensor, end: int,
              backend: str) -> list[torch.Tensor]:
     """Goodness (N, K) per layer; rows of the pass are (image, label), labels fastest."""
     assert net.encoding is not None
@@ -58,7 +55,7 @@ def _of_rows(net: LocalNet, x: torch.Tensor, marks: torch.Tensor, end: int,
     return [g.view(-1, marks.shape[0]) for g in goodness]
 
 
-def first_preactivation(net: LocalNet, base: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
+def first_preactivation(net: Chain, base: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
     """a (N K, O, ...) of the first layer for images base (N, ...) with every mark (K, ...)."""
     layer = net.layer(0)
     alpha, beta, w, b = None, None, None, None
@@ -99,7 +96,7 @@ def first_preactivation(net: LocalNet, base: torch.Tensor, marks: torch.Tensor) 
 Scales = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
 
-def _normalisation(net: LocalNet, base: torch.Tensor, marks: torch.Tensor) -> Scales:
+def _normalisation(net: Chain, base: torch.Tensor, marks: torch.Tensor) -> Scales:
     """(alpha (N, K), beta (N, K), w, b): the input's norms as scale and shift; None: not there."""
     norm, dtype = net.layer(0).pre_norm, base.dtype
     if norm is None:

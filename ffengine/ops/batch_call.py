@@ -2,77 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
-
 import torch
 
-from ffengine.ops import backends, library_batch_pass
+from ffengine.ops import backends, library, library_batch_pass
 from ffengine.ops.call import _dtype_code
 from ffengine.ops.layout import nchw
 from ffengine.ops.memory_accounting import declare, is_fake, listeners
+from ffengine.ops.params import PHASE_MIDDLE, SWEPT, BatchPassCall, BatchPassTensors
 from ffengine.ops.tracing import traced
 
-PHASE_STATS, PHASE_APPLY, PHASE_PEER_STATS, PHASE_PEER_APPLY, PHASE_MIDDLE = range(5)
 
-
-class BatchPassTensors(NamedTuple):
-    """Destination-passing arguments of a back-end (csrc/params.h: BatchPassParams)."""
-
-    a: torch.Tensor
-    y: torch.Tensor | None = None
-    gamma: torch.Tensor | None = None
-    table: torch.Tensor | None = None  # (5, C) fp32; stats, peer: (C,)
-    weight: torch.Tensor | None = None  # (N, C) fp32
-    moments: torch.Tensor | None = None  # (2, N, C) fp32; peer: (C,)
-    extrema: torch.Tensor | None = None  # (2, N, C) fp32
-    z: torch.Tensor | None = None
-    da: torch.Tensor | None = None
-    # the middle reads moments, extrema, y, gamma and these, and writes table, weight and the rest
-    pivot: torch.Tensor | None = None  # (C,) fp32: the table of the first sweep
-    beta: torch.Tensor | None = None
-    running_mean: torch.Tensor | None = None  # (C,) fp32, moved in training
-    running_var: torch.Tensor | None = None
-    offsets: torch.Tensor | None = None  # (K + 1,) int64
-    g: torch.Tensor | None = None  # (N, K) fp32
-    loss: torch.Tensor | None = None  # (N,) or (N/2,) fp32
-    coef: torch.Tensor | None = None  # (N, K) fp32
-    dgamma: torch.Tensor | None = None  # (C,) fp32
-    dbeta: torch.Tensor | None = None
-
-
-#: Of these the sweeps in C++ take so many; the rest are the middle's.
-SWEPT = 9
-
-
-@dataclass(frozen=True, slots=True)
-class BatchPassCall:
-    """A call's numbers, flat, as the kernels read them."""
-
-    phase: int
-    channels_last: bool
-    pool: bool
-    norm_first: bool
-    squares: bool
-    straight_through: bool
-    # of the middle
-    groups: int = 1
-    equal_groups: bool = True
-    goodness: int = 0
-    loss: int = -1
-    training: bool = True
-    use_running: bool = False
-    pixels: int = 1  # of a channel of a sample: what the statistics are taken over
-    pixels_z: int = 1
-    momentum: float = 0.0
-    eps: float = 0.0
-    p0: float = 0.0
-    p1: float = 0.0
-    p2: float = 0.0
-    scale: float = 0.0  # weight of one loss value in the batch objective
-    da_scale: float = 1.0
-
-
+@library.implements("batch_pass")
 def run(backend: str, tensors: BatchPassTensors, call: BatchPassCall) -> None:
     """Hand a call to a kernel back-end; the one place that knows where they live."""
     if traced():

@@ -10,10 +10,11 @@ from typing import Any, cast
 
 import torch
 
-from ffengine.ops.batch_call import PHASE_MIDDLE, BatchPassCall, BatchPassTensors, run
+from ffengine.ops.batch_call import run
 from ffengine.ops.batch_stats import Middle, Sweep
 from ffengine.ops.call import offsets_tensor
 from ffengine.ops.config import GOODNESS_CODES, LocalPassConfig, Loss
+from ffengine.ops.params import PHASE_MIDDLE, BatchPassCall, BatchPassTensors
 
 BACKENDS = frozenset({"triton", "cuda"})
 #: Held beside the tensors, a channel: the kernels' three fp64 numbers.

@@ -16,16 +16,7 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from ffengine.ops import backends, batch_middle, batch_stats
-from ffengine.ops.batch_call import (
-    PHASE_APPLY,
-    PHASE_PEER_APPLY,
-    PHASE_PEER_STATS,
-    PHASE_STATS,
-    BatchPassCall,
-    BatchPassTensors,
-    cpu_scratch,
-    run,
-)
+from ffengine.ops.batch_call import cpu_scratch, run
 from ffengine.ops.config import BatchNorm, LocalPassConfig, Loss, Peer, Tile, da_scale
 from ffengine.ops.layout import destination, memory_layout, numel, pooled_shape
 from ffengine.ops.local_pass import (
@@ -34,6 +25,14 @@ from ffengine.ops.local_pass import (
     local_pass,
 )
 from ffengine.ops.local_pass import extra_bytes as local_extra_bytes
+from ffengine.ops.params import (
+    PHASE_APPLY,
+    PHASE_PEER_APPLY,
+    PHASE_PEER_STATS,
+    PHASE_STATS,
+    BatchPassCall,
+    BatchPassTensors,
+)
 from ffengine.reference import batch_pass as reference
 
 Couple = BatchNorm | Peer

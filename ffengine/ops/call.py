@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 
@@ -19,59 +18,8 @@ from ffengine.ops.config import (
 from ffengine.ops.host import constant
 from ffengine.ops.layout import memory_layout, nchw
 from ffengine.ops.memory_accounting import declare, is_fake, listeners
+from ffengine.ops.params import LocalPassCall, LocalPassTensors
 from ffengine.ops.tracing import traced
-
-
-class LocalPassTensors(NamedTuple):
-    """Destination-passing arguments of a back-end; None where a call has no such tensor."""
-
-    a: torch.Tensor
-    y: torch.Tensor | None
-    g0: torch.Tensor | None
-    h_prev: torch.Tensor | None
-    shortcut: torch.Tensor | None  # like z, dense
-    offsets: torch.Tensor  # (K + 1,) int64, same device as a
-    z: torch.Tensor | None
-    g: torch.Tensor  # (N, K) fp32
-    loss: torch.Tensor | None  # (N,) or (N/2,) fp32
-    coef: torch.Tensor | None  # (N, K) fp32
-    da: torch.Tensor | None
-    stats: torch.Tensor  # (N, K, 2) fp32
-    clock: torch.Tensor | None  # (1,) int32: dropout's step, in place of the call's
-
-
-@dataclass(frozen=True, slots=True)
-class LocalPassCall:
-    """A call's numbers, flat, as the kernels read them (csrc/params.h: LocalPassParams)."""
-
-    z_channels: int
-    groups: int
-    equal_groups: bool
-    channels_last: bool
-    phase: int
-    goodness: int
-    norm: int
-    norm_rms: bool
-    norm_per_group: bool
-    norm_eps: float
-    straight_through: bool
-    pool: bool
-    blend: float
-    dropout_seed: int
-    dropout_layer: int
-    dropout_step: int
-    dropout_threshold: int
-    keep_scale: float
-    loss: int
-    p0: float
-    p1: float
-    p2: float
-    scale: float
-    da_scale: float
-    start: int
-    half: int
-    half_start: int
-
 
 #: Calls made before, by the identity of their settings (whose hash would take longer than a call)
 #: and by all else that they follow from.
@@ -133,6 +81,7 @@ def _flat(a: torch.Tensor, channels_last: bool, config: LocalPassConfig, tile: T
     )
 
 
+@library.implements("local_pass")
 def run(backend: str, tensors: LocalPassTensors, call: LocalPassCall) -> None:
     """Hand a call to a kernel back-end; the one place that knows where they live."""
     if tensors.a.shape[0] == 0:

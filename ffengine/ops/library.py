@@ -6,18 +6,29 @@ costs 1-2 µs less. Registered with define/impl: the decorator costs 9 µs a cal
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 
 from ffengine.ops.optim import ConvGeometry, OptimConfig, OptimState
-
-if TYPE_CHECKING:
-    from ffengine.ops.call import LocalPassCall, LocalPassTensors
+from ffengine.ops.params import LocalPassCall, LocalPassTensors
 
 #: torch leaves Library without annotations.
 library: Any = torch.library.Library("ffengine", "FRAGMENT")  # type: ignore[no-untyped-call]
+#: What the registered ops call, by their names.
+functions: dict[str, Callable[..., None]] = {}
+Function = TypeVar("Function", bound=Callable[..., None])
+
+
+def implements(op: str) -> Callable[[Function], Function]:
+    """Decorator of the function that registered op `op` calls."""
+    def keep(function: Function) -> Function:
+        functions[op] = function
+        return function
+    return keep
+
 
 library.define(
     "weight_update(Tensor(a!) weight, Tensor x, Tensor da, Tensor(b!)? m, Tensor(c!)? v, "
@@ -38,9 +49,7 @@ def _weight_update(
     numbers: list[float], nesterov: bool, random: list[int], geometry: list[int], finish: bool,
     da_scale: float, backend: str,
 ) -> None:
-    from ffengine.ops import weight_update as op
-
-    op.weight_update(
+    functions["weight_update"](
         weight, x, da, optim=unpack_optim(words, numbers, nesterov),
         state=unpack_state((m, v, m_scale, v_scale), random[:3]),
         geometry=ConvGeometry((geometry[0], geometry[1]), *geometry[2:]) if geometry else None,
@@ -126,11 +135,9 @@ def _local_pass(a: torch.Tensor, y: torch.Tensor | None, g0: torch.Tensor | None
                 loss: torch.Tensor | None, coef: torch.Tensor | None, da: torch.Tensor | None,
                 stats: torch.Tensor, clock: torch.Tensor | None, ints: list[int],
                 floats: list[float], backend: str) -> None:
-    from ffengine.ops import call as op
-
-    tensors = op.LocalPassTensors(a, y, g0, h_prev, shortcut, offsets, z, g, loss, coef, da, stats,
-                                  clock)
-    op.run(backend, tensors, unpack_call(ints, floats))
+    tensors = LocalPassTensors(a, y, g0, h_prev, shortcut, offsets, z, g, loss, coef, da, stats,
+                               clock)
+    functions["local_pass"](backend, tensors, unpack_call(ints, floats))
 
 
 def _local_pass_fake(*args: Any) -> None:
@@ -155,8 +162,6 @@ def pack_call(call: LocalPassCall) -> tuple[list[int], list[float]]:
 
 def unpack_call(ints: list[int], floats: list[float]) -> LocalPassCall:
     """The inverse of `pack_call`."""
-    from ffengine.ops.call import LocalPassCall
-
     whole, real = iter(ints), iter(floats)
     values: dict[str, Any] = {}
     for f in fields(LocalPassCall):

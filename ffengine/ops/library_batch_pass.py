@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from ffengine.ops.library import library
-
-if TYPE_CHECKING:
-    from ffengine.ops.batch_call import BatchPassCall, BatchPassTensors
+from ffengine.ops.library import functions, library
+from ffengine.ops.params import BatchPassCall, BatchPassTensors
 
 library.define(
     "batch_pass(Tensor a, Tensor? y, Tensor? gamma, Tensor(l!)? table, Tensor(m!)? weight, "
@@ -29,11 +27,9 @@ def _batch_pass(a: torch.Tensor, y: torch.Tensor | None, gamma: torch.Tensor | N
                 g: torch.Tensor | None, loss: torch.Tensor | None, coef: torch.Tensor | None,
                 dgamma: torch.Tensor | None, dbeta: torch.Tensor | None, ints: list[int],
                 floats: list[float], backend: str) -> None:
-    from ffengine.ops import batch_call as op
-
-    tensors = op.BatchPassTensors(a, y, gamma, table, weight, moments, extrema, z, da, pivot, beta,
-                                  running_mean, running_var, offsets, g, loss, coef, dgamma, dbeta)
-    op.run(backend, tensors, unpack(ints, floats))
+    tensors = BatchPassTensors(a, y, gamma, table, weight, moments, extrema, z, da, pivot, beta,
+                               running_mean, running_var, offsets, g, loss, coef, dgamma, dbeta)
+    functions["batch_pass"](backend, tensors, unpack(ints, floats))
 
 
 def _batch_pass_fake(*args: Any) -> None:
@@ -57,8 +53,6 @@ def pack(call: BatchPassCall) -> tuple[list[int], list[float]]:
 
 def unpack(ints: list[int], floats: list[float]) -> BatchPassCall:
     """The inverse of `pack`."""
-    from ffengine.ops.batch_call import BatchPassCall
-
     whole, real = iter(ints), iter(floats)
     values: dict[str, Any] = {}
     for f in fields(BatchPassCall):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 
 from ffengine.ops.config import Dropout, LocalPassConfig, Loss, Norm
 from ffengine.ops.library import (
+    functions,
     library,
     pack_optim,
     pack_random,
@@ -16,9 +17,7 @@ from ffengine.ops.library import (
     unpack_state,
 )
 from ffengine.ops.optim import OptimState
-
-if TYPE_CHECKING:
-    from ffengine.ops.linear_step import Call, LinearStepOutput
+from ffengine.ops.params import LinearStepCall, LinearStepOutput
 
 library.define(
     "linear_step(Tensor(a!) weight, Tensor x, Tensor y, Tensor(b!)? m, Tensor(c!)? v, "
@@ -28,7 +27,7 @@ library.define(
     "Tensor(o!) coef, str[] words, int[] groups, int[] ints, float[] floats, str backend) -> ()")
 
 
-def pack(c: Call) -> tuple[list[str], list[int], list[int], list[float]]:
+def pack(c: LinearStepCall) -> tuple[list[str], list[int], list[int], list[float]]:
     """A call's settings as the schema carries them; `groups` is [K] where K groups are equal."""
     loss, drop, norm = cast(Loss, c.config.loss), c.config.dropout, c.input_norm
     words, numbers, nesterov = pack_optim(c.optim)
@@ -42,10 +41,8 @@ def pack(c: Call) -> tuple[list[str], list[int], list[int], list[float]]:
 
 
 def unpack(tensors: tuple[torch.Tensor | None, ...], words: list[str], groups: list[int],
-           ints: list[int], floats: list[float]) -> Call:
+           ints: list[int], floats: list[float]) -> LinearStepCall:
     """The inverse of `pack`; tensors: those of the schema before g."""
-    from ffengine.ops.linear_step import Call
-
     weight, x, y, m, v, bias, bias_m, bias_v, g0, grad_out, bias_grad_out, *scales = tensors
     goodness, relu_gradient, name, reduction, kind, length, *optim = words
     p0, p1, p2, p, norm_eps, *numbers = floats
@@ -54,7 +51,7 @@ def unpack(tensors: tuple[torch.Tensor | None, ...], words: list[str], groups: l
         groups[0] if len(groups) == 1 else tuple(groups), cast(Any, goodness),
         Loss(name, (p0, p1, p2), cast(Any, reduction)), Norm("none"), cast(Any, relu_gradient),
         dropout=Dropout(p, seed % 2**64, layer, drop_step))
-    return Call(
+    return LinearStepCall(
         cast(torch.Tensor, weight), cast(torch.Tensor, x), y, config,
         unpack_optim(optim, numbers, bool(nesterov)),
         unpack_state((m, v, scales[0], scales[1]), states[:3]), bias,
@@ -64,10 +61,8 @@ def unpack(tensors: tuple[torch.Tensor | None, ...], words: list[str], groups: l
 
 
 def _linear_step(*arguments: Any) -> None:
-    from ffengine.ops import linear_step as op
-
     call = unpack(arguments[:15], *arguments[18:22])
-    op.run(call, arguments[22], op.LinearStepOutput(*arguments[15:18]))
+    functions["linear_step"](call, arguments[22], LinearStepOutput(*arguments[15:18]))
 
 
 def _linear_step_fake(*arguments: Any) -> None:
@@ -78,13 +73,13 @@ library.impl("linear_step", _linear_step, "CompositeExplicitAutograd")
 torch.library.register_fake("ffengine::linear_step", _linear_step_fake, lib=library)
 
 
-def arguments(c: Call, backend: str, result: LinearStepOutput) -> tuple[Any, ...]:
+def arguments(c: LinearStepCall, backend: str, result: LinearStepOutput) -> tuple[Any, ...]:
     """What the registered op takes, in the schema's order."""
     s, b = c.state or OptimState(None, None), c.bias_state or OptimState(None, None)
     return (c.weight, c.x, c.y, s.m, s.v, c.bias, b.m, b.v, c.g0, c.grad_out, c.bias_grad_out,
             s.m_scale, s.v_scale, b.m_scale, b.v_scale, *result, *pack(c), backend)
 
 
-def linear_step(c: Call, backend: str, result: LinearStepOutput) -> None:
+def linear_step(c: LinearStepCall, backend: str, result: LinearStepOutput) -> None:
     """ffengine.ops.linear_step.run through its registered op."""
     torch.ops.ffengine.linear_step(*arguments(c, backend, result))

@@ -18,27 +18,20 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from ffengine.ops import backends, linear_tile, product
+from ffengine.ops import backends, library, library_linear_step, linear_tile, product
 from ffengine.ops import local_pass as sweep
 from ffengine.ops import weight_update as update
 from ffengine.ops.config import LocalPassConfig, Loss, Norm, Tile
 from ffengine.ops.memory_accounting import allocating
 from ffengine.ops.optim import DTYPE_CODES, OptimConfig, OptimState, state_bytes
 from ffengine.ops.optimizer_step import check_state, step_dtype
+from ffengine.ops.params import LinearStepCall, LinearStepOutput
 from ffengine.ops.tracing import traced
 from ffengine.reference import linear_step as reference
 
 __all__ = ["LinearStepOutput", "bytes_moved", "extra_bytes", "linear_step"]
 
 NO_NORM = Norm("none")
-
-
-class LinearStepOutput(NamedTuple):
-    """What a step leaves beside the new weights: see `linear_step`."""
-
-    g: torch.Tensor
-    loss: torch.Tensor
-    coef: torch.Tensor
 
 
 def bytes_moved(x_shape: tuple[int, int], weight_shape: tuple[int, int], dtype: torch.dtype,
@@ -154,8 +147,8 @@ def linear_step(
     Raises:
         TypeError, ValueError: one line with what was expected and what came.
     """
-    call = Call(weight, x, y, config, optim, state, bias, bias_state, input_norm, g0, tile_rows,
-                grad_out, bias_grad_out, finish)
+    call = LinearStepCall(weight, x, y, config, optim, state, bias, bias_state, input_norm, g0,
+                          tile_rows, grad_out, bias_grad_out, finish)
     _check(call)
     name = backends.resolve("linear_step", backend, x.device.type, x.dtype)
     recorded = torch.is_grad_enabled() and x.requires_grad
@@ -164,10 +157,8 @@ def linear_step(
     if not traced():
         run(call, name, result)
     elif isinstance(config.loss, Loss):
-        from ffengine.ops import library_linear_step as library
-
         with torch.no_grad():
-            library.linear_step(call, name, result)
+            library_linear_step.linear_step(call, name, result)
     else:  # no schema holds a function
         torch.compiler.disable(run)(call, name, result)  # type: ignore[no-untyped-call]
     for counted in (state, bias_state if bias is not None else None):
@@ -176,30 +167,11 @@ def linear_step(
     return cast(LinearStepOutput, sweep.forbid_backward(x, result)) if recorded else result
 
 
-class Call(NamedTuple):
-    """The arguments of a step, as `linear_step` names them."""
-
-    weight: torch.Tensor
-    x: torch.Tensor
-    y: Any
-    config: LocalPassConfig
-    optim: OptimConfig
-    state: OptimState | None
-    bias: torch.Tensor | None
-    bias_state: OptimState | None
-    input_norm: Norm
-    g0: torch.Tensor | None
-    tile_rows: int | None
-    grad_out: torch.Tensor | None
-    bias_grad_out: torch.Tensor | None
-    finish: bool
-
-
 def _paired(config: LocalPassConfig) -> bool:
     return isinstance(config.loss, Loss) and config.loss.paired
 
 
-def _results(c: Call) -> LinearStepOutput:
+def _results(c: LinearStepCall) -> LinearStepOutput:
     n, k = c.x.shape[0], len(c.config.offsets(c.weight.shape[0])) - 1
     loss = n // 2 if _paired(c.config) else n
     wide = step_dtype(c.weight.dtype)
@@ -207,8 +179,9 @@ def _results(c: Call) -> LinearStepOutput:
                               for size in ((n, k), (loss,), (n, k))))
 
 
+@library.implements("linear_step")
 @torch.no_grad()
-def run(c: Call, backend: str, result: LinearStepOutput) -> None:
+def run(c: LinearStepCall, backend: str, result: LinearStepOutput) -> None:
     """A checked call: fills `result`, then steps; the states' counts are the caller's to raise."""
     wide = step_dtype(c.weight.dtype)
     if backend == "reference":
@@ -235,7 +208,7 @@ def run(c: Call, backend: str, result: LinearStepOutput) -> None:
             update.optimizer_step(p, grad, state, c.optim, 1.0, backend)
 
 
-def _run_tiles(c: Call, backend: str, result: LinearStepOutput, dw: torch.Tensor,
+def _run_tiles(c: LinearStepCall, backend: str, result: LinearStepOutput, dw: torch.Tensor,
                db: torch.Tensor | None) -> None:
     (n, features), out, paired = c.x.shape, c.weight.shape[0], _paired(c.config)
     rows = _rows(n, features, out, c.x.dtype, c)
@@ -265,7 +238,7 @@ class Buffers(NamedTuple):
                 None if self.room is None else self.room[start:stop])
 
 
-def _run_tile(c: Call, backend: str, result: LinearStepOutput, dw: torch.Tensor,
+def _run_tile(c: LinearStepCall, backend: str, result: LinearStepOutput, dw: torch.Tensor,
               db: torch.Tensor | None, weight: torch.Tensor, buffers: Buffers, tile: Tile,
               parts: tuple[slice, ...]) -> None:
     """One tile; its rows lie together or, in pairs, in two runs, which are never gathered."""
@@ -283,14 +256,14 @@ def _run_tile(c: Call, backend: str, result: LinearStepOutput, dw: torch.Tensor,
         _add_product(c, backend, dw, part, x, da_scale)
 
 
-def _rows(n: int, features: int, out: int, dtype: torch.dtype, c: Call) -> int:
+def _rows(n: int, features: int, out: int, dtype: torch.dtype, c: LinearStepCall) -> int:
     """Rows of a tile's buffers: at least a pair where the loss takes pairs."""
     wanted = c.tile_rows or linear_tile.choose_rows(n, features, out, dtype, c.input_norm,
                                                     c.x.device.type)
     return max(1, min(n, max(wanted, 2 if _paired(c.config) else 1)))
 
 
-def _sweep(c: Call, backend: str, result: LinearStepOutput, a: torch.Tensor, tile: Tile,
+def _sweep(c: LinearStepCall, backend: str, result: LinearStepOutput, a: torch.Tensor, tile: Tile,
            parts: tuple[slice, ...]) -> float:
     """a becomes da where it lies; g, loss and coef go to their rows. Returns da's scale."""
     found = sweep.local_pass(
@@ -301,8 +274,8 @@ def _sweep(c: Call, backend: str, result: LinearStepOutput, a: torch.Tensor, til
     return found.da_scale
 
 
-def _add_product(c: Call, backend: str, dw: torch.Tensor, da: torch.Tensor, x: torch.Tensor,
-                 da_scale: float) -> None:
+def _add_product(c: LinearStepCall, backend: str, dw: torch.Tensor, da: torch.Tensor,
+                 x: torch.Tensor, da_scale: float) -> None:
     """dw += da^T x / da_scale."""
     if library_adds(x.dtype, x.device.type):
         dw.addmm_(da.t(), x)
@@ -311,7 +284,7 @@ def _add_product(c: Call, backend: str, dw: torch.Tensor, da: torch.Tensor, x: t
                          da_scale=da_scale, backend=backend)
 
 
-def _check(c: Call) -> None:
+def _check(c: LinearStepCall) -> None:
     """Validate without a host sync."""
     for name, t in (("weight", c.weight), ("x", c.x)):
         if not isinstance(t, torch.Tensor) or t.dim() != 2:
@@ -331,7 +304,7 @@ def _check(c: Call) -> None:
         _check_parameter(c, role, p, state, out)
 
 
-def _check_settings(c: Call) -> None:
+def _check_settings(c: LinearStepCall) -> None:
     if c.config.pool != "none" or c.config.blend != 1.0:
         raise ValueError("[linear_step] expected a config without pool and blend, got "
                          f"pool={c.config.pool!r} blend={c.config.blend}")
@@ -343,7 +316,7 @@ def _check_settings(c: Call) -> None:
         raise ValueError(f"[linear_step] tile_rows must be 1 or more, got {c.tile_rows}")
 
 
-def _check_rows(c: Call) -> None:
+def _check_rows(c: LinearStepCall) -> None:
     """Targets and g0: a row for every sample."""
     n, k = c.x.shape[0], len(c.config.offsets(c.weight.shape[0])) - 1
     if isinstance(c.config.loss, Loss):
@@ -356,7 +329,7 @@ def _check_rows(c: Call) -> None:
                          f"{tuple(c.g0.shape)} on {c.g0.device}")
 
 
-def _check_parameter(c: Call, role: str, p: torch.Tensor | None, state: OptimState | None,
+def _check_parameter(c: LinearStepCall, role: str, p: torch.Tensor | None, state: OptimState | None,
                      out: torch.Tensor | None) -> None:
     if p is None:
         if out is not None:

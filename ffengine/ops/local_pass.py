@@ -14,14 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from ffengine.ops import backends
-from ffengine.ops.call import (
-    LocalPassCall,
-    LocalPassTensors,
-    cpu_scratch,
-    make_call,
-    offsets_tensor,
-    run,
-)
+from ffengine.ops.call import cpu_scratch, make_call, offsets_tensor, run
 from ffengine.ops.config import (
     PHASE_APPLY,
     PHASE_FUSED,
@@ -42,6 +35,7 @@ from ffengine.ops.layout import (
     pooled_shape,
 )
 from ffengine.ops.memory_accounting import declare, is_fake
+from ffengine.ops.params import LocalPassCall, LocalPassTensors
 from ffengine.ops.tracing import traced
 from ffengine.reference import local_pass as reference
 

@@ -2,7 +2,7 @@
 what tensors allocated around it are.
 
 Both live in the context (contextvars), so a meter hears its own thread's calls only. Whether a call
-computes is told by its tensors: on fake ones, in a dry run (ffengine.engine.dry_run), a kernel
+computes is told by its tensors: on fake ones, in a dry run (engine/memory/dry_run.py), a kernel
 says what it would hold and returns.
 """
 

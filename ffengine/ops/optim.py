@@ -13,12 +13,12 @@ from typing import Literal
 
 import torch
 
-from ffengine.reference.state_formats import BLOCK
-
 OPTIM_CODES = {"sgd": 0, "adam": 1, "adamw": 2}
 STATE_CODES = {"fp32": 0, "bf16": 1, "8bit": 2}
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 StatePrecision = Literal["fp32", "bf16", "8bit"]
+#: Elements that share a scale in 8 bits.
+BLOCK = 256
 #: Parameters with fewer elements keep fp32 states, and layer weights stay fp32: they weigh nothing.
 SMALLEST_COMPRESSED = 4096
 #: Streams of optimizer steps; dropout's third counter word is a layer's number, far below.

@@ -11,18 +11,16 @@ triton: kernels/weight_update.py                 cuda: csrc/cuda/weight_update.c
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from ffengine.ops import backends, product_rule, tracing
+from ffengine.ops import backends, library, product_rule, tracing
 from ffengine.ops.memory_accounting import allocating, declare, is_fake, listeners
 from ffengine.ops.optim import (
     DTYPE_CODES,
     LINEAR,
     ConvGeometry,
-    OptimCall,
     OptimConfig,
     OptimState,
     compressed,
@@ -43,24 +41,12 @@ from ffengine.ops.optimizer_step import (
     step_dtype,
     stepped,
 )
+from ffengine.ops.params import WeightUpdateCall
 from ffengine.reference import weight_update as reference
 from ffengine.reference.state_formats import SCRATCH_BYTES
 
 __all__ = ["ConvGeometry", "OptimConfig", "OptimState", "bytes_moved", "choose", "extra_bytes",
            "gradient_update", "optimizer_step", "weight_update"]
-
-
-@dataclass(frozen=True, slots=True)
-class WeightUpdateCall:
-    """A call's numbers (csrc/params.h: WeightUpdateParams)."""
-
-    x_channels_last: bool
-    da_channels_last: bool
-    weight_channels_last: bool
-    accumulate: bool
-    finish: bool
-    inv_scale: float
-    optim: OptimCall | None
 
 
 #: Where the library's fp32 convolution gradient beats ours: input channels below `limit`. ms of one
@@ -148,6 +134,7 @@ def _kernel_scratch(shape: tuple[int, ...], dtype: torch.dtype, accumulate: bool
                                              ext.num_threads()))
 
 
+@library.implements("weight_update")
 def weight_update(
     weight: torch.Tensor,
     x: torch.Tensor,
@@ -187,8 +174,6 @@ def weight_update(
         TypeError, ValueError: one line with what was expected and what came.
     """
     if tracing.traced():
-        from ffengine.ops import library
-
         library.weight_update(weight, x, da, optim, state, geometry, accumulate, finish, grad_out,
                               bias, bias_state, bias_accumulate, bias_grad_out, da_scale, backend)
         return

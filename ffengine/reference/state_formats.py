@@ -15,17 +15,12 @@ word of stream ^ WEIGHT_STREAM.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
+from ffengine.ops.optim import BLOCK, OptimConfig, OptimState
 from ffengine.reference.local_pass import philox4x32
 from ffengine.reference.weight_update import optimizer_step
 
-if TYPE_CHECKING:
-    from ffengine.ops.optim import OptimConfig, OptimState
-
-BLOCK = 256
 WEIGHT_STREAM = 0x40000000
 #: Exponent and mantissa bits of an fp32 magnitude, shifted right by 20, of code 0; largest code.
 SIGNED, UNSIGNED = (889, 127), (761, 255)

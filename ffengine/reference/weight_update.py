@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from ffengine.ops.weight_update import OptimConfig
+from ffengine.ops.optim import OptimConfig
 
 
 def weight_gradient(x: torch.Tensor, da: torch.Tensor, weight: torch.Tensor, stride: int,

@@ -19,8 +19,8 @@ from ffengine.adapt import (
 )
 from ffengine.adapt.responses import below
 from ffengine.adapt.training import decoded, reshape
-from ffengine.engine import checkpoint
-from ffengine.engine.schedule import Schedule
+from ffengine.engine.run import checkpoint
+from ffengine.engine.schedules.schedule import Schedule
 from ffengine.nn import LocalConv2d, LocalLinear, LocalNet
 from ffengine.nn.network import Wire
 from ffengine.ops.config import LocalPassConfig, Norm

@@ -13,8 +13,8 @@ from ffengine.adapt import apply
 from ffengine.adapt.evolving import Evolving, count_of
 from ffengine.adapt.growth import Degeneration, Growth, degenerate, grow, growing, weak_units
 from ffengine.adapt.responses import below, survey
-from ffengine.engine.evaluation import class_accuracy
-from ffengine.engine.schedule import Schedule
+from ffengine.engine.run.evaluation import class_accuracy
+from ffengine.engine.schedules.schedule import Schedule
 from ffengine.nn import LocalNet
 
 

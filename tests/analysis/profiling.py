@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 import ffengine as ff
-from ffengine.analysis import rates
-from ffengine.analysis.profile import record
+from ffengine.devices import rates
+from ffengine.profile import record
 
 SMALL = {"in_channels": 1, "image_size": 8, "widths": (10, 20, 20, 20)}
 COPY_RATE, PRODUCT_RATE = 1e9, 1e10

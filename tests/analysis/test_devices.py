@@ -11,15 +11,15 @@ import torch
 from bench import devices as bench
 from bench import results
 from ffengine import models
-from ffengine.analysis import devices
-from ffengine.analysis.devices import Device, Figure
-from ffengine.analysis.prediction import Predictor, Tally, every_phase
-from ffengine.analysis.profile.watch import watching
-from ffengine.analysis.rates import Rates
-from ffengine.engine.plans import Job
-from ffengine.engine.schedule import of
-from ffengine.engine.settings import Settings
+from ffengine.devices import catalog
+from ffengine.devices.catalog import Device, Figure
+from ffengine.devices.prediction import Predictor, Tally, every_phase
+from ffengine.devices.rates import Rates
+from ffengine.engine.memory.plans import Job
+from ffengine.engine.run.settings import Settings
+from ffengine.engine.schedules.schedule import of
 from ffengine.engine.trainer import Trainer
+from ffengine.profile.watch import watching
 
 SMALL = {"widths": (10, 20, 20, 20), "image_size": 16, "in_channels": 1}
 
@@ -42,9 +42,9 @@ def device(memory=1e9, bandwidth=1e30, flops=1e30, launch=1e-30, kind="cuda"):
                   kind=kind)
 
 
-@pytest.mark.parametrize("name", devices.names())
+@pytest.mark.parametrize("name", catalog.names())
 def test_a_bundled_profile_is_sound(name):
-    found = devices.load(name)
+    found = catalog.load(name)
     assert found.name == name and found.title and found.compute_capability
     assert all("https://" in source for source in found.sources.values())
     figures = {**found.figures, **found.flops_per_second}
@@ -60,21 +60,21 @@ def test_a_bundled_profile_is_sound(name):
 
 
 def test_what_the_issue_asks_for_is_bundled():
-    known = devices.names()
+    known = catalog.names()
     assert {"jetson-nano", "orin-nano", "orin-nx", "agx-orin", "rtx-3050-laptop", "t4",
             "l4"} <= set(known)
-    assert [n for n in known if devices.load(n).prediction_only] == ["jetson-nano"]
-    assert known == sorted(known, key=lambda n: devices.load(n).usable_bytes)
+    assert [n for n in known if catalog.load(n).prediction_only] == ["jetson-nano"]
+    assert known == sorted(known, key=lambda n: catalog.load(n).usable_bytes)
 
 
 def test_the_template_is_a_profile(tmp_path):
     path = tmp_path / "mine.toml"
-    path.write_text(devices.TEMPLATE)
-    assert devices.load(path).usable_bytes == int(0.75 * 8_589_934_592)
-    every = devices.TEMPLATE.replace("\n# ", "\n").replace("A device", "# A device").replace(
+    path.write_text(catalog.TEMPLATE)
+    assert catalog.load(path).usable_bytes == int(0.75 * 8_589_934_592)
+    every = catalog.TEMPLATE.replace("\n# ", "\n").replace("A device", "# A device").replace(
         "A figure", "# A figure").replace("[sources], or", "# [sources], or")
     path.write_text(every)
-    assert devices.load(path).flops_per_second.keys() == {"fp32", "tf32", "fp16", "bf16"}
+    assert catalog.load(path).flops_per_second.keys() == {"fp32", "tf32", "fp16", "bf16"}
 
 
 @pytest.mark.parametrize("old, new, said", [
@@ -96,11 +96,11 @@ def test_the_template_is_a_profile(tmp_path):
     ("[figures]", "[figures", "not TOML"),
 ])
 def test_a_bad_profile_is_one_line(tmp_path, old, new, said):
-    assert old in devices.TEMPLATE
+    assert old in catalog.TEMPLATE
     path = tmp_path / "mine.toml"
-    path.write_text(devices.TEMPLATE.replace(old, new, 1))
+    path.write_text(catalog.TEMPLATE.replace(old, new, 1))
     with pytest.raises(ValueError) as refused:
-        devices.load(path)
+        catalog.load(path)
     text = str(refused.value)
     assert text.startswith("[device] mine.toml") and said in text and "\n" not in text
 
@@ -108,11 +108,11 @@ def test_a_bad_profile_is_one_line(tmp_path, old, new, said):
 def test_an_unknown_profile_is_one_line(tmp_path):
     for name in ("nano", "../recipes/t4", "template"):
         with pytest.raises(ValueError, match=r"\[device\] unknown device .*known: jetson-nano"):
-            devices.load(name)
+            catalog.load(name)
     with pytest.raises(ValueError, match=r"\[device\] expected a device file, got .*no such file"):
-        devices.load(tmp_path / "mine.toml")
+        catalog.load(tmp_path / "mine.toml")
     with pytest.raises(ValueError, match="t4 has no bf16 rate; known: fp32, fp16"):
-        devices.load("t4").rates("bf16")
+        catalog.load("t4").rates("bf16")
 
 
 def test_arithmetic_by_hand():
@@ -196,7 +196,7 @@ def test_every_phase_of_a_layerwise_schedule():
 
 
 def test_expected_is_the_measured_range(tmp_path, monkeypatch):
-    monkeypatch.setattr(devices, "MEASURED", tmp_path / "measured.json")
+    monkeypatch.setattr(catalog, "MEASURED", tmp_path / "measured.json")
     predictor = Predictor(job())
     assert predictor.on(device(flops=1e9)).expected is None
     rows = [{"precision": "fp32", "ratio": r} for r in (1.5, 2.0, 4.0)]
@@ -208,21 +208,21 @@ def test_expected_is_the_measured_range(tmp_path, monkeypatch):
     assert predictor.on(device(flops=1e9)).expected == (10 * gpu.calls,) * 3
     on_cpu = predictor.on(device(flops=1e9, kind="cpu"))
     assert on_cpu.expected[1] == pytest.approx(2 * gpu.floor + 1e-9 * gpu.calls)
-    assert results.read(devices.MEASURED, "slowdown")["slowdown"].keys() == {"cpu", "cuda"}
-    assert devices.slowdown("cuda", "bf16") is None
+    assert results.read(catalog.MEASURED, "slowdown")["slowdown"].keys() == {"cpu", "cuda"}
+    assert catalog.slowdown("cuda", "bf16") is None
     bench.keep([{"precision": "bf16", "ratio": 3.0}], "cuda", 1e-9)
-    assert devices.slowdown("cuda", "fp16").where.endswith(", bf16")
-    assert devices.slowdown("cuda", "fp32").kind == "cpu"
+    assert catalog.slowdown("cuda", "fp16").where.endswith(", bf16")
+    assert catalog.slowdown("cuda", "fp32").kind == "cpu"
 
 
 def test_what_is_not_emulated():
-    there, here = devices.load("orin-nano"), devices.load("h100")
-    apart = devices.not_emulated(there, here, "fp32")
+    there, here = catalog.load("orin-nano"), catalog.load("h100")
+    apart = catalog.not_emulated(there, here, "fp32")
     assert apart["sm_count"] == {"there": 8, "here": 132, "ratio": 8 / 132}
     assert apart["bytes_per_second"]["ratio"] == pytest.approx(102e9 / 3.35e12)
     assert apart.keys() == {"sm_count", "clock_hz", "bytes_per_second", "fp32 FLOP/s"}
     bare = replace(there, figures={k: f for k, f in there.figures.items() if k != "sm_count"})
-    assert "sm_count" not in devices.not_emulated(bare, here, "fp32")
+    assert "sm_count" not in catalog.not_emulated(bare, here, "fp32")
 
 
 def test_the_bench_predicts_no_row_by_itself():
@@ -243,9 +243,9 @@ def test_the_bench_predicts_no_row_by_itself():
 
 
 def test_this_machine_is_a_profile(monkeypatch):
-    monkeypatch.setattr(devices, "machine_rates", lambda dtypes, device: Rates(
+    monkeypatch.setattr(catalog, "machine_rates", lambda dtypes, device: Rates(
         1e10, dict.fromkeys(dtypes, 1e11), 1e-6))
-    this = devices.this_machine("cpu", ("fp32", "bf16"))
+    this = catalog.this_machine("cpu", ("fp32", "bf16"))
     assert this.kind == "cpu" and this.usable_bytes > 1e8
     assert this.rates("bf16").flops_per_second[torch.bfloat16] == 1e11
     assert json.dumps(this.values())

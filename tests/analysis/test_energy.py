@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ffengine.analysis import energy
-from ffengine.analysis.profile import record, table
+from ffengine.devices import energy
+from ffengine.profile import record, table
 from tests.analysis.profiling import fix_rates, profiled, trainer
 
 HERE = Path(__file__).parent
@@ -23,7 +23,7 @@ LIBRARY_CASE = """
     sys.modules["pynvml"] = None  # not installed
     import torch
     from types import SimpleNamespace
-    from ffengine.analysis import energy
+    from ffengine.devices import energy
     def card(uuid):
         torch.cuda.get_device_properties = lambda d: SimpleNamespace(uuid=uuid)
     torch.cuda.synchronize = lambda d: None

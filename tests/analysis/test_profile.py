@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 
-from ffengine.analysis.profile import record, table, watch
-from ffengine.analysis.profile.spans import Sum
 from ffengine.engine import execute
-from ffengine.engine.meter import MemoryMeter
+from ffengine.engine.memory.meter import MemoryMeter
 from ffengine.engine.rows import Rows
 from ffengine.engine.trainer import Trainer
 from ffengine.ops import linear_step, local_pass, weight_update
+from ffengine.profile import record, table, watch
+from ffengine.profile.spans import Sum
 from tests.analysis.profiling import COPY_RATE, PRODUCT_RATE, fix_rates, profiled, trainer
 
 #: A model of every schedule, at the smallest size it takes.

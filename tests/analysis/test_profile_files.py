@@ -11,9 +11,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from ffengine.analysis.profile import page, plot, table, trace
-from ffengine.analysis.profile.spans import Sample
-from ffengine.engine.meter import KINDS
+from ffengine.engine.memory.meter import KINDS
+from ffengine.profile import page, plot, table, trace
+from ffengine.profile.spans import Sample
 from tests.analysis.profiling import fix_rates, profiled, trainer
 
 VOID = {"meta", "br", "input", "link", "img", "hr"}

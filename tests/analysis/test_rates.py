@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ffengine.analysis import rates
-from ffengine.analysis.rates import Rates
+from ffengine.devices import rates
+from ffengine.devices.rates import Rates
 
 CPU = torch.device("cpu")
 

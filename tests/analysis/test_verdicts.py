@@ -12,7 +12,7 @@ from ffengine.adapt import sip
 from ffengine.analysis.ttest import compare
 from ffengine.analysis.verdicts import judge, tells_classes
 from ffengine.analysis.weights import clamped, weight_statistics
-from ffengine.engine.evaluation import accuracy, layer_accuracy
+from ffengine.engine.run.evaluation import accuracy, layer_accuracy
 from ffengine.nn import LocalNet
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]

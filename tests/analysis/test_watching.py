@@ -12,7 +12,7 @@ from models import every as tiny
 import ffengine as ff
 from ffengine.analysis import watching
 from ffengine.analysis.sparsity import sparsity
-from ffengine.engine.history import read_rows, read_steps
+from ffengine.engine.run.history import read_rows, read_steps
 from ffengine.nn import LocalLinear, LocalNet
 from ffengine.ops.config import LocalPassConfig, Norm, ce
 

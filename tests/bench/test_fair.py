@@ -20,11 +20,11 @@ from bench import fair, machine, plots, results
 from bench.judging import judged, table, verdict
 from bench.problem import Problem, turns
 from bench.sides import Phase, Side
-from ffengine.analysis import rates
-from ffengine.engine.baselines import BackpropStep, UnfusedStep, backprop_recipes
+from ffengine.baselines.steps import BackpropStep, UnfusedStep, backprop_recipes
+from ffengine.devices import rates
 from ffengine.engine.inputs import rows_of
-from ffengine.engine.plans import phase_starts
-from ffengine.engine.schedule import of
+from ffengine.engine.memory.plans import phase_starts
+from ffengine.engine.schedules.schedule import of
 from ffengine.nn.differentiable import batch_statistics
 from ffengine.ops.product_rule import exact
 from ffengine.ops.weight_update import OptimConfig

@@ -24,7 +24,7 @@ from ffengine.analysis.ttest import compare
 from ffengine.cli import main
 from ffengine.commands.analyze import MODULES
 from ffengine.commands.analyze_flags import KINDS, LABELS
-from ffengine.engine import checkpoint
+from ffengine.engine.run import checkpoint
 
 TRAIN = ["--data", "digits", "--quiet", "--backend", "reference", "--batch-size", "128"]
 

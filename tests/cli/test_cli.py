@@ -63,7 +63,7 @@ def test_train_eval_resume_export(capsys, tmp_path):
     exported = value(capsys, "export", out)
     program = torch.export.load(exported["path"]).module()
     from ffengine.commands.options import build_saved
-    from ffengine.engine import checkpoint
+    from ffengine.engine.run import checkpoint
 
     found = checkpoint.load(out)
     net = build_saved(found)
@@ -97,7 +97,7 @@ def test_resume_equals_an_uninterrupted_run(capsys, tmp_path):
     resumed = value(capsys, "train", "--resume", stopped, "--quiet")
     whole = value(capsys, *command, "--out", straight)
     assert resumed["test_accuracy"] == whole["test_accuracy"]
-    from ffengine.engine import checkpoint
+    from ffengine.engine.run import checkpoint
 
     a, b = checkpoint.load(straight), checkpoint.load(stopped)
     assert a.meta["position"] == b.meta["position"]
@@ -267,7 +267,7 @@ def test_image_size_reaches_network_and_loader(capsys, tmp_path):
                    "image_size=4", "--set", "widths=(10,10,10,10)", "--epochs", "1", "--quiet",
                    "--out", str(tmp_path / "run"), "--batch-size", "256")
     assert result["train_samples"] == 1257
-    from ffengine.engine import checkpoint
+    from ffengine.engine.run import checkpoint
 
     assert checkpoint.load(tmp_path / "run").meta["architecture"]["input"] == [1, 4, 4]
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from ffengine import models
-from ffengine.analysis import devices
-from ffengine.analysis.rates import Rates
 from ffengine.cli import main
 from ffengine.commands import devices as command
+from ffengine.devices import catalog
+from ffengine.devices.rates import Rates
 from ffengine.engine.trainer import Trainer
 
 MODEL = ["deeperforward/tinycnn", "--set", "widths=(10,20,20,20)", "--batch-size", "8"]
@@ -36,7 +36,7 @@ def refused(capsys, *words):
 
 def test_devices_lists_them_with_sources(capsys):
     rows = value(capsys, "devices")
-    assert [row["name"] for row in rows] == devices.names()
+    assert [row["name"] for row in rows] == catalog.names()
     assert all(figure["source"] for row in rows for figure in row["figures"].values())
     assert main(["devices"]) == 0
     text = capsys.readouterr().out
@@ -68,7 +68,7 @@ def test_plan_on_every_device(capsys):
     rows = value(capsys, "plan", *MODEL, "--device-profile", "all", "--precision", "bf16")
     without = {"jetson-nano", "t4"}  # no bf16 there
     assert [row["device"]["name"] for row in rows] == [
-        n for n in devices.names() if n not in without]
+        n for n in catalog.names() if n not in without]
     assert main(["plan", *MODEL, "--device-profile", "all", "--precision", "bf16"]) == 0
     text = capsys.readouterr().out
     assert "t4                no bf16 rate; known: fp32, fp16" in text
@@ -100,11 +100,11 @@ def test_a_run_gets_the_devices_memory_as_its_budget(monkeypatch, asked, budget)
 
 
 def test_what_a_run_says_of_the_device(monkeypatch):
-    monkeypatch.setattr(devices, "machine_rates", lambda dtypes, device: Rates(
+    monkeypatch.setattr(catalog, "machine_rates", lambda dtypes, device: Rates(
         1e10, dict.fromkeys(dtypes, 1e11), 1e-6))
     net = models.create("deeperforward/tinycnn", widths=(10, 20, 20, 20), image_size=16)
     trainer = Trainer(net, batch_size=8, progress=False)
-    text, found = command.emulation(devices.load("orin-nano"), trainer, 8, 0.25)
+    text, found = command.emulation(catalog.load("orin-nano"), trainer, 8, 0.25)
     assert "measured 250.00 ms a step on" in text and "not emulated (there, here)" in text
     assert found["not_emulated"].keys() == {"bytes_per_second", "fp32 FLOP/s"}
     assert found["not_emulated"]["fp32 FLOP/s"]["ratio"] == pytest.approx(2.089e12 / 1e11)
@@ -117,6 +117,6 @@ def test_a_run_in_a_devices_memory(capsys, tmp_path):
     result = value(capsys, *TRAIN, "--device", "cuda", "--device-profile", "orin-nano", "--out",
                    str(tmp_path / "run"))
     found = result["device_profile"]
-    assert result["peak_bytes"] <= devices.load("orin-nano").usable_bytes
+    assert result["peak_bytes"] <= catalog.load("orin-nano").usable_bytes
     assert found["measured_seconds"] > found["predicted_here"]["floor_seconds"] > 0
     assert found["predicted"]["fits"] and found["not_emulated"]["sm_count"]["there"] == 8

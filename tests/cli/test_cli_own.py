@@ -14,7 +14,7 @@ from ffengine import models
 from ffengine.cli import main
 from ffengine.commands import cases
 from ffengine.data import own
-from ffengine.engine import checkpoint
+from ffengine.engine.run import checkpoint
 
 SMALL = ["--set", "image_size=8", "--set", "layers=(12,12)", "--epochs", "20", "--lr", "0.01",
          "--backend", "reference", "--quiet", "--batch-size", "7"]

@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from ffengine.cli import main
-from ffengine.engine import checkpoint
+from ffengine.engine.run import checkpoint
 
 TRAIN = ["--data", "digits", "--epochs", "1", "--quiet", "--backend", "reference"]
 

@@ -46,7 +46,7 @@ def test_super_classes_on_the_command_line(capsys, tmp_path):
                    str(tmp_path / "run"), "--set", "superclasses=(0,1,2,3,4,4,3,2,1,0)", "--set",
                    "widths=(5,5,5,5,10,10,10)", "--batch-size", "512"])
     assert status == 0, capsys.readouterr().err
-    from ffengine.engine import checkpoint
+    from ffengine.engine.run import checkpoint
 
     found = checkpoint.load(tmp_path / "run").meta
     assert found["architecture"]["input"] == [1, 8, 8]

@@ -8,7 +8,7 @@ import pytest
 
 from ffengine.cli import main
 from ffengine.commands import options, runs, train
-from ffengine.engine import checkpoint
+from ffengine.engine.run import checkpoint
 
 SMALL = ["--data", "synthetic", "--data-set", "shape=(1,8,8)", "--data-set", "train=48",
          "--data-set", "test=16", "--set", "layers=(20,10)", "--batch-size", "16", "--epochs", "1",

@@ -10,7 +10,7 @@ import pytest
 from ffengine import sealed
 from ffengine.cli import main
 from ffengine.commands.reproduction import training
-from ffengine.engine.guard import TrainingStopped
+from ffengine.engine.run.stopping import TrainingStopped
 from ffengine.models import recipe_files
 
 NAME = "deeperforward-tinycnn-cifar10"

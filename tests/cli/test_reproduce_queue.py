@@ -19,7 +19,7 @@ from ffengine.cli import main, parser
 from ffengine.commands import reproduce
 from ffengine.commands.reproduction import budget, queue, tables, training
 from ffengine.commands.reproduction.results import Results
-from ffengine.engine.checkpoint import LATEST
+from ffengine.engine.run.checkpoint import LATEST
 from ffengine.locks import locked
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ffengine.cli import main
-from ffengine.engine import checkpoint
+from ffengine.engine.run import checkpoint
 
 KEYS = {f"{name}_{when}" for name in ("accuracy", "class_accuracy", "parameters", "bytes")
         for when in ("before", "after")}

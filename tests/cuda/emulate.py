@@ -19,11 +19,11 @@ import pytest
 import torch
 
 from ffengine.ops import backends
-from ffengine.ops.batch_call import BatchPassCall
-from ffengine.ops.call import LocalPassCall, LocalPassTensors, make_call
+from ffengine.ops.call import make_call
 from ffengine.ops.config import PHASE_FUSED, LocalPassConfig, Tile
 from ffengine.ops.layout import nchw
 from ffengine.ops.optim import DTYPE_CODES, CompressedCall, OptimCall
+from ffengine.ops.params import BatchPassCall, LocalPassCall, LocalPassTensors
 
 HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "csrc"

@@ -12,7 +12,10 @@ import emulate
 import pytest
 import torch
 
-from ffengine.ops.batch_call import (
+from ffengine.ops.config import PHASE_STATS as LOCAL_STATS
+from ffengine.ops.config import LocalPassConfig, symba
+from ffengine.ops.optim import OptimConfig, optim_call
+from ffengine.ops.params import (
     PHASE_APPLY,
     PHASE_MIDDLE,
     PHASE_PEER_APPLY,
@@ -21,9 +24,6 @@ from ffengine.ops.batch_call import (
     SWEPT,
     BatchPassCall,
 )
-from ffengine.ops.config import PHASE_STATS as LOCAL_STATS
-from ffengine.ops.config import LocalPassConfig, symba
-from ffengine.ops.optim import OptimConfig, optim_call
 
 NCHW, NHWC = torch.contiguous_format, torch.channels_last
 LAYOUTS = pytest.mark.parametrize("layout", [NCHW, NHWC], ids=["nchw", "nhwc"])

@@ -13,7 +13,7 @@ import torch
 from models.every import NAMES, batch, network, trainer
 
 from ffengine.engine.inputs import rows_of
-from ffengine.engine.plan import one_tile
+from ffengine.engine.memory.plan import one_tile
 from ffengine.ops.config import LocalPassConfig, Norm
 from ffengine.ops.linear_step import linear_step
 from ffengine.ops.optim import OptimConfig, OptimState

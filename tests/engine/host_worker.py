@@ -23,7 +23,7 @@ import torch
 import ffengine as ff
 from ffengine.engine import trainer as loop
 from ffengine.engine.clock import StepClock
-from ffengine.engine.plans import Job, RunPlan, planner_for
+from ffengine.engine.memory.plans import Job, RunPlan, planner_for
 from ffengine.nn import layers, network, norms
 from ffengine.reference import weight_update as reference
 from tests import stub_driver

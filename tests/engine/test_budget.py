@@ -12,11 +12,12 @@ import training
 from training import batch, trainer
 
 import ffengine as ff
-from ffengine.engine import costs, curves, ladder, layerwise, limit
 from ffengine.engine import trainer as trainers
-from ffengine.engine.budget import megabytes, parse_bytes
-from ffengine.engine.limit import AllocatorLimit, enforced, limit_for
-from ffengine.engine.plan import Plan
+from ffengine.engine.memory import costs, curves, ladder, limit
+from ffengine.engine.memory.budget import megabytes, parse_bytes
+from ffengine.engine.memory.limit import AllocatorLimit, enforced, limit_for
+from ffengine.engine.memory.plan import Plan
+from ffengine.engine.schedules import layerwise
 
 #: What a step may hold over its plan.
 AGREEMENT = 1.02

@@ -7,7 +7,7 @@ import torch
 from engine.training import batch, loaders, trainer
 
 import ffengine as ff
-from ffengine.engine.history import read_rows, read_steps
+from ffengine.engine.run.history import read_rows, read_steps
 
 
 class Diary(ff.Callback):

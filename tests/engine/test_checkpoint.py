@@ -10,8 +10,8 @@ import pytest
 import torch
 from engine.training import batch, loaders, network, same, trainer, weights
 
-from ffengine.engine import checkpoint
-from ffengine.engine.guard import TrainingStopped
+from ffengine.engine.run import checkpoint
+from ffengine.engine.run.stopping import TrainingStopped
 
 
 def states(t):

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from ffengine import models
-from ffengine.engine import costs, curves
-from ffengine.engine.recipe import Recipe
-from ffengine.engine.schedule import of
-from ffengine.engine.settings import Settings
+from ffengine.engine.memory import costs, curves
+from ffengine.engine.run.recipe import Recipe
+from ffengine.engine.run.settings import Settings
+from ffengine.engine.schedules.schedule import of
 from ffengine.ops import backends
 
 SMALL = {"in_channels": 1, "image_size": 8, "widths": (10, 20, 20, 20)}

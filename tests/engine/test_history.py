@@ -8,7 +8,7 @@ import torch
 from engine.training import loaders, trainer
 
 from ffengine.engine.context import BatchReport
-from ffengine.engine.history import EpochSums, History, Row, read_rows
+from ffengine.engine.run.history import EpochSums, History, Row, read_rows
 
 
 def row(epoch, valid=0.5):

@@ -14,10 +14,10 @@ TRAINS = """
 import sys
 import torch
 import ffengine
-from ffengine.engine.evaluation import accuracy
+from ffengine.engine.run.evaluation import accuracy
 from ffengine.engine.inputs import rows_of
-from ffengine.engine.plan import one_tile
-from ffengine.engine.plans import RunPlan
+from ffengine.engine.memory.plan import one_tile
+from ffengine.engine.memory.plans import RunPlan
 from models.every import batch, network, trainer
 
 for name in ("cafo/cnn", "cff/adaptive", "deeperforward/resnet17", "fflib/ffnn", "fflib/ffrnn",

@@ -10,12 +10,12 @@ from engine.test_plan_every_model import AGREEMENT, metered
 from engine.training import assert_same
 
 import ffengine as ff
-from ffengine.engine.backprop import Backprop
-from ffengine.engine.baselines import UnfusedStep
-from ffengine.engine.layerwise import Layerwise
-from ffengine.engine.plans import Job, phase_starts, planner_for
-from ffengine.engine.recipe import Recipe
-from ffengine.engine.schedule import Interleaved, Schedule, Together
+from ffengine.baselines.steps import UnfusedStep
+from ffengine.engine.memory.plans import Job, phase_starts, planner_for
+from ffengine.engine.run.recipe import Recipe
+from ffengine.engine.schedules.backprop import Backprop
+from ffengine.engine.schedules.layerwise import Layerwise
+from ffengine.engine.schedules.schedule import Interleaved, Schedule, Together
 from ffengine.models.trifecta import network
 from ffengine.nn import LocalNet, Wire
 from ffengine.ops.weight_update import OptimConfig

@@ -19,11 +19,11 @@ from fake_cuda import DEVICE, HostTraffic, fake_cuda
 from models.every import NAMES, batch, network, trainer
 from torch import nn
 
-from ffengine.engine.backprop import Backprop
 from ffengine.engine.batch import paired
 from ffengine.engine.inputs import rows_of
-from ffengine.engine.plan import one_tile
-from ffengine.engine.plans import RunPlan, phase_starts, planner_for
+from ffengine.engine.memory.plan import one_tile
+from ffengine.engine.memory.plans import RunPlan, phase_starts, planner_for
+from ffengine.engine.schedules.backprop import Backprop
 from ffengine.engine.trainer import Trainer
 from ffengine.nn import LocalNet
 from ffengine.nn.recurrent import RecurrentNet

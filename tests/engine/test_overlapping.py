@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from engine.training import assert_same
 
 import ffengine as ff
-from ffengine.engine.schedule import Overlapping
+from ffengine.engine.schedules.schedule import Overlapping
 from ffengine.models.trifecta import network
 from ffengine.nn import LocalNet
 from ffengine.nn.norms import KINDS

@@ -14,13 +14,14 @@ from ffengine.engine.batch import Batch
 from ffengine.engine.context import StepContext
 from ffengine.engine.execute import train_batch
 from ffengine.engine.inputs import rows_of
-from ffengine.engine.meter import MemoryMeter
+from ffengine.engine.memory.meter import MemoryMeter
+from ffengine.engine.memory.plan import Plan
+from ffengine.engine.memory.planner import Planner
+from ffengine.engine.memory.plans import Job, phase_starts, planner_for, plans_for
+from ffengine.engine.memory.shapes import measure
 from ffengine.engine.optim import LocalOptimizer, own_settings
-from ffengine.engine.plan import Plan, Planner
-from ffengine.engine.plans import Job, phase_starts, planner_for, plans_for
-from ffengine.engine.schedule import of
-from ffengine.engine.settings import Settings
-from ffengine.engine.shapes import measure
+from ffengine.engine.run.settings import Settings
+from ffengine.engine.schedules.schedule import of
 from ffengine.engine.trainer import Trainer
 from ffengine.nn import LocalNet
 from ffengine.nn.layers import as_laid_out

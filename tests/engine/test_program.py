@@ -15,12 +15,12 @@ from ffengine.engine.batch import Batch
 from ffengine.engine.compiling import compile_step
 from ffengine.engine.context import StepContext, Turn
 from ffengine.engine.execute import HOME, execute, train_batch
-from ffengine.engine.listing import sentence, steps, text
+from ffengine.engine.memory.listing import sentence, steps, text
+from ffengine.engine.memory.planner import Planner
+from ffengine.engine.memory.shapes import measure
 from ffengine.engine.optim import LocalOptimizer
-from ffengine.engine.plan import Planner
 from ffengine.engine.program import Facts, Instruction, Part, Program, Segment, Store, finished
-from ffengine.engine.schedule import of
-from ffengine.engine.shapes import measure
+from ffengine.engine.schedules.schedule import of
 from ffengine.nn import LinearHead, LocalLinear, LocalNet
 from ffengine.ops.config import LocalPassConfig, Norm
 from ffengine.ops.weight_update import OptimConfig

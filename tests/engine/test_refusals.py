@@ -10,11 +10,11 @@ from engine.training import same, weights
 
 import ffengine as ff
 from ffengine.data.superclasses import given
-from ffengine.engine.backprop import Backprop
-from ffengine.engine.cascade import Cascade
-from ffengine.engine.layerwise import Collaborative, Layerwise
-from ffengine.engine.recurrent import Recurrent
-from ffengine.engine.schedule import Interleaved, Overlapping, Together
+from ffengine.engine.schedules.backprop import Backprop
+from ffengine.engine.schedules.cascade import Cascade
+from ffengine.engine.schedules.layerwise import Collaborative, Layerwise
+from ffengine.engine.schedules.recurrent import Recurrent
+from ffengine.engine.schedules.schedule import Interleaved, Overlapping, Together
 from ffengine.nn import LocalNet
 
 SMALL: dict[str, dict[str, Any]] = {

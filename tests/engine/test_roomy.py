@@ -13,8 +13,8 @@ from models.every import batch, network, state, trainer
 
 import ffengine as ff
 from ffengine.engine.clock import StepClock
+from ffengine.engine.memory.plans import planner_for
 from ffengine.engine.optim import LocalOptimizer
-from ffengine.engine.plans import planner_for
 from ffengine.ops.optim import Half, OptimConfig, row_of
 
 #: With concatenations and additions; with layers that rest; dense, a streamed last layer; frames.

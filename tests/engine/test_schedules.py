@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from engine.training import assert_same
 
 import ffengine as ff
-from ffengine.engine.history import read_rows
 from ffengine.engine.inputs import rows_of
-from ffengine.engine.layerwise import Layerwise
-from ffengine.engine.plan import Planner
-from ffengine.engine.plans import RunPlan
-from ffengine.engine.schedule import Interleaved, Together
-from ffengine.engine.shapes import measure
-from ffengine.engine.store import FeatureStore
+from ffengine.engine.memory.planner import Planner
+from ffengine.engine.memory.plans import RunPlan
+from ffengine.engine.memory.shapes import measure
+from ffengine.engine.memory.store import FeatureStore
+from ffengine.engine.run.history import read_rows
+from ffengine.engine.schedules.layerwise import Layerwise
+from ffengine.engine.schedules.schedule import Interleaved, Together
 from ffengine.nn import LinearHead, LocalConv2d, LocalLinear, LocalNet, Readout
 from ffengine.ops.config import BatchNorm, LocalPassConfig, Norm, cwc, pvn
 

@@ -9,9 +9,9 @@ import torch
 from engine.training import batch, loaders, network, same, trainer, weights
 
 import ffengine as ff
-from ffengine.engine.meter import MemoryMeter
+from ffengine.engine.memory.meter import MemoryMeter
 from ffengine.engine.optim import round_weights, rounds_weights
-from ffengine.engine.settings import Settings
+from ffengine.engine.run.settings import Settings
 from ffengine.ops.optim import OptimConfig
 
 #: Trainer arguments of every format.

@@ -8,10 +8,10 @@ import torch
 from ffengine import models
 from ffengine.engine.context import BatchReport, StepContext
 from ffengine.engine.execute import train_batch
-from ffengine.engine.meter import MemoryMeter
+from ffengine.engine.memory.meter import MemoryMeter
+from ffengine.engine.memory.planner import Planner
+from ffengine.engine.memory.shapes import measure
 from ffengine.engine.optim import LocalOptimizer
-from ffengine.engine.plan import Planner
-from ffengine.engine.shapes import measure
 from ffengine.nn import LocalLinear, LocalNet
 from ffengine.ops.config import LocalPassConfig, Norm, symba
 from ffengine.ops.weight_update import OptimConfig

@@ -11,9 +11,9 @@ import weakref
 import pytest
 import torch
 
-from ffengine.engine import store as stores
-from ffengine.engine.meter import MemoryMeter
-from ffengine.engine.store import FeatureStore, choose_store
+from ffengine.engine.memory import store as stores
+from ffengine.engine.memory.meter import MemoryMeter
+from ffengine.engine.memory.store import FeatureStore, choose_store
 
 KINDS = ["ram", "disk"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]

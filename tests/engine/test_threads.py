@@ -16,17 +16,17 @@ import torch
 from analysis.profiling import fix_rates
 from models.every import batch, network, state, trainer
 
-from ffengine.analysis.profile import record
-from ffengine.engine import costs, meter
-from ffengine.engine.dry_run import DryRun
 from ffengine.engine.inputs import rows_of
-from ffengine.engine.meter import MemoryMeter, allocator_events
-from ffengine.engine.plan import one_tile
-from ffengine.engine.plans import planner_for
+from ffengine.engine.memory import costs, meter
+from ffengine.engine.memory.dry_run import DryRun
+from ffengine.engine.memory.meter import MemoryMeter, allocator_events
+from ffengine.engine.memory.plan import one_tile
+from ffengine.engine.memory.plans import planner_for
 from ffengine.nn import LocalNet
 from ffengine.ops.config import LocalPassConfig, ce
 from ffengine.ops.local_pass import local_pass
 from ffengine.ops.memory_accounting import allocating
+from ffengine.profile import record
 
 #: Of every schedule, and of every op: layers together, overlapping, frames, taking turns, layer by
 #: layer, across layers, by parts of their own.

@@ -11,8 +11,8 @@ import torch
 from engine.training import batch, loaders, network, same, trainer, weights
 
 import ffengine as ff
-from ffengine.engine.budget import parse_bytes
-from ffengine.engine.guard import Watch
+from ffengine.engine.memory.budget import parse_bytes
+from ffengine.engine.run.stopping import Watch
 
 
 def test_step_reports_one_loss_and_goodness_a_layer():

@@ -26,7 +26,7 @@ import ffengine as ff
 from bench.compare import differences, incomparable
 from bench.counters import device_needs
 from bench.steps import Launches
-from ffengine.engine.plans import phase_starts
+from ffengine.engine.memory.plans import phase_starts
 from ffengine.env import cpu_name
 from ffengine.nn import LocalNet
 from tests.models import every

@@ -20,9 +20,9 @@ from ffengine.kernels import batch_pass, forms, local_pass, weight_update
 
 from bench.aot_variants import VARIANTS
 from ffengine.ops import config as c
-from ffengine.ops.batch_call import BatchPassCall, BatchPassTensors
-from ffengine.ops.call import LocalPassTensors, make_call
+from ffengine.ops.call import make_call
 from ffengine.ops.optim import OptimConfig
+from ffengine.ops.params import BatchPassCall, BatchPassTensors, LocalPassTensors
 from tests import stub_driver
 
 #: Calls a timing takes the least of, each this often in a row.

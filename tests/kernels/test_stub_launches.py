@@ -109,8 +109,9 @@ def test_grids_above_65535_lie_along_x(tmp_path: Path) -> None:
 import json, torch
 from ffengine.kernels import batch_pass, linear_step, local_pass
 from ffengine.ops import config as c
-from ffengine.ops.batch_call import BatchPassCall, BatchPassTensors
-from ffengine.ops.call import LocalPassTensors, make_call
+from ffengine.ops.params import BatchPassCall, BatchPassTensors
+from ffengine.ops.call import make_call
+from ffengine.ops.params import LocalPassTensors
 from tests import stub_driver
 
 zero = torch.zeros(1)

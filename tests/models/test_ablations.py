@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from ffengine import models
 from ffengine.engine.context import StepContext
 from ffengine.engine.execute import train_batch
+from ffengine.engine.memory.planner import Planner
+from ffengine.engine.memory.shapes import measure
 from ffengine.engine.optim import LocalOptimizer
-from ffengine.engine.plan import Planner
-from ffengine.engine.shapes import measure
 from ffengine.nn import LocalNet
 from ffengine.ops.weight_update import OptimConfig
 

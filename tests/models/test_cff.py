@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from golden_paired import Watched
 
 import ffengine as ff
-from ffengine.engine import layerwise
 from ffengine.engine.batch import Batch
-from ffengine.engine.layerwise import Collaborative, Layerwise
-from ffengine.engine.schedule import Schedule
+from ffengine.engine.schedules import layerwise
+from ffengine.engine.schedules.layerwise import Collaborative, Layerwise
+from ffengine.engine.schedules.schedule import Schedule
 
 FP64 = torch.float64
 LAYERS = (7, 6, 5)

@@ -13,10 +13,10 @@ import torch
 from models.every import NAMES, OPPONENTS, batch, moved, network, state, trainer
 
 import ffengine as ff
-from ffengine.engine.backprop import Backprop
 from ffengine.engine.context import Turn
-from ffengine.engine.layerwise import Collaborative
-from ffengine.engine.schedule import Overlapping
+from ffengine.engine.schedules.backprop import Backprop
+from ffengine.engine.schedules.layerwise import Collaborative
+from ffengine.engine.schedules.schedule import Overlapping
 from ffengine.nn import LabelChannel, LocalNet
 
 every = pytest.mark.parametrize("name", NAMES)

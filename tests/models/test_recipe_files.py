@@ -7,7 +7,7 @@ import torch
 
 from ffengine import models
 from ffengine.data.catalog import SOURCES
-from ffengine.engine.recipe import Recipe
+from ffengine.engine.run.recipe import Recipe
 from ffengine.models import recipe_files
 from ffengine.models.recipe_files import Training
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tolerances import assert_alike, assert_close
 
-from ffengine.engine.meter import MemoryMeter
+from ffengine.engine.memory.meter import MemoryMeter
 from ffengine.nn import (
     Concat,
     LabelChannel,

@@ -8,9 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ffengine.engine.meter import allocator_events
+from ffengine.engine.memory.meter import allocator_events
 from ffengine.ops import backends
-from ffengine.ops.batch_call import BatchPassCall, BatchPassTensors
 from ffengine.ops.batch_pass import batch_pass, bytes_moved, extra_bytes
 from ffengine.ops.config import (
     BatchNorm,
@@ -30,6 +29,7 @@ from ffengine.ops.config import (
 )
 from ffengine.ops.library_batch_pass import pack
 from ffengine.ops.memory_accounting import listening
+from ffengine.ops.params import BatchPassCall, BatchPassTensors
 from tests.batch_pass_cases import (
     CL,
     NCHW,

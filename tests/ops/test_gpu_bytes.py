@@ -9,7 +9,7 @@ import pytest
 import torch
 from fake_cuda import DEVICE, fake_cuda
 
-from ffengine.engine.meter import MemoryMeter
+from ffengine.engine.memory.meter import MemoryMeter
 from ffengine.ops import backends, linear_step, local_pass, routes, weight_update
 from ffengine.ops import batch_pass as coupled
 from ffengine.ops.config import BatchNorm, LocalPassConfig, Norm, Peer, threshold

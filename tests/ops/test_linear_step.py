@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ffengine.engine.meter import MemoryMeter
+from ffengine.engine.memory.meter import MemoryMeter
 from ffengine.ops import backends, library_linear_step, linear_tile
 from ffengine.ops import linear_step as op
 from ffengine.ops.config import Dropout, LocalPassConfig, Norm, ce, symba, threshold
@@ -233,9 +233,9 @@ def arguments(case: Case, tile_rows: int | None = 8) -> tuple[Any, ...]:
     data = draw(case, torch.float32)
     state, bias_state = (OptimState.create(data[n], ADAM) if data[n] is not None else None
                          for n in ("weight", "bias"))
-    call = op.Call(data["weight"], data["x"], data["y"], case.config, ADAM, state, data["bias"],
-                   bias_state, case.norm, data["g0"], tile_rows,
-                   torch.zeros_like(data["weight"]), None, True)
+    call = op.LinearStepCall(data["weight"], data["x"], data["y"], case.config, ADAM, state,
+                             data["bias"], bias_state, case.norm, data["g0"], tile_rows,
+                             torch.zeros_like(data["weight"]), None, True)
     result = op._results(call)
     for t in result:
         t.zero_()
@@ -255,8 +255,8 @@ def test_a_call_survives_its_schema() -> None:
     weight, x = torch.zeros(8, 3), torch.zeros(2, 3)
     optim = OptimConfig("sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.2)
     state = OptimState(weight, None, 4, x, None, 2**63 + 5, 2**31 + 7)
-    call = op.Call(weight, x, torch.zeros(2), config, optim, state, None, None, L2, None, 6,
-                   weight, None, False)
+    call = op.LinearStepCall(weight, x, torch.zeros(2), config, optim, state, None, None, L2, None,
+                             6, weight, None, False)
     given = library_linear_step.arguments(call, "cpu", op.LinearStepOutput(x, x, x))
     again = library_linear_step.unpack(given[:15], *given[18:22])
     assert again._replace(bias_state=None) == call

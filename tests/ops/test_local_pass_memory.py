@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ffengine.engine.meter import allocator_events
+from ffengine.engine.memory.meter import allocator_events
 from ffengine.ops.config import Dropout, LocalPassConfig
 from ffengine.ops.local_pass import bytes_moved, extra_bytes, local_pass
 from ffengine.ops.memory_accounting import listening

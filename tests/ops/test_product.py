@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ffengine.engine.meter import MemoryMeter
+from ffengine.engine.memory.meter import MemoryMeter
 from ffengine.ops import product
 from tests.tolerances import assert_close
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ffengine.engine.meter import MemoryMeter
+from ffengine.engine.memory.meter import MemoryMeter
 from ffengine.ops import backends, library
 from ffengine.ops.config import LocalPassConfig
 from ffengine.ops.linear_step import bytes_moved as step_bytes_moved

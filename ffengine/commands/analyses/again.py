@@ -12,8 +12,8 @@ from ffengine import data, models
 from ffengine.commands.analyses.opened import Opened
 from ffengine.commands.options import assignments, load_data, saved_data_options, saved_options
 from ffengine.commands.train import within
-from ffengine.engine.recipe import Recipe
-from ffengine.engine.settings import Settings
+from ffengine.engine.run.recipe import Recipe
+from ffengine.engine.run.settings import Settings
 from ffengine.engine.trainer import Trainer
 
 

@@ -21,7 +21,7 @@ from ffengine.analysis.verdicts import judge
 from ffengine.analysis.weights import WeightStatistics, clamped, weight_statistics
 from ffengine.commands.analyses.opened import Made, open_one, table
 from ffengine.commands.options import build_saved
-from ffengine.engine.evaluation import accuracy
+from ffengine.engine.run.evaluation import accuracy
 
 
 def sip(args: argparse.Namespace) -> Made:

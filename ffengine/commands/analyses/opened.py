@@ -27,9 +27,9 @@ from ffengine.commands.options import (
     saved_options,
 )
 from ffengine.data.image_set import Splits
-from ffengine.engine import checkpoint
-from ffengine.engine.evaluation import Samples
-from ffengine.engine.settings import PRECISIONS
+from ffengine.engine.run import checkpoint
+from ffengine.engine.run.evaluation import Samples
+from ffengine.engine.run.settings import PRECISIONS
 from ffengine.nn.network import LocalNet
 from ffengine.ops import backends
 

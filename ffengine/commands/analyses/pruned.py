@@ -11,7 +11,7 @@ from ffengine.adapt.pruning import BY_SAMPLES
 from ffengine.analysis.plots.bands import bands
 from ffengine.analysis.prunability import Point, Spread, curve, spread
 from ffengine.commands.analyses.opened import Made, Opened, labels_of, open_all, same_data, table
-from ffengine.engine.evaluation import accuracy
+from ffengine.engine.run.evaluation import accuracy
 from ffengine.nn.network import LocalNet
 
 

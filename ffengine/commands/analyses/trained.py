@@ -20,7 +20,7 @@ from ffengine.commands.analyses.again import Again, trainer_of
 from ffengine.commands.analyses.opened import Made, open_one, table
 from ffengine.commands.analyze import out_folder
 from ffengine.commands.options import assignments, model_options
-from ffengine.engine.guard import TrainingStopped
+from ffengine.engine.run.stopping import TrainingStopped
 
 #: Settings of the training itself, with the kind of their values; all others are the model's.
 TRAINING = {"lr": float, "epochs": int, "seed": int, "batch_size": int}

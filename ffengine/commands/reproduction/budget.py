@@ -16,7 +16,7 @@ from ffengine.commands.options import device_of, fitted_options
 from ffengine.commands.reproduction.results import Run, digest
 from ffengine.commands.reproduction.training import Job, loaded, named, threads, work_folder
 from ffengine.commands.train import make_trainer
-from ffengine.engine import checkpoint
+from ffengine.engine.run import checkpoint
 from ffengine.engine.trainer import Trainer
 from ffengine.provenance import facts
 

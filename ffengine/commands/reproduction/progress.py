@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from ffengine.engine.history import Row
+from ffengine.engine.run.history import Row
 
 #: Seconds between two lines of a training.
 EVERY = 10.0

@@ -8,7 +8,7 @@ from pathlib import Path
 from ffengine.commands.reproduction import plots
 from ffengine.commands.reproduction.results import NAME, Results
 from ffengine.commands.reproduction.tables import HEAD, Row, by_paper, cells, in_errors
-from ffengine.engine.checkpoint import write_atomically
+from ffengine.engine.run.checkpoint import write_atomically
 
 PAGE = Path("docs") / "reproduction.md"
 HELD = Path("bench") / "results"

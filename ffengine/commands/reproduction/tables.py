@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from ffengine.commands.cases import Case
-from ffengine.engine.budget import megabytes
+from ffengine.engine.memory.budget import megabytes
 
 Row = dict[str, Any]
 HEAD = ("recipe", "paper", "ours", "difference", "in s.e.", "seeds", "epochs", "seconds", "peak",

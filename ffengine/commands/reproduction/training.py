@@ -21,8 +21,8 @@ from ffengine.commands.train import announce, job_of, make_trainer, tested_at
 from ffengine.commands.train import refuse_early as refuse_budget
 from ffengine.data import own
 from ffengine.data.image_set import Splits
-from ffengine.engine import checkpoint
-from ffengine.engine.callbacks import Callback
+from ffengine.engine.run import checkpoint
+from ffengine.engine.run.callbacks import Callback
 from ffengine.engine.trainer import Trainer
 from ffengine.locks import locked
 from ffengine.ops import backends

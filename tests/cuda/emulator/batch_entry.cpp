@@ -1,5 +1,5 @@
 // The emulated kernels of batch_pass behind a C function: csrc/bindings.cpp's arguments as flat
-// arrays, `t` in the order of ffengine.ops.batch_call.BatchPassTensors.
+// arrays, `t` in the order of ffengine.ops.params.BatchPassTensors.
 #include "batch_middle.cu.cpp"
 #include "batch_pass.cu.cpp"
 #include "entry.h"

@@ -22,7 +22,7 @@ void fill_numbers(ff::LocalPassParams& p, const int64_t* i, const double* f) {
 
 }  // namespace
 
-// -1 after an error. `t` in the order of ffengine.ops.call.LocalPassTensors; planned: blocks, vector,
+// -1 after an error. `t` in the order of ffengine.ops.params.LocalPassTensors; planned: blocks, vector,
 // slab, tile_bytes, shared_bytes and read's width and lanes of ClusterPlan.
 extern "C" int emulate_local_pass(void** t, const int64_t* numbers, const double* reals,
                                   const int64_t* device, int64_t* planned) {

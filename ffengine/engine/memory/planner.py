@@ -1,0 +1,277 @@
+"""Which plan: the cuts and tiles that are fastest within a number of bytes.
+
+A run's peak follows from what its layers' turns hold, which a dry run tells (dry_run.py); the best
+plan is a shortest path over the positions of cuts.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from ffengine.engine.memory.plan import Arriving, Plan, Run
+from ffengine.engine.memory.shapes import NetSizes
+
+#: Seconds a layer's turn costs beside its arithmetic, and what memory traffic and arithmetic cost;
+#: measured on 2 cores with AVX-512 (bench/fair.py). They only rank plans.
+TURN_SECONDS = 1.2e-4
+BYTES_PER_SECOND = 8e9
+FLOPS_PER_SECOND = {2: 1.2e12, 4: 2.2e11, 8: 5e10}
+#: Pixels at which a product reaches half of its full rate.
+HALF_RATE_PIXELS = 48
+#: (layer, tile) -> seconds of the layer's turns over the whole batch.
+Seconds = Callable[[int, int], float]
+
+
+class Planner:
+    """Chooses cuts and tiles for one network, phase, batch and dtype.
+
+    Args:
+        sizes: what every layer holds, from ffengine.engine.memory.shapes.
+        seconds: measured costs; default a model of them.
+    """
+
+    def __init__(self, sizes: NetSizes, seconds: Seconds | None = None) -> None:
+        self.sizes, self.seconds = sizes, seconds or functools.partial(modelled_seconds, sizes)
+        n = max(sizes.batch, 1)
+        whole = all(sizes.takes_all(i) for i in sizes.span)
+        self.tiles = [*([] if whole else [2**k for k in range(n.bit_length()) if 2**k < n]), n]
+        self.first, self.depth = sizes.span.start, sizes.span.stop
+
+    @functools.cached_property
+    def _runs(self) -> dict[tuple[int, int], list[Run]]:
+        """Every run that a plan may be made of, by its first layer and the one after its last."""
+        found: dict[tuple[int, int], list[Run]] = {}
+        for start in self.sizes.span:
+            for tile, one_by_one in itertools.product(self.tiles, (False, True)):
+                for run in self._runs_from(start, tile, one_by_one=one_by_one):
+                    found.setdefault((start, run.layers.stop), []).append(run)
+        return {at: _fastest_first(runs) for at, runs in found.items()}
+
+    def fixed(self, cuts: Sequence[int], tile: int | Sequence[int],
+              one_by_one: Sequence[bool] | bool = False) -> Plan:
+        """The plan with these cuts (layer indices a cut follows) and tile or tiles, as asked."""
+        stops = [c + 1 for c in cuts] + [self.depth]
+        if not self.sizes.span:
+            return self._plan([])
+        if sorted(set(stops)) != stops or stops[0] < 1:
+            raise ValueError(f"[plan] cuts must rise within 0..{self.depth - 2}, got {list(cuts)}")
+        tiles = [tile] * len(stops) if isinstance(tile, int) else list(tile)
+        if len(tiles) != len(stops) or min(tiles) < 1:
+            raise ValueError(f"[plan] expected one tile >= 1 for each of {len(stops)} runs, "
+                             f"got {tiles}")
+        runs, start, n = [], self.first, max(self.sizes.batch, 1)
+        alone = [one_by_one] * len(stops) if isinstance(one_by_one, bool) else one_by_one
+        for stop, size, one in zip(stops, tiles, alone, strict=True):
+            size = min(size, n)
+            one = one and size < n and stop - start > 1
+            found = [r for r in self._runs_from(start, size, stop, one) if r.layers.stop == stop]
+            if not found:
+                raise ValueError(f"[plan] layers {start} to {stop - 1} expected tiles of "
+                                 f"the whole batch, {n}, got {size}")
+            runs.append(found[0])
+            start = stop
+        return self._plan(runs)
+
+    def like(self, plan: Plan) -> Plan:
+        """The cuts and tiles of another phase's or batch size's plan, where they fit in this one.
+        """
+        runs = [r for r in plan.runs if r.layers.stop > self.first and r.layers.start < self.depth]
+        return self.fixed([r.layers.stop - 1 for r in runs[:-1]], [r.tile for r in runs] or 1,
+                          [r.one_by_one for r in runs] or False)
+
+    def best(self, budget: int | None = None) -> Plan:
+        """The fastest plan within `budget` bytes.
+
+        Without a budget: the smallest plan whose modelled time is within 5 % of the fastest.
+
+        Raises:
+            ValueError: no plan fits; the smallest that could is named.
+        """
+        if budget is not None:
+            plan = self._fastest(budget)
+            if plan is None:
+                raise ValueError(f"[plan] no plan fits {budget / 1e6:.1f} MB: the smallest needs "
+                                 f"{self.smallest().peak_bytes / 1e6:.1f} MB at batch "
+                                 f"{self.sizes.batch}")
+            return plan
+        limit = 1.05 * self.fastest().seconds
+        return self._bisect(lambda plan: plan is not None and plan.seconds <= limit)
+
+    def one_tile(self) -> Plan:
+        """The plan with the fewest turns."""
+        return self.fixed([], max(self.sizes.batch, 1))
+
+    def fastest(self) -> Plan:
+        """The plan with the least modelled time, whatever it holds."""
+        plan = self._fastest(None)
+        assert plan is not None
+        return plan
+
+    def smallest(self) -> Plan:
+        """The plan with the lowest peak."""
+        return self._bisect(lambda plan: plan is not None)
+
+    def _bisect(self, good: Callable[[Plan | None], bool]) -> Plan:
+        """Plan under the smallest budget that is still good; budgets are the runs' own peaks."""
+        peaks = sorted({self._around(), *(
+            r.peak_bytes for runs in self._runs.values() for r in runs)})
+        low, high = 0, len(peaks) - 1
+        while low < high:
+            middle = (low + high) // 2
+            if good(self._fastest(peaks[middle] + self.sizes.floor_bytes)):
+                high = middle
+            else:
+                low = middle + 1
+        plan = self._fastest(peaks[low] + self.sizes.floor_bytes)
+        assert plan is not None
+        return plan
+
+    def _around(self) -> int:
+        """What a step holds whatever its runs are, beside the floor."""
+        return self.sizes.step_bytes if self.sizes.one_step else self.sizes.entrance.peak
+
+    def _fastest(self, budget: int | None) -> Plan | None:
+        """Shortest path over cut positions, by seconds."""
+        room = math.inf if budget is None else budget - self.sizes.floor_bytes
+        if self._around() > room:
+            return None
+        best: dict[int, tuple[float, list[Run]]] = {self.first: (0.0, [])}
+        for stop in range(self.first + 1, self.depth + 1):
+            for start in range(self.first, stop):
+                runs = self._runs.get((start, stop), ()) if start in best else ()
+                run = next((r for r in runs if r.peak_bytes <= room), None)
+                if run is None:
+                    continue
+                total = best[start][0] + run.seconds
+                if stop not in best or total < best[stop][0]:
+                    best[stop] = (total, [*best[start][1], run])
+        return self._plan(best[self.depth][1]) if self.depth in best else None
+
+    def _plan(self, runs: list[Run]) -> Plan:
+        floor = self.sizes.floor_bytes
+        peak = max([self._around(), *(run.peak_bytes for run in runs)])
+        return Plan(tuple(runs), self.sizes.batch, floor, peak + floor, self.sizes.main.roomy)
+
+    def _runs_from(self, start: int, tile: int, stop: int | None = None,
+                   one_by_one: bool = False) -> list[Run]:
+        """Every run that begins at layer `start` with this tile, peaks computed incrementally."""
+        if one_by_one and tile >= self.sizes.batch:
+            return []
+        walk, runs = _Walk(self.sizes, start, tile, self.seconds, one_by_one), []
+        for i in range(start, stop or self.depth):
+            if tile < self.sizes.batch and self.sizes.takes_all(i):
+                break
+            walk.layer(i)
+            if i > start or not one_by_one:
+                runs.append(walk.run(range(start, i + 1)))
+        return runs
+
+
+def _fastest_first(runs: list[Run]) -> list[Run]:
+    """Runs of the same layers, each smaller than every faster one."""
+    kept: list[Run] = []
+    for run in sorted(runs, key=lambda r: (r.seconds, r.peak_bytes)):
+        if not kept or run.peak_bytes < kept[-1].peak_bytes:
+            kept.append(run)
+    return kept
+
+
+class _Walk:
+    """Live bytes of a run: one tile after the other through layers from `start` on."""
+
+    def __init__(self, sizes: NetSizes, start: int, tile: int, seconds: Seconds,
+                 one_by_one: bool = False) -> None:
+        self.sizes, self.start, self.tile, self.costs = sizes, start, tile, seconds
+        self.one_by_one, self.turns = one_by_one, math.ceil(sizes.batch / tile)
+        #: Of the layers so far when they are only passed, in bytes and in seconds.
+        self.passed, self.again = 0, 0.0
+        #: Peaks of the passes in which the layers so far train alone.
+        self.below: list[int] = []
+        self.whole = tile >= sizes.batch
+        self.arriving = None if sizes.one_step else self._first()
+        self.peak = self.grads = self.kept = 0
+        self.seconds = 0.0
+
+    def _first(self) -> Arriving:
+        """In one tile the maps themselves travel; else the tile is a view of them."""
+        first = self.sizes.layers[self.start]
+        shortcut = first.shortcut_in_shape is not None
+        if not self.whole:
+            return Arriving("held", "held" if shortcut else None)
+        callers = self.start == self.sizes.span.start and not self.sizes.entrance.x
+        word: Literal["x", "own"] = "x" if first.shortcut_in_is_x else "own"
+        return Arriving("held" if callers else "own", word if shortcut else None)
+
+    def layer(self, i: int) -> None:
+        cost = self.costs(i, self.tile)
+        self.seconds += cost + self.again * self.one_by_one
+        self.again += cost / 2  # the product that makes a; the gradient's is as large
+        if self.arriving is None:
+            return
+        made, gradient = self.sizes.turn(i, self.tile, self.arriving), self.sizes.gradient_bytes(i)
+        if self.one_by_one:
+            # what it and the layers before it keep is not there yet: `_peak` adds that of all
+            alone, passing = (self.sizes.turn(i, self.tile, self.arriving, mode)
+                              for mode in ("alone", "pass"))
+            beside = gradient - self.turns * self.kept
+            self.peak = max([beside + max(self.passed, made.peak) - made.kept, *self.below])
+            self.below.append(beside + max(self.passed, alone.peak) - alone.kept)
+            self.passed = max(self.passed, passing.peak)
+        else:
+            self.peak = max(self.peak, self.kept + made.peak)
+            self.grads += gradient
+        self.kept += made.kept
+        self.arriving = made.leaving
+
+    def run(self, layers: range) -> Run:
+        sizes = self.sizes
+        first, last_layer = sizes.layers[layers.start], sizes.layers[layers.stop - 1]
+        last = layers.stop == sizes.span.stop
+        carried = not any(sizes.layers[i].branch for i in layers)
+        kept = last_layer.shortcut_live_after
+        new_shortcut = kept and not last_layer.shortcut_out_is_x
+        keep_alias = first.shortcut_in_is_x and new_shortcut and carried
+        # the first run may be looking at the caller's own batch
+        ours = layers.start > sizes.span.start or sizes.one_step or bool(sizes.entrance.x)
+        ours = ours and not self.one_by_one  # which reads its input once more
+        over_x = ours and not keep_alias and last_layer.out_shape == first.x_shape
+        over_s = new_shortcut and (carried or (
+            not self.one_by_one and not first.shortcut_in_is_x
+            and first.shortcut_in_shape == last_layer.shortcut_out_shape))
+        peak = sizes.step_bytes if sizes.one_step else self._peak(
+            over_x, over_s, last, new_shortcut, layers)
+        return Run(layers, self.tile, last_layer.out_shape,
+                   last_layer.shortcut_out_shape if kept else None,
+                   last_layer.shortcut_out_is_x, over_x, over_s, last, peak, self.seconds,
+                   self.one_by_one)
+
+    def _peak(self, over_x: bool, over_s: bool, last: bool, new_shortcut: bool,
+              layers: range) -> int:
+        """Beside the floor, in the last tile: what all layers keep of the others exists then."""
+        sizes, batch = self.sizes, self.sizes.batch
+        first, last_layer = sizes.layers[layers.start], sizes.layers[layers.stop - 1]
+        peak = sizes.entrance.base + sizes.kept_bytes[layers.start] + self.peak
+        if self.whole:
+            return peak
+        # the maps before the cut, those after it that are not written over them, and gradients
+        before = sizes.entrance.x if layers.start == sizes.span.start else batch * (
+            first.x_bytes + (0 if first.shortcut_in_is_x else first.shortcut_in_bytes))
+        after = 0 if last or over_x else last_layer.out_bytes
+        if new_shortcut and not over_s and not last:
+            after += last_layer.shortcut_out_bytes
+        others = self.turns - 1 + self.one_by_one
+        return peak + before + batch * after + self.grads + others * self.kept
+
+
+def modelled_seconds(sizes: NetSizes, i: int, tile: int) -> float:
+    """Seconds of layer i's turns over the whole batch, tile by tile."""
+    s, turns = sizes.layers[i], math.ceil(max(sizes.batch, 1) / tile)
+    slow = 1 + HALF_RATE_PIXELS / max(tile * s.pixels, 1)
+    # weights are read and reordered each turn; a buffer is read and written
+    traffic = s.weight_bytes * (3 if turns == 1 else 5)
+    return (turns * (TURN_SECONDS + traffic / BYTES_PER_SECOND)
+            + sizes.batch * s.flops * slow / FLOPS_PER_SECOND[sizes.itemsize])

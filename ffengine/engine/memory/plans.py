@@ -1,0 +1,97 @@
+"""The memory plan of a whole run: one plan for every phase of its schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ffengine.engine.memory.dry_run import DryRun
+from ffengine.engine.memory.plan import Plan
+from ffengine.engine.memory.planner import Planner, Seconds
+from ffengine.engine.memory.shapes import NetSizes
+from ffengine.engine.run.settings import Settings
+from ffengine.engine.schedules.schedule import Schedule
+from ffengine.nn.network import LocalNet
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a plan depends on, beside the batch and the phase.
+
+    schedule: tied to `net`. device: type of the device. backend: of the ops. roomy: as of a Plan.
+    """
+
+    net: LocalNet
+    schedule: Schedule
+    settings: Settings
+    device: str = "cpu"
+    backend: str = "auto"
+    roomy: bool = False
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The plans of a run's phases, each with the first epoch of its phase."""
+
+    phases: tuple[tuple[int, Plan], ...]
+
+    @property
+    def largest(self) -> Plan:
+        """Of the phase that needs most."""
+        return max((plan for _, plan in self.phases), key=lambda plan: plan.peak_bytes)
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.largest.peak_bytes
+
+    def at(self, epoch: int) -> Plan:
+        """Of an epoch's phase."""
+        return [plan for start, plan in self.phases if start <= epoch][-1]
+
+
+def phase_starts(schedule: Schedule) -> list[int]:
+    """The first epoch of every phase."""
+    phases = [schedule.phase(epoch) for epoch in range(schedule.total)]
+    return [e for e, phase in enumerate(phases) if e == 0 or phases[e - 1] != phase] or [0]
+
+
+def sizes_for(job: Job, batch: int, epoch: int = 0, *, stored: bool = False, held: int = 0,
+              micro: bool = False) -> NetSizes:
+    """What a step on `batch` samples holds in the phase of an epoch.
+
+    Args:
+        stored: a layer-wise stage reads features that were kept.
+        held: bytes that lie in memory beside the step, of kept features say.
+        micro: the batch is a piece of a larger one, whose gradients add up.
+    """
+    optim, dtype = job.settings.optim(), job.settings.dtype
+    # losses may take turns from batch to batch, or from epoch to epoch
+    found: dict[object, tuple[int, int]] = {}
+    for when in ((epoch, 0), (epoch, 1), (epoch + 1, 0)):
+        if job.schedule.phase(when[0]) == job.schedule.phase(epoch):
+            found.setdefault(job.schedule.turn(*when), when)
+    return NetSizes([
+        DryRun(job.net, job.schedule, optim, dtype, batch, when, stored=stored, micro=micro,
+                  device=job.device, backend=job.backend, roomy=job.roomy)
+        for when in found.values()], held)
+
+
+def planner_for(job: Job, batch: int, epoch: int = 0, *, stored: bool = False, held: int = 0,
+                micro: bool = False, seconds: Seconds | None = None) -> Planner:
+    """The planner of an epoch's phase; `seconds`: measured costs. Else as `sizes_for`."""
+    return Planner(sizes_for(job, batch, epoch, stored=stored, held=held, micro=micro), seconds)
+
+
+def plans_for(job: Job, batch: int, budget: int | None = None, *,
+              seconds: Callable[[int], Seconds | None] | None = None) -> RunPlan:
+    """The best plan of every phase within `budget` bytes.
+
+    Args:
+        seconds: epoch -> measured costs in its phase.
+
+    Raises:
+        ValueError: no plan of a phase fits; the smallest that could is named.
+    """
+    return RunPlan(tuple(
+        (epoch, planner_for(job, batch, epoch, seconds=seconds and seconds(epoch)).best(budget))
+        for epoch in phase_starts(job.schedule)))

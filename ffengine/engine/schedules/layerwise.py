@@ -1,0 +1,290 @@
+"""Layer-wise schedules: a layer sees the whole data set for its epochs before the next one starts.
+
+    stage i:  features of layers 0 .. i-1, frozen: recomputed, kept in RAM or on disk
+              every epoch: layer i alone trains on them
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+
+from ffengine.data.batches import Loader
+from ffengine.engine.batch import Batch, paired, whole
+from ffengine.engine.context import StepContext, Turn
+from ffengine.engine.inputs import completed, entrance
+from ffengine.engine.memory.budget import megabytes
+from ffengine.engine.memory.plan import Plan
+from ffengine.engine.memory.store import FeatureStore, choose_store, free_disk
+from ffengine.engine.program import Facts, Instruction, Program
+from ffengine.engine.schedules.schedule import Schedule
+from ffengine.engine.schedules.training import Training
+from ffengine.nn.collaborative import CollaborativeNet, gamma_owner
+from ffengine.nn.layers import as_laid_out
+from ffengine.nn.network import LocalNet
+from ffengine.ops.host import send
+
+Features = Literal["auto", "recompute", "ram", "disk"]
+
+
+class Layerwise(Schedule):
+    """Layers `start`, start + 1, ... train one after the other, then the heads.
+
+    Args:
+        start: the first layer that trains; those below were trained before (append layers to a
+            trained network and go on).
+        stop_at: end training with the first layer whose training accuracy reaches this; the
+            layers above are left out of the scores.
+        features: where a stage's input is kept; "auto": as the memory budget allows.
+    """
+
+    by_stages = True
+
+    def __init__(self, start: int = 0, stop_at: float | None = None,
+                 features: Features = "auto") -> None:
+        if features not in ("auto", "recompute", "ram", "disk"):
+            raise ValueError("[schedule] features expected auto, recompute, ram or disk, got "
+                             f"{features!r}")
+        if stop_at is not None and not 0 < stop_at <= 1:
+            raise ValueError(f"[schedule] stop_at expected an accuracy in (0, 1], got {stop_at}")
+        self.start, self.stop_at, self.features = start, stop_at, features
+
+    def begin(self, net: LocalNet, epochs: int) -> None:
+        if not 0 <= self.start < len(net.layers):
+            raise ValueError(f"[schedule] layer-wise training expected to start at a layer of 0.."
+                             f"{len(net.layers) - 1}, got {self.start}")
+        if net.propagate != "stale" and len(net.heads):
+            raise ValueError("[schedule] layer-wise training expected propagate=stale, got "
+                             f"{net.propagate}: a frozen layer has one set of weights")
+        if self.stop_at is not None and len(net.heads):
+            raise ValueError("[schedule] stop_at expected a network without heads, which train "
+                             f"last, got {len(net.heads)}")
+        super().begin(net, epochs)
+
+    @property
+    def stages(self) -> int:
+        """Layers that train, and one more for the heads."""
+        return len(self.net.layers) - self.start + bool(len(self.net.heads))
+
+    @property
+    def total(self) -> int:
+        return self.epochs * self.stages
+
+    def stage(self, epoch: int) -> int:
+        """The layer whose turn it is; the depth of the network: the heads'."""
+        return self.start + min(epoch // self.epochs, self.stages - 1)
+
+    def phase(self, epoch: int) -> int:
+        return self.stage(epoch)
+
+    def turn(self, epoch: int, iteration: int) -> Turn:
+        layer, depth = self.stage(epoch), len(self.net.layers)
+        if layer == depth:
+            return Turn((), 0, heads=tuple(range(len(self.net.heads))))
+        return Turn((layer,), layer + 1, start=layer)
+
+    def rate_epoch(self, epoch: int) -> int:
+        return epoch % self.epochs if epoch < self.total else self.epochs
+
+    def active(self, epoch: int) -> list[str]:
+        stage = self.stage(epoch)
+        prefix = f"layers.{stage}." if stage < len(self.net.layers) else "heads."
+        # the first layer's loss trains a learned label channel
+        also = "encoding." if stage == 0 else prefix
+        return [n for n in super().active(epoch) if n.startswith((prefix, also))]
+
+    def phases(self) -> list[list[str]]:
+        return [self.active(stage * self.epochs) for stage in range(self.stages)]
+
+    def epoch_done(self, epoch: int, accuracy: float) -> bool:
+        stage = self.stage(epoch)
+        if self.stop_at is None or accuracy < self.stop_at or stage >= len(self.net.layers):
+            return False
+        self.net.set_range(min(self.net.layer_range[0], stage), stage)
+        return True
+
+    def loader(self, run: Training, loader: Any, epoch: int) -> Any:
+        """What an epoch reads: the loader itself, or its order over stored features."""
+        stage = self.stage(epoch)
+        if run.iteration == 0 and epoch == (stage - self.start) * self.epochs:
+            self.stage_started(run, loader, epoch)
+        kept = run.stored
+        if kept is not None and kept.stage != stage:
+            kept.close()
+            run.stored = kept = None
+        if kept is not None:
+            return kept.over(loader)
+        if not self.storable(loader, stage):
+            return loader
+        kind = self.chosen_store(run, loader, epoch)
+        if kind == "recompute":
+            return loader
+        run.stored = Stored(run, loader, self, stage, kind)
+        run.planning.keeps(epoch, sum(t.nbytes for t in run.stored.tensors()))
+        return run.stored.over(loader)
+
+    def chosen_store(self, run: Training, loader: Loader, epoch: int) -> Features:
+        """Where the stage's input is kept: what the caller asked for, or the budget allows."""
+        stage, kind, folder = self.stage(epoch), self.features, run.out
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        if kind != "auto":
+            return kind
+        peak, count = run.planning.peak_bytes(loader.batch_size, epoch), len(loader.image_set)
+        room = None if run.budget is None else run.budget - peak
+        row_bytes = math.prod(self.stored_shape(stage)) * run.dtype.itemsize
+        kind = choose_store(count, (1 + self.pairs) * row_bytes, room, free_disk(folder))
+        if room is not None and kind != "ram":
+            where = "on disk" if kind == "disk" else "made again every epoch"
+            run.planning.give_up(
+                f"what layer {stage} sees is {where} instead of in RAM: saves "
+                f"{megabytes(count * (1 + self.pairs) * row_bytes)}")
+        return kind
+
+    def stage_started(self, run: Training, loader: Any, epoch: int) -> None:
+        """Told before the first epoch of a stage."""
+
+    def stored_rows(self, run: Training, stage: int,
+                    batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(the stage's input for all rows of a batch, the goodness summed below it)."""
+        net, n = run.net, batch.x.shape[0]
+        ctx = StepContext(net, run.optimizer, batch.y, n, run.settings.seed, 0,
+                          run.backend)
+        rows = entrance(ctx, completed(ctx, batch, run.dtype), run.dtype)
+        last: deque[torch.Tensor] = deque(maxlen=1)
+        goodness = net.run(rows, end=stage - 1, backend=run.backend, features=last)
+        below = torch.stack(goodness).sum(0)[:, 0] if goodness[0].shape[1] == 1 else None
+        return last[0], below
+
+    @property
+    def pairs(self) -> bool:
+        return paired(self.net)
+
+    def storable(self, loader: Any, stage: int) -> bool:
+        """Features can be kept: our loader without augmentation, no shortcut crosses, and every
+        sample keeps its negative."""
+        net = self.net
+        return (isinstance(loader, Loader) and loader.augment is None
+                and self.features != "recompute" and 0 < stage < len(net.layers)
+                and all(w.join == "none" and not w.branch for w in net.wires)
+                and (not self.pairs or net.negatives == "inverse" or (
+                    net.negatives == "permuted" and not loader.shuffle)))
+
+
+class Stored:
+    """A stage's input for every sample of a set; positive and negative halves where there are."""
+
+    def __init__(self, run: Training, loader: Loader, schedule: Layerwise, stage: int,
+                 kind: str) -> None:
+        self.stage, pairs, count = stage, schedule.pairs, len(loader.image_set)
+        shape = schedule.stored_shape(stage)
+        self.stores = [FeatureStore.create(kind, count, shape, run.dtype, run.out,
+                                           channels_last=len(shape) == 3)
+                       for _ in range(1 + pairs)]
+        #: Sum over the layers below of their goodness, a row each half (collaborative FF).
+        self.below = torch.zeros(1 + pairs, count, dtype=run.settings.weight_dtype,
+                                 device=run.device)
+        plain = Loader(loader.image_set, batch_size=loader.batch_size, shuffle=False, seed=0,
+                       epoch=0, drop_last=False, device=loader.device, on_device=False,
+                       prefetch=False, augment=None)
+        start = 0
+        with torch.no_grad():
+            for x, y in plain:
+                rows, below = schedule.stored_rows(run, stage, Batch(x, y))
+                n = x.shape[0]
+                for half, store in enumerate(self.stores):
+                    store.write(start, rows[half * n:(half + 1) * n].to(run.dtype))
+                    if below is not None:
+                        self.below[half, start:start + n] = below[half * n:(half + 1) * n]
+                start += n
+
+    def over(self, loader: Loader) -> StoredLoader:
+        return StoredLoader(self, loader)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """What lies in RAM, for the meter."""
+        return [self.below, *(t for store in self.stores for t in store.tensors())]
+
+    def close(self) -> None:
+        for store in self.stores:
+            store.close()
+
+
+class StoredLoader:
+    """A loader's order over stored features instead of its samples."""
+
+    def __init__(self, stored: Stored, loader: Loader) -> None:
+        self.stored, self.loader = stored, loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.loader.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches()
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        labels, device = self.loader.image_set.labels, self.loader.device
+        for rows in self.loader.indices(start):
+            parts = [store.read(rows) for store in self.stored.stores]
+            features = send(as_laid_out(whole(parts)), device)
+            below = self.stored.below[:, send(rows, self.stored.below.device)].flatten()
+            yield Batch(features, send(labels[rows], device), features=features, below=below)
+
+
+class Collaborative(Layerwise):
+    """Layer-wise training where a layer's goodness holds the other layers' (collaborative FF).
+
+    G_l = g_l + gamma_l sum_{m != l} w stopgrad(g_m): lower layers are frozen, upper ones answer
+    with their current weights. A learned gamma steps by dL/dG (A-CFF).
+    """
+
+    runs_below = False
+
+    def begin(self, net: LocalNet, epochs: int) -> None:
+        if not isinstance(net, CollaborativeNet):
+            raise ValueError("[schedule] collaborative training expected a CollaborativeNet, got "
+                             f"{type(net).__name__}")
+        super().begin(net, epochs)
+
+    def active(self, epoch: int) -> list[str]:
+        assert isinstance(self.net, CollaborativeNet)
+        own = ["gamma"] if self.net.gamma.requires_grad else []
+        return [*super().active(epoch), *own]
+
+    def owners(self) -> dict[str, tuple[str, ...]]:
+        """Every layer's gamma has moments and a step count of its own."""
+        return {"gamma": tuple(gamma_owner(i) for i in range(1, len(self.net.layers)))}
+
+    @torch.no_grad()
+    def enter(self, ctx: StepContext, item: Batch, dtype: torch.dtype) -> Batch:
+        """One pass through all layers first: the stage's input, and what is added to its goodness.
+        """
+        net, stage = ctx.net, ctx.whose().layers[0]
+        assert isinstance(net, CollaborativeNet)
+        item = completed(ctx, item, dtype)
+        kept, first = deque([entrance(ctx, item, dtype)], 1), 0 if item.features is None else stage
+        goodness = [] if first == stage else net.run(
+            kept.pop(), end=stage - 1, backend=ctx.backend, features=kept)
+        above = net.run(kept[0], start=stage, backend=ctx.backend)
+        others = net.pooled([*goodness, *above[1:]])
+        if item.below is not None and first:
+            others = others + item.below[:, None].to(others.dtype) * net.pair_weight
+        gamma = net.gamma.detach()[stage]
+        ctx.g0[stage], ctx.others = gamma.to(others.dtype) * others, others
+        return replace(item, features=kept.pop())
+
+    def compile(self, net: LocalNet, plan: Plan, facts: Facts) -> Program:
+        """The stage's step, then gamma's."""
+        made, (stage,) = super().compile(net, plan, facts), facts.turn.layers
+        assert isinstance(net, CollaborativeNet)
+        if not net.gamma.requires_grad:
+            return made
+        return replace(made, parts=(*made.parts, Instruction("update_gamma", stage)))

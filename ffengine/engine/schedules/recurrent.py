@@ -1,0 +1,59 @@
+"""Recurrent schedule (FFRNN): every frame updates every layer from the frame's old states.
+
+    sweep once; then for each frame, for each layer i:
+        a = n(h_{i-1}), n(h_{i+1}) -> local_pass with h_i blended in -> update
+        h_i' by the updated weights, from the old states; all states switch at the frame's end
+
+Buffers: h the states of image, layers and label, n the same normalised by their length, t{i} the
+new state of layer i; u{i}, a{i} and d{i} as in program.py.
+"""
+
+from __future__ import annotations
+
+from ffengine.engine.compiling import Layers
+from ffengine.engine.memory.plan import Plan
+from ffengine.engine.program import Facts, Instruction, Part, Program, Segment, finished
+from ffengine.engine.schedules.schedule import Schedule
+from ffengine.nn.network import LocalNet
+from ffengine.nn.recurrent import RecurrentNet
+
+
+class Recurrent(Schedule):
+    """Every batch over `frames` frames (K_train)."""
+
+    recurrent = True
+    tiles = False
+    adds_up = False  # every frame updates
+
+    def __init__(self, frames: int = 10) -> None:
+        if frames < 1:
+            raise ValueError("[schedule] recurrent training expected 1 frame or more, got "
+                             f"{frames}")
+        self.frames = self.updates = frames
+
+    def begin(self, net: LocalNet, epochs: int) -> None:
+        if not isinstance(net, RecurrentNet):
+            raise ValueError("[schedule] recurrent training expected a RecurrentNet, got "
+                             f"{type(net).__name__}")
+        super().begin(net, epochs)
+
+    def compile(self, net: LocalNet, plan: Plan, facts: Facts) -> Program:
+        """The batch's frames, one after the other."""
+        depth = range(len(net.layers))
+        lines = Layers(net, facts, "h", None)
+        for i in depth:
+            lines.add("first_state", i, h="h", n="n")
+        parts: list[Part] = [Instruction("states", 0, (("batch", "batch"),), ("h", "n")),
+                             Segment(lines.take(), facts.rows, title="first sweep")]
+        for frame in range(self.frames):
+            for i in depth:
+                lines.add("around", i, f"u{i}", n="n")
+                lines.add("forward", i, f"a{i}", u=f"u{i}")
+                lines.add("local_pass", i, f"d{i}", a=f"a{i}", states="h")
+                lines.add("update", i, u=f"u{i}", d=f"d{i}")
+                lines.add("new_state", i, f"t{i}", n="n", h="h")
+            parts.append(Segment(lines.take(), facts.rows, title=f"frame {frame}"))
+            lines.add("switch", 0, h="h", n="n", **{f"t{i}": f"t{i}" for i in depth})
+            parts += lines.take()
+        parts.append(Instruction("mean_of_frames", 0))
+        return finished(parts, facts)
