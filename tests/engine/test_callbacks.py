@@ -50,7 +50,7 @@ def test_order_and_columns(tmp_path):
 
 
 def test_nobody_listens_nothing_is_attached(monkeypatch):
-    from ffengine.engine import callbacks
+    from ffengine.engine.run import callbacks
 
     monkeypatch.setattr(callbacks, "Listener", None)
     contexts = []
