@@ -154,7 +154,7 @@ setup(
     package_dir={"ffengine.kernels": "kernels"},
     include_package_data=False,
     package_data={"ffengine": ["recipes/*.toml", "devices/*.toml", "devices/*.json", "models/*.md",
-                               "py.typed", "profile/*.html"]},
+                               "py.typed", "analysis/*.html", "profile/*.html"]},
     ext_modules=[Extension("ffengine._C", sources=[], optional=True)],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ffengine import models as models
     from ffengine import nn as nn
     from ffengine.engine.batch import Batch as Batch
+    from ffengine.engine.run.callbacks import Callback as Callback
     from ffengine.engine.run.stopping import TrainingInterrupted as TrainingInterrupted
     from ffengine.engine.run.stopping import TrainingStopped as TrainingStopped
     from ffengine.engine.trainer import Trainer as Trainer
@@ -30,13 +31,14 @@ if TYPE_CHECKING:
 _MODULES = ("data", "losses", "models", "nn")
 _NAMES = {
     "Batch": "ffengine.engine.batch",
+    "Callback": "ffengine.engine.run.callbacks",
     "Trainer": "ffengine.engine.trainer",
     "TrainingInterrupted": "ffengine.engine.run.stopping",
     "TrainingStopped": "ffengine.engine.run.stopping",
     "env_report": "ffengine.env",
 }
 __all__ = [
-    "Batch", "Trainer", "TrainingInterrupted", "TrainingStopped", "__version__", "data",
+    "Batch", "Callback", "Trainer", "TrainingInterrupted", "TrainingStopped", "__version__", "data",
     "env_report", "losses", "models", "nn",
 ]
 

@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import ffengine
+from ffengine.commands.analyze_flags import add_kinds
 
 PRECISIONS = ("fp64", "fp32", "bf16", "fp16")
 STATES, WEIGHTS = ("fp32", "bf16", "8bit"), ("fp32", "bf16")
+ANALYZE = "look inside trained runs: pictures, tables and tests, as PNG, CSV and HTML"
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
 
 
@@ -36,9 +38,7 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, module: str, text: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text)
         made.set_defaults(run=f"ffengine.commands.{module}:{name}")
-        made.add_argument("--json", action="store_true",
-                          help="print one JSON value as the last line of standard output")
-        made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        _output_flags(made)
         return made
 
     command("models", "show", "list the networks by name")
@@ -84,6 +84,8 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--format", choices=("pt2", "safetensors"), default="pt2",
                         help="pt2: a program of torch.export; safetensors: its state_dict")
     export.add_argument("--out", help="file to write (default: beside the checkpoint)")
+    analyze = commands.add_parser("analyze", help=ANALYZE, description=ANALYZE)
+    add_kinds(analyze, _analysis_flags)
     grow = command("grow", "structure",
                    "add neurons to the sets of a run's weakest classes; a new run")
     _edit_flags(grow)
@@ -92,6 +94,10 @@ def parser() -> argparse.ArgumentParser:
                          "remove a run's neurons that respond least to their class; a new run")
     _edit_flags(degenerate)
     _degeneration_flags(degenerate)
+    prune = command("prune", "prune",
+                    "remove a run's neurons down to a share of its parameter bytes; a new run")
+    _edit_flags(prune)
+    _pruning_flags(prune)
     reproduce = command("reproduce", "reproduce",
                         "train the recipes of a paper and print its numbers beside ours")
     _reproduce_flags(reproduce)
@@ -103,6 +109,18 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("suite", nargs="?", help="module under bench/ (default: list them)")
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="handed to the suite")
     return top
+
+
+def _output_flags(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--json", action="store_true",
+                      help="print one JSON value as the last line of standard output")
+    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _analysis_flags(made: argparse.ArgumentParser) -> None:
+    made.set_defaults(run="ffengine.commands.analyze:analyze")
+    _machine_flags(made)
+    _output_flags(made)
 
 
 def _model_flags(made: argparse.ArgumentParser, optional: bool = False) -> None:
@@ -167,6 +185,14 @@ def _train_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--resume", metavar="RUN", help="go on where this run stands")
     made.add_argument("--baselines", action="store_true",
                       help="also train by backpropagation and by the unfused PyTorch step")
+    made.add_argument("--watch", metavar="A,B,...",
+                      help="further columns of the history, a number for each layer: accuracy, "
+                           "separation, gradient, weight, goodness, dead, sparsity, statistics, "
+                           "gamma, seconds (docs/watching.md)")
+    made.add_argument("--watch-every", default="epoch", metavar="epoch|step|N",
+                      help="step, or N: also at every, or every N-th, step, in steps.csv")
+    made.add_argument("--watch-samples", type=int, default=1000, metavar="N",
+                      help="the first N test samples are looked at (default: 1000)")
 
 
 def _reproduce_flags(made: argparse.ArgumentParser) -> None:
@@ -210,13 +236,13 @@ def _edit_flags(made: argparse.ArgumentParser) -> None:
     _run_flags(made)
     made.add_argument("--out", metavar="RUN2", help="folder of the new run (default: a new one "
                       "under runs/)")
-    made.add_argument("--layer", type=int, help="default: the last one that the scores read")
     made.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     made.add_argument("--backend", metavar="NAME", help=f"{', '.join(BACKENDS)}; default: the "
                       "run's")
 
 
 def _growth_flags(made: argparse.ArgumentParser) -> None:
+    _layer_flag(made)
     made.add_argument("--threshold", type=float, metavar="ACCURACY",
                       help="grow every class whose accuracy (0-1, on validation data) is below it; "
                            "default: the weakest class alone")
@@ -232,7 +258,12 @@ def _growth_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--seed", type=int, default=0, help="default: 0")
 
 
+def _layer_flag(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--layer", type=int, help="default: the last one that the scores read")
+
+
 def _degeneration_flags(made: argparse.ArgumentParser) -> None:
+    _layer_flag(made)
     rule = made.add_mutually_exclusive_group()
     rule.add_argument("--lowest", type=int, metavar="N",
                       help="so many neurons, the least responding of the layer (default: 2)")
@@ -240,6 +271,19 @@ def _degeneration_flags(made: argparse.ArgumentParser) -> None:
                       help="neurons whose mean response to their class is at most this")
     rule.add_argument("--fraction", type=float, metavar="SHARE",
                       help="... at most this share of their set's maximum")
+
+
+def _pruning_flags(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--by", default="random", metavar="METHOD",
+                      help="random, activity, last, first, ends, sum, threshold or goodness "
+                           "(docs/pruning.md; default: random)")
+    made.add_argument("--ratio", type=float, required=True, metavar="R",
+                      help="compression ratio, parameter bytes before / after: 4 keeps a quarter")
+    made.add_argument("--layers", type=int, nargs="+", metavar="LAYER",
+                      help="layers that lose neurons (default: all)")
+    made.add_argument("--seed", type=int, default=0, help="of random choices (default: 0)")
+    made.add_argument("--samples", type=int, default=1000, metavar="N",
+                      help="of validation data, that activity is measured on (default: 1000)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

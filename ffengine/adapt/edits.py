@@ -52,10 +52,17 @@ def remove_units(net: LocalNet, layer: int, units: Sequence[int]) -> tuple[Local
         ValueError: no such layer or units, the last one of a group (of any layer that is tied), a
             loss that needs equal groups, not as many units of each channel group of a convolution.
     """
-    layer, found = layer_of(net, layer), wiring.of(net)
-    gone = {(layer, u) for u in units_of(net, layer, units)}
+    return remove_from_layers(net, {layer: units})
+
+
+def remove_from_layers(net: LocalNet,
+                       units: Mapping[int, Sequence[int]]) -> tuple[LocalNet, Edit]:
+    """remove_units of several layers at once, by layer, in one record."""
+    found, gone = wiring.of(net), set()
     tied = found.tied()
-    gone |= {other for unit in gone for other in tied.get(unit, ())}
+    for layer, named in units.items():
+        for unit in units_of(net, layer_of(net, layer), named):
+            gone.update(tied.get((layer, unit), [(layer, unit)]))
     sources: Sources = {}
     for i, size in enumerate(found.units):
         kept = [u for u in range(size) if (i, u) not in gone]
@@ -65,7 +72,7 @@ def remove_units(net: LocalNet, layer: int, units: Sequence[int]) -> tuple[Local
     for i, kept in sources.items():
         before = offsets_of(net, i)
         offsets[i] = [sum(u < edge for u in kept) for edge in before]
-    return _made(net, layer, found, sources, offsets)
+    return _made(net, min(units), found, sources, offsets)
 
 
 def reorder_units(net: LocalNet, layer: int, order: Sequence[int]) -> tuple[LocalNet, Edit]:

@@ -39,6 +39,8 @@ from ffengine.engine.memory.planning import Planning
 from ffengine.engine.memory.plans import Job
 from ffengine.engine.optim import round_weights
 from ffengine.engine.run import checkpoint
+from ffengine.engine.run.callbacks import Callback
+from ffengine.engine.run.evaluation import first_samples
 from ffengine.engine.run.recipe import Recipe
 from ffengine.engine.run.settings import Settings
 from ffengine.engine.schedules.schedule import of
@@ -62,6 +64,7 @@ def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         options = {**saved_options(found), **options}
     data_options = scaled(args.model, args.data, assignments(args.data_options, "--data-set"))
     refuse_early(args, recipe, options, data_options)
+    check_watch(args)
     splits = load_data(args.model, args.data, options, data_options, seed, args.data_root,
                        None if found is None else found.meta["notes"].get("classes"))
     if args.baselines and f"bp/{args.model}" not in models.names():
@@ -78,7 +81,8 @@ def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     announce(args, trainer)
     if found is not None:
         trainer.resume(found.path)
-    text, result = train_and_test(args, trainer, splits, augment.by_name(args.augment or "none"))
+    text, result = train_and_test(args, trainer, splits, augment.by_name(args.augment or "none"),
+                                  watchers_of(args, splits))
     if emulated is not None:
         size = trainer.settings.batch_size
         said, result["device_profile"] = emulation(
@@ -224,16 +228,40 @@ def new_folder(name: str) -> Path:
         return out
 
 
+def check_watch(args: argparse.Namespace) -> None:
+    """ValueError for --watch words that name nothing, and for flags of it without it."""
+    if args.watch is None:
+        return
+    from ffengine.analysis import watching
+
+    watching.check(args.watch.split(","), args.watch_every)
+    if args.watch_samples < 1:
+        raise ValueError(f"[cli] --watch-samples expected 1 or more, got {args.watch_samples}")
+
+
+def watchers_of(args: argparse.Namespace, splits: data.Splits) -> Sequence[Callback]:
+    """The callbacks that --watch names; what looks at data takes the first test samples."""
+    if args.watch is None:
+        return ()
+    from ffengine.analysis import watching
+
+    shown = data.loader(splits.test, batch_size=args.watch_samples)
+    return watching.watchers(args.watch.split(","), first_samples(shown, args.watch_samples),
+                             args.watch_every)
+
+
 def train_and_test(args: argparse.Namespace, trainer: Trainer, splits: data.Splits,
-                   change: Augment | None = None) -> tuple[str, dict[str, Any]]:
+                   change: Augment | None = None,
+                   callbacks: Sequence[Callback] = ()) -> tuple[str, dict[str, Any]]:
     """Fit, test, and say what came out."""
-    (found,) = tested_at(args, trainer, splits, (trainer.epochs,), change)
+    (found,) = tested_at(args, trainer, splits, (trainer.epochs,), change, callbacks=callbacks)
     return found
 
 
 def tested_at(args: argparse.Namespace, trainer: Trainer, splits: data.Splits,
               marks: Sequence[int], change: Augment | None = None,
-              drop_last: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+              drop_last: bool = False, callbacks: Sequence[Callback] = (),
+              ) -> Iterator[tuple[str, dict[str, Any]]]:
     """What came out after each of the epochs `marks`, in turn: (text, values)."""
     size, device = trainer.settings.batch_size, trainer.device
     # a full batch keeps its order, and with it its permuted negatives
@@ -245,7 +273,7 @@ def tested_at(args: argparse.Namespace, trainer: Trainer, splits: data.Splits,
     seconds = 0.0
     for mark in marks:
         began = time.perf_counter()
-        trainer.fit(train, valid if len(splits.valid) else None, until=mark)
+        trainer.fit(train, valid if len(splits.valid) else None, until=mark, callbacks=callbacks)
         seconds += time.perf_counter() - began
         result = values_of(args, trainer, splits, trainer.evaluate(test), seconds)
         yield report_of(trainer, result), result

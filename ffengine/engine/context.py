@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -52,6 +52,13 @@ class BatchReport:
         return [*self.losses, *(made and made[0] for made in self.heads)]
 
 
+class GradientRoom(Protocol):
+    """Tensors that updates write their gradients into."""
+
+    def get(self, key: tuple[int | str, str], /) -> torch.Tensor | None:
+        """Of (layer index or owner, parameter); None: nobody wants it."""
+
+
 @dataclass
 class StepContext:
     """One step's fixed facts, and what it has gathered so far."""
@@ -76,8 +83,8 @@ class StepContext:
     clock: torch.Tensor | None = None
     #: Told of every instruction that has run: where, and which.
     hook: Callable[[Any, Any], None] | None = None
-    #: Handed gradients by layer index and parameter, when a test asks for them.
-    grads: dict[tuple[int | str, str], torch.Tensor] | None = None
+    #: Handed gradients by layer index and parameter, when somebody asks for them.
+    grads: GradientRoom | None = None
     #: Per layer, a term (rows, K) added to the goodness (collaborative FF).
     g0: dict[int, torch.Tensor] = field(default_factory=dict)
     #: Goodness of the layers beside the one that trains, (rows, 1) (collaborative FF).

@@ -1,14 +1,13 @@
 """The trainer: an ordinary loop over any DataLoader, around the engine's step.
 
-`step` trains on one batch; `fit` adds epochs, learning rate, validation with SIP, history,
-checkpoints, and clean stops.
+`step` trains on one batch; `fit` adds epochs, validation, history, checkpoints and callbacks.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,8 @@ from ffengine.engine.memory.plan import Plan
 from ffengine.engine.memory.planning import Planning
 from ffengine.engine.memory.plans import Job
 from ffengine.engine.optim import floor_bytes, halved_weights, optimizer_of, round_weights
-from ffengine.engine.run import checkpoint, saving
-from ffengine.engine.run.evaluation import (
-    SHOWN,
-    accuracy,
-    first_samples,
-    layer_accuracy,
-    samples_of,
-    training_hits,
-)
+from ffengine.engine.run import checkpoint, evaluation, saving
+from ffengine.engine.run.callbacks import Callback, Callbacks
 from ffengine.engine.run.history import EpochSums, History, Row, mean
 from ffengine.engine.run.progress import Progress
 from ffengine.engine.run.recipe import Recipe
@@ -81,7 +73,6 @@ class Trainer:
         costs: what ranks the plans within a memory budget, measured (times this machine, once) or
             modelled (the same everywhere).
         notes: plain values kept in checkpoints as they are, e.g. the data set.
-        after_epoch: called with each epoch's row once its checkpoint is written; may raise.
     """
 
     def __init__(self, net: LocalNet, *, epochs: int | None = None, lr: float | None = None,
@@ -95,8 +86,7 @@ class Trainer:
                  schedule: Schedule | None = None, progress: bool = True, sip: bool = True,
                  micro_batch: int | None = None, states: str | None = None,
                  weights: str | None = None, costs: str = "measured",
-                 notes: dict[str, Any] | None = None,
-                 after_epoch: Callable[[Row], None] | None = None) -> None:
+                 notes: dict[str, Any] | None = None) -> None:
         self.settings = Settings.resolve(
             recipe or net.recipe or Recipe(), optimizer=optimizer, lr=lr, lr_min=lr_min,
             weight_decay=weight_decay, epochs=epochs, batch_size=batch_size, seed=seed,
@@ -130,7 +120,8 @@ class Trainer:
         self.clock = clock_of(self.optimizer, self.device, self.schedule.updates)
         self.rate = LearningRate(self.optimizer, self.settings, scheduler)
         self.progress, self.sip, self.notes = progress, sip and net.selects_range, notes or {}
-        self.after_epoch = after_epoch
+        #: Told of training while `fit` runs.
+        self.callbacks = Callbacks()
         #: Features that a layer-wise schedule keeps between its stages.
         self.stored: Any = None
         #: Where training stands: epoch, batches of it done, and steps in all.
@@ -207,9 +198,10 @@ class Trainer:
     def _context(self, item: Batch) -> StepContext:
         rows = rows_of(self.net, item.x.shape[0]) if item.features is None else (
             item.features.shape[0])
-        return StepContext(self.net, self.optimizer, item.y, rows, self.settings.seed, self.steps,
-                           self.backend, self.schedule.turn(self.epoch, self.iteration),
-                           clock=self.clock.dropout if self.clock else None)
+        return self.callbacks.attached(StepContext(
+            self.net, self.optimizer, item.y, rows, self.settings.seed, self.steps, self.backend,
+            self.schedule.turn(self.epoch, self.iteration),
+            clock=self.clock.dropout if self.clock else None))
 
     @left_outside
     def capture(self, x: torch.Tensor, y: torch.Tensor) -> CapturedStep:
@@ -246,7 +238,6 @@ class Trainer:
         self.begin_update(plan)
         if not self._meter_next:
             return self.update(item, plan)
-        # The real step, executed once; the meter only slows it down.
         self._meter_next = False
         held = [*self.optimizer.half_tensors(), *(self.stored.tensors() if self.stored else ())]
         with MemoryMeter(parameter=self.net.parameters(), state=self.optimizer.state_tensors(),
@@ -256,12 +247,13 @@ class Trainer:
         return report
 
     def fit(self, train_loader: Iterable[Any], valid_loader: Iterable[Any] | None = None, *,
-            until: int | None = None) -> History:
+            until: int | None = None, callbacks: Sequence[Callback] = ()) -> History:
         """Train from where the trainer stands up to epoch `until` (default: all of them).
 
         Batches come from any iterable of (x, y); with `set_epoch` (ours, DistributedSampler) it is
         told the epoch. With a validation loader the layer range is selected by SIP after each
         epoch. Ctrl-C finishes the step, writes a checkpoint and raises TrainingInterrupted.
+        `callbacks` are told of steps, epochs and checkpoints, in order; see Callback.
 
         Raises:
             TrainingStopped: naming layer, step and epoch; the last checkpoint stays as it was.
@@ -270,7 +262,9 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         phase = None
+        self.callbacks = Callbacks(callbacks)
         try:
+            self.callbacks.on_fit(self)
             with Interrupts() as stop:
                 while self.epoch < until and not self.ended:
                     if phase != (phase := self.schedule.phase(self.epoch)):
@@ -279,6 +273,7 @@ class Trainer:
                                   enabled=self.progress) as bar:
                         self._epoch(train_loader, valid_loader, stop, bar)
         finally:
+            self.callbacks = Callbacks()
             self.history.close()
             if self.stored is not None:
                 self.stored.close()
@@ -321,7 +316,7 @@ class Trainer:
         ended = time.perf_counter()
         speed = seen / max(ended - clock, 1e-9) if seen else self.sums.samples / (ended - began)
         valid = None if valid_loader is None else self._validate(valid_loader)
-        shown = first_samples(train_loader, SHOWN) if self.sums.pairs else []
+        shown = evaluation.first_samples(train_loader) if self.sums.pairs else []
         seconds = time.perf_counter() - began
         self._finish_epoch(lr, self.evaluate(shown) if shown else None, valid, seconds, speed, bar)
         if stop.asked:
@@ -331,7 +326,8 @@ class Trainer:
         """`step` on a loader's next batch, and what it adds to the epoch's sums; its samples."""
         batch = checked(as_batch(item, None), self.net, self.device)
         report = self.step(batch, iteration=self.iteration)
-        self.sums.add(report, batch.y, *training_hits(self.net, report, batch.y))
+        self.sums.add(report, batch.y, *evaluation.training_hits(self.net, report, batch.y))
+        self.callbacks.on_step(self, batch, report)
         return batch.y.shape[0]
 
     def _validate(self, loader: Iterable[Any]) -> float:
@@ -340,7 +336,7 @@ class Trainer:
             return self.evaluate(loader)
         from ffengine.adapt import sip
 
-        return sip.select(self.net, samples_of(self, loader), backend=self.backend,
+        return sip.select(self.net, evaluation.samples_of(self, loader), backend=self.backend,
                           dtype=self.dtype).accuracy
 
     def _finish_epoch(self, lr: float, shown: float | None, valid: float | None, seconds: float,
@@ -349,6 +345,7 @@ class Trainer:
         passed, pairs = self.sums.accuracy(), self.sums.pairs
         row = Row(self.epoch, lr, mean(losses), losses, shown if pairs else passed, valid, seconds,
                   speed, self.peak_bytes, start, end, passed if pairs else None)
+        row.extra = self.callbacks.on_epoch(self, row)
         self.ended = self.schedule.epoch_done(self.epoch, passed)
         self.epoch, self.iteration, self.sums = self.epoch + 1, 0, EpochSums()
         self.optimizer.activate(self.schedule.active(self.epoch))  # a checkpoint is of what follows
@@ -360,22 +357,24 @@ class Trainer:
             if improved:
                 checkpoint.copy(latest, self.out / checkpoint.BEST)
         bar.finish(row)
-        if self.after_epoch is not None:
-            self.after_epoch(row)
+        if self.out is not None:
+            self.callbacks.on_checkpoint(self, latest)
 
     def _interrupted(self) -> None:
         where = f"epoch {self.epoch}, batch {self.iteration}"
         self.watch.check()
+        self.history.keep_steps()
         kept = f"; checkpoint {self.save()}" if self.out is not None else ""
         raise TrainingInterrupted(f"[train] interrupted at {where}{kept}")
 
     def evaluate(self, loader: Iterable[Any]) -> float:
         """Accuracy (0 to 1) of the class scores on a loader of (x, y)."""
-        return accuracy(self.net, samples_of(self, loader), self.backend)
+        return evaluation.accuracy(self.net, evaluation.samples_of(self, loader), self.backend)
 
     def evaluate_layers(self, loader: Iterable[Any]) -> list[float | None]:
         """Accuracy of each layer's goodness alone; None of one trained on super-classes."""
-        return layer_accuracy(self.net, samples_of(self, loader), self.backend)
+        samples = evaluation.samples_of(self, loader)
+        return evaluation.layer_accuracy(self.net, samples, self.backend)
 
     def save(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Write a checkpoint, atomically; default is latest.safetensors of the run folder.

@@ -47,11 +47,11 @@ def sparse_cross_entropy(g: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return -(sparsemax_of(g).gather(1, y[:, None]).squeeze(1) + 1e-9).log()
 
 
-def _loss(name: str, conv: bool) -> Loss | LossFunction:
-    """Combo: CwC in conv layers, PvN in linear ones."""
+def _loss(name: str, conv: bool, phi: float) -> Loss | LossFunction:
+    """Combo: CwC in conv layers, PvN in linear ones; phi is PvN's threshold."""
     known: dict[str, Loss | LossFunction] = {
-        "pvn": pvn(2.0, "sum"), "cwc": cwc(), "ce": ce(), "sparse-ce": sparsemax(),
-        "sparse-ce-log": sparse_cross_entropy, "combo": cwc() if conv else pvn(2.0, "sum")}
+        "pvn": pvn(phi, "sum"), "cwc": cwc(), "ce": ce(), "sparse-ce": sparsemax(),
+        "sparse-ce-log": sparse_cross_entropy, "combo": cwc() if conv else pvn(phi, "sum")}
     if name not in known:
         raise ValueError(f"[sn] loss must be one of {', '.join(known)}, got {name!r}")
     return known[name]
@@ -61,20 +61,27 @@ def support_net(blocks: Sequence[tuple[int, bool]], linears: Sequence[int], num_
                 image: tuple[int, int, int], loss: LossName = "combo",
                 readout: Literal["llr", "olr"] = "llr",
                 goodness: Literal["mean_sq", "sum_sq"] = "mean_sq",
-                supers: SuperClasses | None = None, on_supers: int = 0) -> LocalNet:
+                supers: SuperClasses | None = None, on_supers: int = 0,
+                phi: float | tuple[float, ...] = 2.0) -> LocalNet:
     """Block(out, pool) = conv3x3, relu, BatchNorm, optional pool; then Linear(out).
 
     supers, on_supers: the first layers are trained on super-classes.
+    phi: PvN's threshold, of all layers or of each.
     """
     if readout not in ("llr", "olr"):
         raise ValueError(f"[sn] readout must be llr or olr, got {readout!r}")
+    depth = len(blocks) + len(linears)
+    phis = phi if isinstance(phi, tuple) else (phi,) * depth
+    if len(phis) != depth:
+        raise ValueError(f"[sn] phi expected a number, or one for each of the {depth} layers, got "
+                         f"{phi}")
     shape: tuple[int, ...] = image
     layers: list[LocalLayer] = []
     for i, (width, pool) in enumerate([*blocks, *((w, False) for w in linears)]):
         conv = i < len(blocks)
         groups = supers.num_super if supers is not None and i < on_supers else num_classes
         config = LocalPassConfig(groups=groups, goodness=goodness if conv else "sum_sq",
-                                 loss=_loss(loss, conv), norm=Norm("none"),
+                                 loss=_loss(loss, conv, phis[i]), norm=Norm("none"),
                                  pool="max2" if pool else "none")
         if conv:
             layer: LocalLayer = LocalConv2d(shape[0], width, 3, bias=True, config=config,
@@ -96,10 +103,11 @@ def support_net(blocks: Sequence[tuple[int, bool]], linears: Sequence[int], num_
 @register("sn/mlp", paper="Support neurons", recipe=PAPER, digits={"epochs": 40}, scale=SCALE)
 def mlp(num_classes: int = 10, in_channels: int = 1, image_size: int = 28,
         layers: tuple[int, ...] = (100, 100), loss: LossName = "pvn",
-        readout: Literal["llr", "olr"] = "llr") -> LocalNet:
+        readout: Literal["llr", "olr"] = "llr",
+        phi: float | tuple[float, ...] = 2.0) -> LocalNet:
     """Linear 784-100-100."""
     return support_net((), layers, num_classes, (in_channels, image_size, image_size), loss,
-                       readout)
+                       readout, phi=phi)
 
 
 # under PvN both units of a class in the linear layer die on some seeds of the digits: 80-99 %
@@ -108,11 +116,12 @@ def mlp(num_classes: int = 10, in_channels: int = 1, image_size: int = 28,
 def cifar10(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
             loss: LossName = "combo", readout: Literal["llr", "olr"] = "llr",
             goodness: Literal["mean_sq", "sum_sq"] = "mean_sq",
-            widths: tuple[int, ...] = (20, 80, 240, 480)) -> LocalNet:
+            widths: tuple[int, ...] = (20, 80, 240, 480),
+            phi: float | tuple[float, ...] = 2.0) -> LocalNet:
     """Block 20, Block 80 pool, Block 240, Block 480 pool, Linear 20 (two units a class)."""
     return support_net(tuple(zip(widths, (False, True, False, True), strict=True)),
                        (2 * num_classes,), num_classes, (in_channels, image_size, image_size),
-                       loss, readout, goodness)
+                       loss, readout, goodness, phi=phi)
 
 
 @register("sn/cifar100", paper="Support neurons", recipe=PAPER,
@@ -122,7 +131,8 @@ def cifar100(num_classes: int = 100, in_channels: int = 3, image_size: int = 32,
              loss: LossName = "combo", readout: Literal["llr", "olr"] = "llr",
              goodness: Literal["mean_sq", "sum_sq"] = "mean_sq",
              superclasses: str | tuple[int, ...] = "cifar100",
-             widths: tuple[int, ...] = (60, 120, 240, 400, 800, 1600, 400)) -> LocalNet:
+             widths: tuple[int, ...] = (60, 120, 240, 400, 800, 1600, 400),
+             phi: float | tuple[float, ...] = 2.0) -> LocalNet:
     """Blocks 60, 120p, 240, 400p (on the super-classes), 800, 1600p, Linear 400.
 
     superclasses: "cifar100" (its 20 names), or the super-class of every class.
@@ -134,4 +144,5 @@ def cifar100(num_classes: int = 100, in_channels: int = 3, image_size: int = 32,
                          f"got a map of {supers.num_classes}")
     pools = (False, True, False, True, False, True)
     return support_net(tuple(zip(widths[:-1], pools, strict=True)), widths[-1:], num_classes,
-                       (in_channels, image_size, image_size), loss, readout, goodness, supers, 4)
+                       (in_channels, image_size, image_size), loss, readout, goodness, supers, 4,
+                       phi)

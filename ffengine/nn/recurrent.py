@@ -9,7 +9,7 @@ side in one weight, so that a frame of a layer is one product.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -107,20 +107,24 @@ class RecurrentNet(LocalNet):
             h[i + 1], _ = self.new_state(i, self.around(i, unit), h[i + 1], backend)
             unit[i + 1] = length_normalised(h[i + 1])
 
-    def frame_goodness(self, x: torch.Tensor, rows: torch.Tensor, hidden: Hidden,
-                       backend: str = "auto") -> list[list[torch.Tensor]]:
-        """Goodness (N, 1) per frame and layer of images x with label rows (N, K)."""
+    def play(self, x: torch.Tensor, rows: torch.Tensor, hidden: Hidden,
+             backend: str = "auto") -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
+        """(goodness (N, 1), state (N, units)) of every layer, frame by frame, of images x with
+        label rows (N, K)."""
         h = self.ends(x, rows, hidden)
         unit = [length_normalised(t) for t in h]
         self.sweep_once(h, unit, backend)
-        out = []
         for _ in range(self.frames[1]):
             made = [self.new_state(i, self.around(i, unit), h[i + 1], backend)
                     for i in range(len(self.layers))]
-            out.append([g for _, g in made])
             h[1:-1] = [z for z, _ in made]
             unit[1:-1] = [length_normalised(z) for z, _ in made]
-        return out
+            yield [g for _, g in made], h[1:-1]
+
+    def frame_goodness(self, x: torch.Tensor, rows: torch.Tensor, hidden: Hidden,
+                       backend: str = "auto") -> list[list[torch.Tensor]]:
+        """Goodness (N, 1) per frame and layer of images x with label rows (N, K)."""
+        return [goodness for goodness, _ in self.play(x, rows, hidden, backend)]
 
     def unrolled(self, x: torch.Tensor, call: Call = direct) -> torch.Tensor:
         """All states (N, sum of units) after the frames, no label on top; autograd follows.

@@ -156,12 +156,11 @@ def test_sets_change_while_training_and_only_for_the_better(digits: data.Splits)
     valid = data.loader(digits.valid, batch_size=200)
     net = network("sn/mlp", layers=(20, 20))
     limit = count_of(net) + 100
-    seen: list[int] = []
-    run = trainer(net, epochs=2, lr=5e-3, batch_size=64,
-                  after_epoch=lambda row: seen.append(row.epoch))
-    evolving = Evolving(run, train, valid, parameters=limit)
-    run.fit(train, valid)
-    assert seen == list(range(4)) and count_of(run.net) <= limit
+    run = trainer(net, epochs=2, lr=5e-3, batch_size=64)
+    evolving = Evolving(train, valid, parameters=limit)
+    run.fit(train, valid, callbacks=[evolving])
+    assert len(run.history.rows) == 4 and count_of(run.net) <= limit
+    assert run.history.rows[-1].extra == {"parameters": count_of(run.net)}
     kept = [a for a in evolving.attempts if a.kept]
     assert {a.layer for a in evolving.attempts} == {0, 1}
     assert all((a.after >= a.before) == a.kept for a in evolving.attempts)
@@ -182,8 +181,9 @@ def test_sets_change_while_training_and_only_for_the_better(digits: data.Splits)
     (lambda net, s: Growth(init="copy"), "clone, random"),
     (lambda net, s: Degeneration(), "one of threshold, fraction and lowest"),
     (lambda net, s: Degeneration(lowest=1, fraction=0.1), "one of threshold, fraction and lowest"),
-    (lambda net, s: Evolving(trainer(net, schedule=Schedule()), s, s, parameters=10),
-     "at least the network's"),
+    (lambda net, s: trainer(net, schedule=Schedule()).fit(s, callbacks=[
+        Evolving(s, s, parameters=10)]), "at least the network's"),
+    (lambda net, s: Evolving(s, s, parameters=10, every=0), "1 epoch or more, got 0"),
 ])
 def test_what_cannot_grow_is_said_in_a_line(make, said: str) -> None:
     net = network("sn/mlp")

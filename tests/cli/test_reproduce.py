@@ -131,11 +131,11 @@ def test_a_paper_shares_runs_and_shows_what_failed(capsys, tmp_path, monkeypatch
     augmented = []
     tested_at = training.tested_at
 
-    def counted(args, trainer, splits, marks, augment, drop_last):
+    def counted(args, trainer, splits, marks, augment, *more):
         if trainer.settings.lr > 1:
             raise TrainingStopped("[train] the loss of layer 2 became nan")
         augmented.append(augment is not None)
-        return tested_at(args, trainer, splits, marks, augment, drop_last)
+        return tested_at(args, trainer, splits, marks, augment, *more)
 
     monkeypatch.setattr(training, "tested_at", counted)
     a, b, c = rows_of(capsys, "mine", *QUIET)

@@ -32,7 +32,8 @@ for name in ("cafo/cnn", "cff/adaptive", "deeperforward/resnet17", "fflib/ffnn",
     assert t.peak_bytes > t.floor_bytes, name
     accuracy(net, [(x, y)])
     net(x)
-print([m for m in ("torch._dynamo", "torch._inductor", "sympy") if m in sys.modules])
+print([m for m in ("torch._dynamo", "torch._inductor", "sympy", "ffengine.analysis.watching")
+       if m in sys.modules])
 """
 
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,6 +22,7 @@ from ffengine.commands.train import refuse_early as refuse_budget
 from ffengine.data import own
 from ffengine.data.image_set import Splits
 from ffengine.engine.run import checkpoint
+from ffengine.engine.run.callbacks import Callback
 from ffengine.engine.trainer import Trainer
 from ffengine.locks import locked
 from ffengine.ops import backends
@@ -125,17 +125,8 @@ def train(job: Job, cases: Sequence[Case], folder: Path, deadline: float | None,
     args = named(job, case)
     splits = resident(loaded(job, case), device_of(args))
     shown = Progress(job.name, enabled=not job.args.quiet)
-
-    def after_epoch(row: Any) -> None:
-        shown.epoch(row, trainer.epochs)
-        if stopped():
-            raise KeyboardInterrupt
-        if deadline is not None and time.time() > deadline and trainer.epoch < trainer.epochs:
-            raise OutOfTime
-
     trainer = make_trainer(args, case.recipe, fitted_options(case.file.model, splits, case.options),
-                           case.data_options, seed, sip=case.file.train.sip,
-                           after_epoch=after_epoch)
+                           case.data_options, seed, sip=case.file.train.sip)
     trainer.write_into(folder)
     if not job.args.quiet:
         print(job.name, file=sys.stderr)
@@ -150,7 +141,25 @@ def train(job: Job, cases: Sequence[Case], folder: Path, deadline: float | None,
         raise KeyboardInterrupt
     with threads(count):
         trainer.notes |= {"threads": torch.get_num_threads(), "epochs_in_all": trainer.epochs}
-        read_off(job, args, trainer, splits, ahead(cases, trainer))
+        read_off(job, args, trainer, splits, ahead(cases, trainer),
+                 Supervisor(shown, deadline, stopped))
+
+
+class Supervisor(Callback):
+    """Says how far a training is, and ends it once its checkpoint is written when it is asked to,
+    or when the time is over."""
+
+    def __init__(self, shown: Progress, deadline: float | None,
+                 stopped: Callable[[], bool]) -> None:
+        self.shown, self.deadline, self.stopped = shown, deadline, stopped
+
+    def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
+        self.shown.epoch(trainer.history.rows[-1], trainer.epochs)
+        if self.stopped():
+            raise KeyboardInterrupt
+        if (self.deadline is not None and time.time() > self.deadline
+                and trainer.epoch < trainer.epochs):
+            raise OutOfTime
 
 
 @contextlib.contextmanager
@@ -185,14 +194,14 @@ def ahead(cases: Sequence[Case], trainer: Trainer) -> dict[int, list[Case]]:
 
 
 def read_off(job: Job, args: argparse.Namespace, trainer: Trainer, splits: Splits,
-             stops: dict[int, list[Case]]) -> None:
+             stops: dict[int, list[Case]], supervisor: Supervisor) -> None:
     """Train from stop to stop, and keep a run at each."""
     augment = data.augment.by_name(args.augment)
     drop_last = any(case.drop_last for cases in stops.values() for case in cases)
     test = data.loader(splits.test, batch_size=trainer.settings.batch_size, device=trainer.device)
     for (_, row), cases in zip(
-            tested_at(args, trainer, splits, list(stops), augment, drop_last), stops.values(),
-            strict=True):
+            tested_at(args, trainer, splits, list(stops), augment, drop_last, [supervisor]),
+            stops.values(), strict=True):
         row |= {"epochs": cases[0].epochs, "layer_accuracy": trainer.evaluate_layers(test),
                 "seconds": sum(r.seconds for r in trainer.history.rows)}
         job.results.add(job.args, run_of(job.args, cases[0], job.seed, row), job.cases)

@@ -145,7 +145,7 @@ def training_hits(net: LocalNet, report: BatchReport,
     return (total.argmax(1) == y).sum(), False
 
 
-def first_samples(loader: Any, count: int) -> list[Any]:
+def first_samples(loader: Any, count: int = SHOWN) -> list[Any]:
     """Batches of a loader's first `count` samples, the same whenever asked for; of a loader that
     only iterates, whose order may be drawn, none.
     """

@@ -6,8 +6,9 @@ import csv
 import functools
 import io
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from ffengine.engine.run.checkpoint import write_atomically
 Numbers = dict[str, float | int | None]
 
 log = logging.getLogger("ffengine")
+LOSS = re.compile(r"loss_\d+")
+#: What callbacks gave of single steps.
+STEPS = "steps.csv"
 
 
 @dataclass
@@ -29,6 +33,7 @@ class Row:
         on those). Where positive and negative rows train, of the first thousand training samples
         after the epoch, every label tried; None if the loader cannot show them again.
     pair_accuracy: pairs whose positive row had the better goodness as they passed, else None.
+    extra: further columns, of callbacks.
     """
 
     epoch: int
@@ -43,12 +48,15 @@ class Row:
     sip_start: int
     sip_end: int
     pair_accuracy: float | None = None
+    extra: dict[str, float | None] = field(default_factory=dict)
 
     def flat(self) -> Numbers:
         """Columns of the CSV: a column per layer's loss."""
-        numbers = asdict(self)
-        losses = numbers.pop("losses")
-        return {**numbers, **{f"loss_{i}": v for i, v in enumerate(losses)}}
+        return {**self.own(), **{f"loss_{i}": v for i, v in enumerate(self.losses)}, **self.extra}
+
+    def own(self) -> Numbers:
+        """The columns that every run has."""
+        return {k: v for k, v in vars(self).items() if k not in ("losses", "extra")}
 
 
 class EpochSums:
@@ -114,43 +122,99 @@ class History:
     Args:
         folder: run folder, or None.
         before: when a run goes on, keep the rows of epochs below this one; None starts afresh.
+        steps: when a run goes on, keep what callbacks gave of the steps below this one.
+
+    Attributes:
+        rows: the epochs' rows.
+        steps: what callbacks gave of steps: rows of epoch, step and their columns; with a folder
+            those of the epoch under way alone, the others lie in its steps.csv.
     """
 
-    def __init__(self, folder: Path | None = None, before: int | None = None) -> None:
+    def __init__(self, folder: Path | None = None, before: int | None = None,
+                 steps: int = 0) -> None:
         self.folder = folder
         self.rows: list[Row] = []
+        self.steps: list[dict[str, Any]] = []
         self._writer: Any = None
         if folder is not None and before is not None:
             self.rows = [r for r in read_rows(folder / "history.csv") if r.epoch < before]
+            kept = [r for r in read_steps(folder / STEPS) if int(r["step"]) < steps]
+            if kept:
+                write_table(folder / STEPS, kept)
+        self._afresh = before is None
 
     def add(self, row: Row) -> None:
         """Append an epoch; the CSV is replaced whole, so it never ends in half a row."""
         self.rows.append(row)
+        self.keep_steps()
         if self.folder is None:
             return
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(row.flat()), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(r.flat() for r in self.rows)
-        write_atomically(self.folder / "history.csv", text.getvalue().encode())
-        self._to_tensorboard(row)
+        write_table(self.folder / "history.csv", [r.flat() for r in self.rows])
+        self._to_tensorboard(row.epoch, {
+            **{f"epoch/{k}": v for k, v in row.own().items() if k != "epoch"},
+            **{f"layers/loss_{i}": v for i, v in enumerate(row.losses)},
+            **{f"epoch_{tag(k)}": v for k, v in row.extra.items()}})
 
-    def _to_tensorboard(self, row: Row) -> None:
+    def add_step(self, epoch: int, step: int, numbers: Mapping[str, Any]) -> None:
+        """Append what callbacks gave of a step; what lies on the device stays there for now."""
+        if numbers:
+            self.steps.append({"epoch": epoch, "step": step, **numbers})
+
+    def keep_steps(self) -> None:
+        """Read the steps' numbers, and put them into steps.csv and TensorBoard."""
+        new: list[dict[str, Any]] = [
+            {k: float(v) if isinstance(v, torch.Tensor) else v for k, v in row.items()}
+            for row in self.steps]
+        self.steps = new
+        if self.folder is None or not new:
+            return
+        path = self.folder / STEPS
+        write_table(path, [*([] if self._afresh else read_steps(path)), *new])
+        self._afresh = False
+        for row in new:
+            self._to_tensorboard(int(row["step"]), {
+                f"step_{tag(k)}": v for k, v in row.items() if k not in ("epoch", "step")})
+        self.steps = []
+
+    def _to_tensorboard(self, at: int, numbers: Mapping[str, float | None]) -> None:
         make = event_writer()
         if make is None:
             return
         if self._writer is None:
-            self._writer = make(str(self.folder), purge_step=row.epoch)
-        for name, value in row.flat().items():
-            if name != "epoch" and value is not None:
-                group = "layers" if name.startswith("loss_") else "epoch"
-                self._writer.add_scalar(f"{group}/{name}", value, row.epoch)
+            self._writer = make(str(self.folder), purge_step=at)
+        for name, value in numbers.items():
+            if value is not None:
+                self._writer.add_scalar(name, value, at)
         self._writer.flush()
 
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def tag(column: str) -> str:
+    """TensorBoard's name of a column: separation_3 -> separation/3, one chart for all layers."""
+    name, _, layer = column.rpartition("_")
+    return f"{name}/{layer}" if name and layer.isdigit() else f"{column}/all"
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A CSV of the rows' columns, in the order in which they first appear."""
+    text = io.StringIO()
+    columns = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+def read_steps(path: Path) -> list[dict[str, str]]:
+    """Rows of a steps.csv as they stand; none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -162,12 +226,14 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _row(record: dict[str, str]) -> Row:
-    def accuracy(name: str) -> float | None:
+    def number(name: str) -> float | None:
         return float(record[name]) if record.get(name) else None
 
-    losses = [float(v) for k, v in record.items() if k.startswith("loss_")]
+    losses = [float(v) for k, v in record.items() if LOSS.fullmatch(k) and v]
+    known = {f.name for f in fields(Row)}
+    extra = {k: number(k) for k in record if k not in known and not LOSS.fullmatch(k)}
     return Row(int(record["epoch"]), float(record["lr"]), float(record["loss"]), losses,
-               accuracy("train_accuracy"), accuracy("valid_accuracy"),
+               number("train_accuracy"), number("valid_accuracy"),
                float(record["seconds"]), float(record["images_per_second"]),
                int(record["peak_bytes"]), int(record["sip_start"]), int(record["sip_end"]),
-               accuracy("pair_accuracy"))
+               number("pair_accuracy"), extra)

@@ -107,7 +107,7 @@ def _restore(trainer: Reshaped, found: checkpoint.Checkpoint) -> None:
     if not trainer.schedule.resumes_within:  # what the epoch had gathered is not in the file
         trainer.steps, trainer.iteration = trainer.steps - trainer.iteration, 0
         trainer.sums = EpochSums()
-    trainer.history = History(trainer.out, before=trainer.epoch)
+    trainer.history = History(trainer.out, before=trainer.epoch, steps=trainer.steps)
     torch.set_rng_state(found.tensors["shuffle"])
     trainer.rate.rewind()
     trainer.rate.move_to(trainer.schedule.rate_epoch(trainer.epoch))

@@ -1,0 +1,1 @@
+"""The kinds of `ffengine analyze`; each `KIND(args)` computes everything and writes nothing."""
