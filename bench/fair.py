@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import floor, machine, plots, results
+from bench import floor, machine, plots, publishing, results
 from bench.gradients import check
 from bench.judging import Row, broken, judged, table, verdict
 from bench.problem import DTYPES, Problem, turns
@@ -195,6 +195,9 @@ def run(problem: Problem, args: argparse.Namespace) -> dict[str, Any]:
     stem = f"{problem.model.replace('/', '-')}-b{problem.batch}-{problem.precision}"
     out = args.out or Path(__file__).parent / "results" / problem.x.device.type / "fair"
     results.write(out / f"{stem}.json", "fair", values)
+    missing = publishing.left_out(results.read(out / f"{stem}.json"))
+    if missing is not None:
+        print(f"  not to be published: {missing}", flush=True)
     if args.plot:
         plots.memory_against_time(out / f"{stem}.png", values)
     return values

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
-    """Markdown; numbers to the right of the first column."""
-    return ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1),
+def table(head: list[str], rows: Iterable[list[str]], words: int = 1) -> list[str]:
+    """Markdown; numbers to the right of the first columns, which are words."""
+    return ["| " + " | ".join(head) + " |", "|" + "---|" * words + "--:|" * (len(head) - words),
             *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+#: On white and on dark pages: text, ours, theirs (Okabe and Ito's palette, safe for colour-blind).
+GREY, OURS, THEIRS = "#7d838a", "#e69f00", "#0a7fc2"
 #: Colour and marker of a kind of row.
 STYLES = {"ffengine": ("#c1272d", "o"), "authors": ("#7b5ea7", "D"), "eager": ("#e59f24", "s"),
           "bp": ("#3b6ea5", "^")}
@@ -63,6 +65,49 @@ def memory_against_time(path: Path, values: dict[str, Any]) -> None:
     label(figure, axes, rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
+    plt.close(figure)
+
+
+def headline(path: Path, network: str, rows: list[tuple[str, dict[str, Any]]]) -> None:
+    """SVG without a background: peak memory and time of one step, a bar for each (name, row).
+
+    Grey text and the two colours stand out on white and on dark pages, and differ in lightness for
+    those who do not see colours. Text stays text, so that it can be searched.
+    """
+    plt = pyplot()
+    places = list(range(len(rows)))[::-1]
+    fixed = {"svg.fonttype": "none", "svg.hashsalt": "ffengine", "font.family": "sans-serif",
+             "text.color": GREY, "axes.labelcolor": GREY, "xtick.color": GREY, "ytick.color": GREY}
+    with plt.rc_context(fixed):
+        figure, (memory, time) = plt.subplots(1, 2, figsize=(8.6, 1.0 + 0.42 * len(rows)),
+                                              sharey=True)
+        colours = [OURS if row["kind"] == "ffengine" else THEIRS for _, row in rows]
+        held = [(row["parameter"] + row["state"]) / 1e6 for _, row in rows]
+        peaks = [row["peak_bytes"] / 1e6 for _, row in rows]
+        times = [row["seconds"]["median"] for _, row in rows]
+        memory.barh(places, held, height=0.6, color=GREY, alpha=0.55)
+        memory.barh(places, [p - h for p, h in zip(peaks, held, strict=True)], left=held,
+                    height=0.6, color=colours)
+        time.barh(places, times, height=0.6, color=colours)
+        for axes, bars, text in ((memory, peaks, "{:.1f} MB"), (time, times, "{:.2f} s")):
+            for place, bar, (_, row) in zip(places, bars, rows, strict=True):
+                axes.annotate(text.format(bar), (bar, place), xytext=(4, 0), va="center",
+                              textcoords="offset points", fontsize=10,
+                              fontweight="bold" if row["kind"] == "ffengine" else "normal")
+            axes.set_xlim(0, 1.28 * max(bars))
+            axes.set_xticks([])
+            axes.tick_params(axis="y", length=0)
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+        memory.set_yticks(places, [name for name, _ in rows], fontsize=10)
+        memory.set_title("peak memory (grey: weights, optimizer states)", loc="left",
+                         fontsize=9)
+        time.set_title("time", loc="left", fontsize=9)
+        figure.suptitle(f"One training step of {network}", x=0.012, y=0.97,
+                        ha="left", fontsize=11)
+        figure.tight_layout()
+        figure.savefig(path, format=path.suffix[1:], transparent=True,
+                       metadata={"Date": None, "Creator": None} if path.suffix == ".svg" else None)
     plt.close(figure)
 
 

@@ -171,7 +171,7 @@ def engine_sides(problem: Problem, budget: int | None) -> Iterator[tuple[str, Ca
             known.add(key)
             yield name, functools.partial(engine_side, problem, name, trainer)
     if default.schedule.by_stages and any(
-            default.schedule.storable(one_batch(problem), default.schedule.stage(epoch))
+            default.schedule.keeps_input(default.schedule.stage(epoch), shuffle=False)
             for _, epoch, _ in turns(default.schedule)):
         name = "ffengine, features stored"
         yield name, functools.partial(engine_side, problem, name, default, stored=True)

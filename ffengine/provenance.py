@@ -18,6 +18,8 @@ from ffengine.ops import backends
 ROOT = Path(__file__).resolve().parent.parent
 #: What a tree's digest covers: files of these folders with these suffixes.
 SOURCES = ("CMakeLists.txt", "csrc", "kernels", "ffengine", "bench", "tests")
+#: What measurements leave behind: one does not depend on those before it.
+RESULTS = ("bench/results", "bench/baselines", "bench/RESULTS.md", "docs", "README.md")
 LINKED = ("ffengine", "kernels")
 SUFFIXES = (".py", ".cpp", ".cu", ".cuh", ".h", ".c", ".cmake", ".txt", ".toml", ".sh")
 
@@ -43,12 +45,14 @@ def facts() -> dict[str, Any]:
 
 
 def source(root: Path = ROOT) -> dict[str, Any]:
-    """Commit of a tree and whether it was changed since; where .git did not travel with the
-    sources, "unknown" with their digest, and no word on changes."""
+    """Commit of a tree and whether it was changed since, results and their pages aside; where .git
+    did not travel with the sources, "unknown" with their digest, and no word on changes."""
     # --show-prefix is empty at the top of a repository alone, not in a folder of somebody else's
     if _git(root, "rev-parse", "--show-prefix") == "" and (
             commit := _git(root, "rev-parse", "--short", "HEAD")):
-        return {"commit": commit, "dirty": bool(_git(root, "status", "--porcelain"))}
+        changed = _git(root, "status", "--porcelain", "--", ".", *(
+            f":(exclude){place}" for place in RESULTS))
+        return {"commit": commit, "dirty": bool(changed)}
     return {"commit": f"unknown, tree {digest(root)}", "dirty": None}
 
 

@@ -44,11 +44,12 @@ from ffengine.engine.memory.plan import one_tile
 from ffengine.engine.program import Facts, Instruction, Segment
 from ffengine.engine.rows import Rows
 from ffengine.engine.run.recipe import Recipe
+from ffengine.engine.schedules.frames import neighbours
 from ffengine.engine.schedules.recurrent import Recurrent
 from ffengine.models import fflib
 from ffengine.nn import LocalNet, RecurrentNet
 from ffengine.nn.readout import above
-from ffengine.nn.recurrent import length_normalised
+from ffengine.nn.recurrent import lengths
 from ffengine.ops.memory_accounting import is_fake
 
 
@@ -320,17 +321,19 @@ def forced_frame(ours: Watched, shot: Shot, dtype: torch.dtype, draw: int = 0) -
     net, schedule = ours.net, ours.schedule
     restore(net, shot.before, ours)
     h = [(draws(t, dtype)[draw] if draw else t).to(ours.device, dtype) for t in shot.states]
-    unit = [length_normalised(t) for t in h]
+    before = [lengths(t) for t in h]
     ctx = ours.context(Batch(h[0], shot.targets.to(ours.device)), schedule.turn(0, 0))
     with torch.no_grad():
         program = schedule.program(net, one_tile(range(len(net.layers)), ctx.batch),
                                    Facts(ctx.whose(), ctx.batch))
         frame = next(p for p in program.parts if getattr(p, "title", "").startswith("frame"))
-        run_segment(Place(ctx, dtype, Rows(0, ctx.batch)), frame, {"h": list(h), "n": list(unit)})
+        run_segment(Place(ctx, dtype, Rows(0, ctx.batch)), frame,
+                    {"h": list(h), "l": list(before)})
         made = frame_of(ctx)
         out: Tensors = {f"weight {n}": p.clone() for n, p in net.named_parameters()}
         restore(net, shot.after)
-        new = [net.new_state(i, unit, h[i + 1], ours.backend)[0] for i in range(len(net.layers))]
+        new = [net.new_state(i, neighbours(i, h, before), h[i + 1], ours.backend)[0]
+               for i in range(len(net.layers))]
     return {n: t.detach().cpu() for n, t in (out | named(made, new, ours.grads)).items()}
 
 

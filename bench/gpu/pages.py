@@ -81,32 +81,36 @@ SECTIONS: dict[str, Callable[[list[Row]], list[str]]] = {
     "step.jsonl": steps, "local_pass.jsonl": sweeps, "smoke.jsonl": looked_at}
 
 
-def section(path: Path) -> tuple[Row, list[str]]:
-    """(facts, lines) of one file.
+def section(path: Path) -> tuple[Row, list[str], list[Row]]:
+    """(facts, lines, rows) of one file; a table of ncu's counters has no rows.
 
     Raises:
         ValueError: one line: unreadable, edited, or of a rehearsal.
     """
+    rows: list[Row] = []
     if path.suffix == ".csv":
         facts, lines = counted(path)
     else:
-        facts, rows = records.read(path)
-        lines = SECTIONS[path.name](records.latest(rows))
+        facts, read = records.read(path)
+        rows = records.latest(read)
+        lines = SECTIONS[path.name](rows)
     if facts["kind"] != "gpu":
         raise ValueError(f"[page] {path} is of a {facts['kind']} without a GPU: expected a run on "
                          "one, numbers of a processor are no GPU's")
-    return facts, lines
+    return facts, lines, rows
 
 
-def blocks(folder: Path) -> dict[str, list[str]]:
-    """Lines of every file of a GPU run under a folder, by name; empty files have none."""
-    made: dict[str, list[str]] = {}
+def blocks(folder: Path) -> list[tuple[str, list[str], str, Row]]:
+    """(name, lines, where it was measured, {"kind", "machine", "rows"}) of every file of a GPU run
+    under a folder; empty files have none."""
+    made = []
     for path in sorted((p for name in FILES for p in folder.rglob(name)),
                        key=lambda p: (p.parent, FILES.index(p.name))):
         if path.stat().st_size:
-            facts, lines = section(path)
+            facts, lines, rows = section(path)
             name = path.relative_to(folder).with_suffix("").as_posix()
-            made[name] = [*lines, "", where(facts, facts["version"])]
+            made.append((name, lines, where(facts, facts["version"]),
+                         {"kind": f"gpu {path.stem}", "machine": facts, "rows": rows}))
     return made
 
 

@@ -121,15 +121,12 @@ def scaled(model: str, dataset: str, data_options: dict[str, Any]) -> dict[str, 
 
 @dataclass(frozen=True)
 class Outline:
-    """What is known of a data set before it is loaded; `train` samples are trained on, or more
-    where that is not exact.
-    """
+    """What is known of a data set before it is loaded; `train` samples are trained on."""
 
     name: str
     num_classes: int
     shape: tuple[int, ...]
     train: int
-    exact: bool = True
 
 
 def outline(model: str, dataset: str, options: dict[str, Any],
@@ -148,10 +145,13 @@ def outline(model: str, dataset: str, options: dict[str, Any],
     if dataset == "digits":
         return Outline(dataset, 10, (1, side or 8, side or 8), 1257)
     source = SOURCES.get(dataset)
-    if source is None or side is None or "valid" in data_options:
+    if source is None or side is None:
         return None
+    held_out = data_options.get("valid", source.valid)
+    if not isinstance(held_out, int) or not 0 <= held_out < source.train:
+        return None  # the loader says what is wrong
     classes = COARSE_CLASSES if data_options.get("coarse") else source.num_classes
-    return Outline(dataset, classes, (len(source.mean), side, side), 45_000, exact=False)
+    return Outline(dataset, classes, (len(source.mean), side, side), source.train - held_out)
 
 
 def fitted_options(model: str, splits: data.Splits | Outline,

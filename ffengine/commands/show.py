@@ -54,8 +54,9 @@ def run_env(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 def run_plan(args: argparse.Namespace) -> tuple[str, Any]:
     options, budget = model_options(args.model, args.options), parse_bytes(args.memory_budget)
     recipe = sized(models.entry(args.model).recipe, args)
+    samples = None
     if args.data is not None:
-        recipe, options = on_data(args, options)
+        recipe, options, samples = on_data(args, options)
     job = job_of(args, recipe, shaped_like(args.model, options))
     if not job.schedule.planned:
         raise ValueError(f"[cli] plan expected a model of layer-local training, got {args.model}, "
@@ -64,6 +65,8 @@ def run_plan(args: argparse.Namespace) -> tuple[str, Any]:
         return plan_on(args, job)
     planning = Planning(job, budget, costs=args.costs)
     settings = planning.begin(recipe.batch_size, fixed=bool(args.states or args.weights))
+    if samples is not None:
+        job.schedule.expect(planning, samples, shuffle=recipe.batch_size < samples)
     said, result = planned(args.model, args.data, settings, planning)
     if args.steps:
         found = listing.steps(planning, settings.batch_size)
@@ -72,17 +75,18 @@ def run_plan(args: argparse.Namespace) -> tuple[str, Any]:
     return said, result
 
 
-def on_data(args: argparse.Namespace, options: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
-    """Recipe and options with which `train` would train on --data; only one's own is read."""
+def on_data(args: argparse.Namespace,
+            options: dict[str, Any]) -> tuple[Recipe, dict[str, Any], int]:
+    """Recipe and options with which `train` would train on --data, and how many samples; only
+    one's own data are read."""
     data_options = scaled(args.model, args.data, assignments(args.data_options, "--data-set"))
     recipe = training_recipe(args)
     seen = outline(args.model, args.data, options, data_options)
     if seen is None:
         splits = load_data(args.model, args.data, options, data_options, 0, args.data_root)
-        return within(recipe, len(splits.train)), fitted_options(args.model, splits, options)
-    if seen.exact:
-        recipe = within(recipe, seen.train)
-    return recipe, fitted_options(args.model, seen, options)
+        train = len(splits.train)
+        return within(recipe, train), fitted_options(args.model, splits, options), train
+    return within(recipe, seen.train), fitted_options(args.model, seen, options), seen.train
 
 
 def planned(model: str, dataset: str | None, settings: Settings,

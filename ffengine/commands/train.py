@@ -75,6 +75,9 @@ def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
                            structure=None if found is None else found.meta.get("structure"))
     trainer.notes |= told(splits, args, data_options)
     trainer.write_into(run_folder(args))
+    if not args.augment or args.augment == "none":
+        trainer.schedule.expect(trainer.planning, len(splits.train), folder=trainer.out,
+                                shuffle=trainer.settings.batch_size < len(splits.train))
     announce(args, trainer)
     if found is not None:
         trainer.resume(found.path)

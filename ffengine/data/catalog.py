@@ -17,7 +17,8 @@ class Source:
     archive_folder: the folder the parts lie in inside the archive; "" if there is no archive.
     homes: base addresses, tried in this order; the file name is appended.
     mean, std: per channel, of the training images in [0, 1].
-    valid: how many training samples the literature usually holds out.
+    train: how many training samples there are.
+    valid: how many of them the literature usually holds out.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Source:
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    train: int
     valid: int
     archive_folder: str = ""
 
@@ -68,6 +70,7 @@ _MNIST = Source(
     num_classes=10,
     mean=(0.1307,),
     std=(0.3081,),
+    train=60_000,
     valid=10_000,
 )
 
@@ -88,6 +91,7 @@ _FASHION = Source(
     num_classes=10,
     mean=(0.2860,),
     std=(0.3530,),
+    train=60_000,
     valid=10_000,
 )
 
@@ -100,6 +104,7 @@ _CIFAR10 = Source(
     num_classes=10,
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.2023, 0.1994, 0.2010),
+    train=50_000,
     valid=5_000,
     archive_folder="cifar-10-batches-bin",
 )
@@ -113,6 +118,7 @@ _CIFAR100 = Source(
     num_classes=100,
     mean=(0.5071, 0.4867, 0.4408),
     std=(0.2675, 0.2565, 0.2761),
+    train=50_000,
     valid=5_000,
     archive_folder="cifar-100-binary",
 )
@@ -129,6 +135,7 @@ _SVHN = Source(
     num_classes=10,
     mean=(0.4377, 0.4438, 0.4728),
     std=(0.1980, 0.2010, 0.1970),
+    train=73_257,
     valid=5_000,
 )
 

@@ -82,22 +82,21 @@ class RecurrentNet(LocalNet):
         """What layer i sees: the normalised states below and above it, side by side."""
         return torch.cat([unit[i], unit[i + 2]], 1)
 
-    def ends(self, x: torch.Tensor, rows: torch.Tensor,
-             hidden: Hidden) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """(h, n(h)) of image, layers and label; states broadcast over the rows."""
+    def ends(self, x: torch.Tensor, rows: torch.Tensor, hidden: Hidden) -> list[torch.Tensor]:
+        """The states of image, layers and label; the layers' broadcast over the rows."""
         n = rows.shape[0]
-        h = [x.flatten(1), *(t.to(x.dtype).expand(n, -1) for t in hidden), rows]
-        return h, [length_normalised(t) for t in h]
+        return [x.flatten(1), *(t.to(x.dtype).expand(n, -1) for t in hidden), rows]
 
-    def new_state(self, i: int, unit: Sequence[torch.Tensor], h: torch.Tensor,
+    def new_state(self, i: int, u: torch.Tensor, h: torch.Tensor,
                   backend: str = "auto") -> tuple[torch.Tensor, torch.Tensor]:
-        """(h_i', goodness (N, 1)) of layer i from its neighbours and its own state."""
+        """(h_i', goodness (N, 1)) of layer i from what it sees, see `around`, and its own state."""
         layer = self.layer(i)
-        a = layer.preactivation(self.around(i, unit))
+        a = layer.preactivation(u)
         if traced():
             z, g = reference_pass(a, config=layer.config, h_prev=h)[:2]
         else:
-            z, g = local_pass(a, config=layer.config, h_prev=h.contiguous(), backend=backend)[:2]
+            z, g = local_pass(a, config=layer.config, h_prev=h.contiguous(), out=a,
+                              backend=backend)[:2]
         assert z is not None
         return z, g
 
@@ -105,17 +104,19 @@ class RecurrentNet(LocalNet):
                    backend: str = "auto") -> None:
         """The initial sweep, bottom up, in place: a layer sees the new state below it."""
         for i in range(len(self.layers)):
-            h[i + 1], _ = self.new_state(i, unit, h[i + 1], backend)
+            h[i + 1], _ = self.new_state(i, self.around(i, unit), h[i + 1], backend)
             unit[i + 1] = length_normalised(h[i + 1])
 
     def play(self, x: torch.Tensor, rows: torch.Tensor, hidden: Hidden,
              backend: str = "auto") -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
         """(goodness (N, 1), state (N, units)) of every layer, frame by frame, of images x with
         label rows (N, K)."""
-        h, unit = self.ends(x, rows, hidden)
+        h = self.ends(x, rows, hidden)
+        unit = [length_normalised(t) for t in h]
         self.sweep_once(h, unit, backend)
         for _ in range(self.frames[1]):
-            made = [self.new_state(i, unit, h[i + 1], backend) for i in range(len(self.layers))]
+            made = [self.new_state(i, self.around(i, unit), h[i + 1], backend)
+                    for i in range(len(self.layers))]
             h[1:-1] = [z for z, _ in made]
             unit[1:-1] = [length_normalised(z) for z, _ in made]
             yield [g for _, g in made], h[1:-1]
@@ -131,10 +132,10 @@ class RecurrentNet(LocalNet):
         call: of every frame.
         """
         rows = x.new_zeros(x.shape[0], self.num_classes)
-        h, unit = self.ends(x, rows, self.initial())
-        states = tuple(h[1:-1])
+        below, *states, above = self.ends(x, rows, self.initial())
+        below, above = length_normalised(below), length_normalised(above)
         for _ in range(self.frames[1]):
-            states = call(self._plain_frame, unit[0], unit[-1], *states)
+            states = list(call(self._plain_frame, below, above, *states))
         return torch.cat(states, 1)
 
     def _plain_frame(self, below: torch.Tensor, above: torch.Tensor,
@@ -201,11 +202,15 @@ class RecurrentNet(LocalNet):
 CHUNK_ROWS = 640
 
 
+def lengths(v: torch.Tensor) -> torch.Tensor:
+    """(N, 1): what n(v) divides each row by."""
+    length: torch.Tensor = torch.linalg.vector_norm(v, dim=1, keepdim=True)
+    return length + LENGTH.eps
+
+
 def length_normalised(v: torch.Tensor) -> torch.Tensor:
     """n(v), per row."""
-    length = torch.linalg.vector_norm(v, dim=1, keepdim=True)
-    unit: torch.Tensor = v / (length + LENGTH.eps)
-    return unit
+    return v / lengths(v)
 
 
 def label_rows(y: torch.Tensor, num_classes: int, dtype: torch.dtype) -> torch.Tensor:

@@ -2,13 +2,13 @@
 what tensors allocated around it are.
 
 Both live in the context (contextvars), so a meter hears its own thread's calls only. Whether a call
-computes is told by its tensors: on fake ones, in a dry run (engine/memory/dry_run.py), a kernel
-says what it would hold and returns.
+computes is told by its tensors: on those without memory, in a dry run (engine/memory/dry_run.py) or
+under a compiler, a kernel says what it would hold and returns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -19,13 +19,24 @@ import torch
 listeners: ContextVar[tuple[Callable[[int], None], ...]] = ContextVar("listeners", default=())
 #: What tensors allocated now are, in the meter's words.
 kind: ContextVar[str] = ContextVar("kind", default="feature")
-#: Types of tensors with memory; FakeTensor's is not imported for those who never make one.
+#: Types of tensors with memory.
 REAL = (torch.Tensor, torch.nn.Parameter)
 
 
 def is_fake(t: torch.Tensor) -> bool:
     """t has a shape, a dtype and a device, but no memory."""
-    return type(t) not in REAL and hasattr(t, "fake_mode")
+    return type(t) not in REAL and (hasattr(t, "dry") or hasattr(t, "fake_mode"))
+
+
+def tensors_in(*values: Any) -> Iterator[torch.Tensor]:
+    """Every tensor among arguments of an op, in order, those of lists and tuples too."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from tensors_in(*value)
+        elif isinstance(value, dict):
+            yield from tensors_in(*value.values())
 
 
 def declare(nbytes: int) -> None:

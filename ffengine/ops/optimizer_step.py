@@ -127,7 +127,8 @@ def _compressed_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState
     grad = grad if backend == "cuda" else grad.float()
     if backend == "reference":
         grad = grad if inv_scale == 1.0 else grad * inv_scale
-        state_formats.compressed_step(weight, grad, state, optim)
+        state_formats.compressed_step(weight, grad, state, optim,
+                                      chunks=1 if is_fake(weight) else None)
         return
     if is_fake(weight):
         return

@@ -31,14 +31,15 @@ SCRATCH_BYTES = 160 * CHUNK
 
 
 def compressed_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
-                    optim: OptimConfig) -> None:
+                    optim: OptimConfig, chunks: int | None = None) -> None:
     """One step on a weight (fp32 or bf16) whose states may be rounded; state.step stays as it is.
 
-    grad: fp32, in weight's shape and memory layout.
+    grad: fp32, in weight's shape and memory layout. chunks: the first so many only, where a dry
+    run asks what a step holds: each holds what the first does.
     """
     w, g = flat(weight), flat(grad)
     m, v = (None if t is None else flat(t) for t in (state.m, state.v))
-    for start in range(0, w.numel(), CHUNK):
+    for start in range(0, w.numel(), CHUNK)[:chunks]:
         at = slice(start, min(start + CHUNK, w.numel()))
         scaled = slice(start // BLOCK, -(-at.stop // BLOCK))
         word = words(at, state.seed, state.stream, state.step + 1, weight.device)

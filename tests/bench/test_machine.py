@@ -46,6 +46,10 @@ def test_with_git(tmp_path: Path) -> None:
     git(tree, "commit", "-qm", "all")
     commit = git(tree, "rev-parse", "--short", "HEAD")
     assert machine.source(tree) == {"commit": commit, "dirty": False}
+    (tree / "bench" / "results").mkdir(parents=True)
+    (tree / "bench" / "results" / "before.json").write_text("{}")
+    (tree / "README.md").write_text("")
+    assert machine.source(tree) == {"commit": commit, "dirty": False}, "the result before this one"
     (tree / "new.py").write_text("")
     assert machine.source(tree) == {"commit": commit, "dirty": True}
 

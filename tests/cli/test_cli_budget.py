@@ -119,3 +119,14 @@ def test_clusters_of_the_data_are_trained_on(capsys: pytest.CaptureFixture[str],
                    "--batch-size", "10", "--out", str(tmp_path / "run"), "--memory-budget", "1GB",
                    "--costs", "modelled")
     assert result["epochs"] == 1
+
+
+@pytest.mark.parametrize("model", ["sn/mlp", "cff/adaptive", "cafo/cnn"])
+def test_features_kept_between_layers_are_in_every_plan(
+        model: str, capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
+    """`plan --data`, the line before training and what training meters tell one number."""
+    data = ["--data", "digits", "--epochs", "1", "--batch-size", "64"]
+    planned = value(capsys, "plan", model, *data[:2], *data[4:])
+    trained = value(capsys, "train", model, *data, "--quiet", "--out", str(tmp_path / "run"))
+    assert planned["peak_bytes"] == trained["plan"]["peak_bytes"]
+    assert trained["peak_bytes"] == pytest.approx(planned["peak_bytes"], rel=0.02)

@@ -182,12 +182,12 @@ def test_features_that_are_not_kept_in_ram_are_said(budget: int | None, kind: st
     splits = ff.data.load("synthetic", shape=(1, 8, 8), train=40, valid=8, test=16)
     t = trainer(schedule=layerwise.Layerwise(), batch_size=16, memory_budget=budget,
                 costs="modelled", epochs=1, backend="cpu")
-    loader = ff.data.loader(splits.train, batch_size=16)
-    assert t.schedule.chosen_store(t, loader, epoch=1) == kind
-    text = f"what layer 1 sees is {said} instead of in RAM: saves {megabytes(40 * 10 * 64 * 4)}"
-    expected = [text] if said and budget else []
-    assert t.planning.gave_up == expected
-    assert (text in caplog.text) == bool(expected)
+    t.schedule.expect(t.planning, len(splits.train), shuffle=True)
+    assert t.schedule.chosen_store(t.planning, 40, 1, None) == kind
+    texts = [f"what layer {i} sees is {said} instead of in RAM: saves {megabytes(nbytes)}"
+             for i, nbytes in ((1, 40 * 10 * 64 * 4), (2, 40 * 20 * 16 * 4), (3, 40 * 20 * 4 * 4))]
+    assert t.planning.gave_up == (texts if said and budget else [])
+    assert all((text in caplog.text) == bool(said and budget) for text in texts)
 
 
 def test_micro_batches_count_their_sums() -> None:

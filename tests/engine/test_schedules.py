@@ -209,7 +209,10 @@ def test_shuffled_permutations_are_not_stored() -> None:
     net = ff.models.create("hinton/threshold", image_size=8, layers=(20, 16), negatives="random")
     schedule = Layerwise()
     schedule.begin(net, 1)
-    assert not schedule.storable(loader((1, 8, 8)), 1)
+    assert not schedule.keeps_input(1, shuffle=False)
+    net.negatives = "permuted"
+    assert schedule.keeps_input(1, shuffle=False)
+    assert not schedule.keeps_input(1, shuffle=True)
 
 
 def test_a_layer_with_its_own_optimizer() -> None:

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ffengine.engine import label_channel
 from ffengine.engine.batch import Batch, paired
@@ -23,6 +22,7 @@ from ffengine.engine.compiling import Layers, compile_step, joining, read_by_hea
 from ffengine.engine.context import StepContext
 from ffengine.engine.execute import layer_turn, perform
 from ffengine.engine.instructions import Place, Tensors, zeros_like_parameters
+from ffengine.engine.memory.dry_tensor import Dry
 from ffengine.engine.memory.meter import MemoryMeter
 from ffengine.engine.memory.plan import Arriving, Entrance, Plan, TurnBytes, one_tile
 from ffengine.engine.optim import halved_weights, optimizer_of
@@ -64,7 +64,7 @@ class DryRun:
                  samples: int, when: tuple[int, int] = (0, 0), *, stored: bool = False,
                  micro: bool = False, device: str = "cpu", backend: str = "auto",
                  roomy: bool = False) -> None:
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.mode = Dry()
         self.dtype, self.device, self.backend, self.roomy = dtype, device, backend, roomy
         self.samples, self.rows, self.stored = samples, samples * (1 + paired(net)), stored
         with self.on():

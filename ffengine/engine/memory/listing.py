@@ -24,7 +24,7 @@ WORDS = {
     "update_labels": "update of the label channel",
     "update_gamma": "update of gamma {i}", "update_all": "update of all parameters",
     "backpropagate": "forward and backward", "gram": "head {i}: sums of its least squares",
-    "states": "states", "switch": "states become the new ones", "mean_of_frames": "mean of frames",
+    "states": "states", "mean_of_frames": "mean of frames",
     "pass_on": "forward {i} and activation", "infer": "forward {i} and activation, at rest",
     "pass_updated": "forward {i} and activation, by the updated weights"}
 #: Columns of a line before its bytes.

@@ -23,12 +23,12 @@ from typing import Any
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ffengine.engine.memory.dry_tensor import with_memory
 from ffengine.ops import memory_accounting
-from ffengine.ops.memory_accounting import is_fake, listening
+from ffengine.ops.memory_accounting import is_fake, listening, tensors_in
 
 KINDS = ("parameter", "state", "gradient", "feature", "scratch")
 #: Ops that take working memory of their own; everything else allocates its outputs only.
@@ -42,6 +42,8 @@ CONVERSIONS = ("copy", "_like", "new_")
 _inside: dict[Any, int] = {}
 #: The same as a dry run expects them.
 _expected: dict[Any, int] = {}
+#: The same at two numbers of samples, by the signature of one: bytes lie on a line between them.
+_lines: dict[Any, tuple[int, ...]] = {}
 #: Output pixels of a call from which the library's choice of kernel no longer changes (measured on
 #: AVX-512 and AMX: the last change is at 64).
 SETTLED_PIXELS = 256
@@ -138,7 +140,7 @@ class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (),
                            kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        given = list(tensors_in(args, kwargs))
         for t in given:
             self.track(t)
         name = func.name()
@@ -146,9 +148,8 @@ class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             out = self._library_call(func, args, kwargs, dry=any(map(is_fake, given)))
         else:
             out = func(*args, **kwargs)
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor):
-                self.track(leaf, memory_accounting.kind.get())
+        for t in tensors_in(out):
+            self.track(t, memory_accounting.kind.get())
         return out
 
     def _library_call(self, func: Any, args: Any, kwargs: Any, dry: bool) -> Any:
@@ -179,8 +180,7 @@ def keep_the_compiler_out() -> None:
 def casts(name: str, args: Any, kwargs: Any) -> list[int]:
     """Bytes of the copies that a CPU op makes of operands in another dtype than it computes in:
     elementwise ops on two dtypes, reductions into a wider one. Empty for any other op."""
-    operands = [t for t in tree_leaves((args, kwargs))
-                if isinstance(t, torch.Tensor) and t.dim() and t.is_floating_point()]
+    operands = [t for t in tensors_in(args, kwargs) if t.dim() and t.is_floating_point()]
     wanted = [t.dtype for t in operands] + [d for d in (kwargs.get("dtype"),) if d is not None]
     if len(set(wanted)) < 2 or operands[0].device.type != "cpu" or any(
             word in name for word in CONVERSIONS):
@@ -198,8 +198,7 @@ def signature(leaf: Any) -> Any:
 
 def call_measured(func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:
     """(result, peak bytes the call held beside everything live before it, outputs included)."""
-    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-    device = tensors[0].device if tensors else torch.device("cpu")
+    device = next((t.device for t in tensors_in(args, kwargs)), torch.device("cpu"))
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -218,9 +217,8 @@ def expected_inside(func: Any, args: Any, kwargs: Any, out: Any) -> int:
     Measured on zeros; a call on maps, on few samples where more would not change it. On a GPU the
     library's workspace is not part of a dry run: `allocated` shows it.
     """
-    outputs = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
-    given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs))
-             if isinstance(t, torch.Tensor)}
+    outputs = list(tensors_in(out))
+    given = {t.untyped_storage()._cdata for t in tensors_in(args, kwargs)}
     results = sum(t.numel() * t.element_size() for t in outputs
                   if t.untyped_storage()._cdata not in given)  # else it was written in place
     if any(t.device.type != "cpu" for t in outputs):
@@ -235,26 +233,33 @@ def expected_inside(func: Any, args: Any, kwargs: Any, out: Any) -> int:
     few = max(2, -(-SETTLED_PIXELS // max(math.prod(outputs[0].shape[2:]), 1)))
     if n <= 2 * few:
         return _on_zeros(func, args, kwargs, None)
-    low, high = (_on_zeros(func, args, kwargs, k) for k in (few, 2 * few))
+    key = (func.name(), *(
+        (tuple(t.shape[1:]), t.stride()[1:], t.dtype) if _batched(func, t, i) else signature(t)
+        for i, t in enumerate((*args, *kwargs.values()))))
+    if key not in _lines:
+        _lines[key] = tuple(_on_zeros(func, args, kwargs, k) for k in (few, 2 * few))
+    low, high = _lines[key]
     return low + (high - low) * (n - few) // few
+
+
+def _batched(func: Any, t: Any, position: int | None) -> bool:
+    """The argument has the batch's extent: the second one of a forward convolution is its weight.
+    """
+    return isinstance(t, torch.Tensor) and t.dim() == 4 and (
+        position == 0 or (position == 1 and "backward" in func.name()) or "pool" in func.name())
 
 
 def _on_zeros(func: Any, args: Any, kwargs: Any, samples: int | None) -> int:
     """`call_measured` on zeros like fake tensors; `samples`: the batch's extent, cut to these."""
-    backward = "backward" in func.name()
-
     def made(t: Any, position: int | None) -> Any:
         if isinstance(t, (list, tuple)):
             return [made(each, position) for each in t]
         if not isinstance(t, torch.Tensor):
             return t
-        # the second argument of a forward convolution is its weight
-        batched = t.dim() == 4 and (position == 0 or (backward and position == 1)
-                                    or "pool" in func.name())
-        size = (samples, *t.shape[1:]) if batched and samples else tuple(t.shape)
+        size = (samples, *t.shape[1:]) if samples and _batched(func, t, position) else t.shape
         return torch.empty_strided(size, t.stride(), dtype=t.dtype).zero_()
 
-    with unset_fake_temporarily(), torch.no_grad():
+    with with_memory(), torch.no_grad():
         real = [made(t, i) for i, t in enumerate(args)]
         named = {k: made(t, None) for k, t in kwargs.items()}
         func(*real, **named)

@@ -90,13 +90,24 @@ class Planning:
                 self._made[samples] = self._cut_like(self.base, samples)
         return self._made[samples]
 
-    def peak_bytes(self, samples: int, epoch: int) -> int:
-        """Of a step on so many samples in an epoch's phase."""
-        return self.plans(samples).at(epoch).peak_bytes
+    @property
+    def settings(self) -> Settings:
+        """The run's, with the precisions that the plans took."""
+        return self.job.settings
+
+    def room(self, epoch: int) -> int | None:
+        """Bytes that the budget leaves beside a step in an epoch's phase which keeps nothing; None
+        without a budget."""
+        if self.budget is None:
+            return None
+        kept = self._kept.get(self._start(epoch), 0)
+        return self.budget + kept - self.plans(self._samples).at(epoch).peak_bytes
 
     def keeps(self, epoch: int, nbytes: int) -> None:
         """The phase of an epoch reads features that were kept, `nbytes` of them in memory: its
         plans hold those too, and what makes them anew no more."""
+        if self._kept.get(self._start(epoch)) == nbytes:
+            return
         self._kept[self._start(epoch)] = nbytes
         self._made = {}
         if self.base is not None:

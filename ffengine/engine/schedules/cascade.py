@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from ffengine.data.batches import Loader
 from ffengine.engine import heads
 from ffengine.engine.batch import Batch, as_batch, batches_from
 from ffengine.engine.context import Turn
@@ -97,10 +96,8 @@ class Cascade(Layerwise):
                                        backend=run.backend)
         net.layer(index).couple = couple
 
-    def storable(self, loader: Any, stage: int) -> bool:
-        return (isinstance(loader, Loader) and loader.augment is None
-                and not self.net.batch_statistics
-                and self.features != "recompute")
+    def keeps_input(self, stage: int, shuffle: bool) -> bool:
+        return not self.net.batch_statistics and self.features != "recompute"
 
     def stored_shape(self, phase: int) -> tuple[int, ...]:
         return (heads.of(self.net, phase).weight.shape[1],)

@@ -9,12 +9,13 @@ from ffengine.data.seeding import generator
 from ffengine.engine.inputs import drawn
 from ffengine.engine.instructions import Made, Place, Tensors
 from ffengine.engine.program import Instruction
-from ffengine.nn.recurrent import RecurrentNet, label_rows, length_normalised
+from ffengine.nn.recurrent import RecurrentNet, label_rows, lengths
 from ffengine.ops.host import send
 
 
 def states(at: Place, line: Instruction, given: Tensors) -> Made:
-    """States of both halves' rows, image below and label above, as they are and normalised."""
+    """States of both halves' rows, and their lengths: the image, which both halves share, the
+    layers, the label."""
     ctx, item, net = at.ctx, given["batch"], at.ctx.net
     assert isinstance(net, RecurrentNet)
     x, n = item.x.to(at.dtype), len(item.x)
@@ -28,37 +29,49 @@ def states(at: Place, line: Instruction, given: Tensors) -> Made:
                    for w in net.widths] for _ in range(2)]
     hidden = [torch.cat([send(t, x.device).to(x.dtype).expand(n, -1) for t in pair])
               for pair in zip(*halves, strict=True)]
-    return net.ends(torch.cat([x, x]), labels, hidden)
+    h = net.ends(x, labels, hidden)
+    return h, [lengths(t) for t in h]
 
 
 def first_state(at: Place, line: Instruction, given: Tensors) -> Made:
     """The first sweep, bottom up, in place: a layer sees the new state below it."""
-    net, i, h, n = at.ctx.net, line.index, given["h"], given["n"]
+    net, i, h, length = at.ctx.net, line.index, given["h"], given["lengths"]
     assert isinstance(net, RecurrentNet)
-    h[i + 1] = net.new_state(i, n, h[i + 1], at.ctx.backend)[0]
-    n[i + 1] = length_normalised(h[i + 1])
+    h[i + 1] = net.new_state(i, neighbours(i, h, length), h[i + 1], at.ctx.backend)[0]
+    length[i + 1] = lengths(h[i + 1])
     return ()
 
 
 def around(at: Place, line: Instruction, given: Tensors) -> Made:
     """What a recurrent layer sees: the states below and above it."""
-    net = at.ctx.net
-    assert isinstance(net, RecurrentNet)
-    return (net.around(line.index, given["n"]),)
+    return (neighbours(line.index, given["h"], given["lengths"]),)
+
+
+def neighbours(i: int, h: list[torch.Tensor], length: list[torch.Tensor]) -> torch.Tensor:
+    """RecurrentNet.around, normalised as it is put together: only states are ever held."""
+    below, above = h[i], h[i + 2]
+    rows, split = len(above), below.shape[1]
+    u = below.new_empty(rows, split + above.shape[1])
+    halves = u.view(-1, len(below), u.shape[1])[:, :, :split]
+    torch.div(below, length[i], out=halves[0])
+    for other in halves[1:]:
+        other.copy_(halves[0])
+    torch.div(above, length[i + 2], out=u[:, split:])
+    return u
 
 
 def new_state(at: Place, line: Instruction, given: Tensors) -> Made:
     """A layer's state after the frame, by the updated weights from the old states."""
     net, i = at.ctx.net, line.index
     assert isinstance(net, RecurrentNet)
-    return (net.new_state(i, given["n"], given["h"][i + 1], at.ctx.backend)[0],)
+    return (net.new_state(i, given.pop("u"), given["h"][i + 1], at.ctx.backend)[0],)
 
 
 def switch(at: Place, line: Instruction, given: Tensors) -> Made:
-    """The frame's end: all states become the new ones."""
-    h, n = given.pop("h"), given.pop("n")
-    h[1:-1] = given.values()
-    n[1:-1] = [length_normalised(t) for t in h[1:-1]]
+    """A layer's new state takes the place of the old one."""
+    i, h, length = line.index, given["h"], given["lengths"]
+    h[i + 1] = given.pop("state")
+    length[i + 1] = lengths(h[i + 1])
     return ()
 
 

@@ -10,7 +10,8 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeGuard
 
 import torch
 
@@ -23,7 +24,7 @@ from ffengine.engine.memory.plan import Plan
 from ffengine.engine.memory.store import FeatureStore, choose_store, free_disk
 from ffengine.engine.program import Facts, Instruction, Program
 from ffengine.engine.schedules.schedule import Schedule
-from ffengine.engine.schedules.training import Training
+from ffengine.engine.schedules.training import Budgeted, Training
 from ffengine.nn.collaborative import CollaborativeNet, gamma_owner
 from ffengine.nn.layers import as_laid_out
 from ffengine.nn.network import LocalNet
@@ -119,31 +120,46 @@ class Layerwise(Schedule):
             run.stored = kept = None
         if kept is not None:
             return kept.over(loader)
-        if not self.storable(loader, stage):
+        if not storable(loader) or not self.keeps_input(stage, loader.shuffle):
             return loader
-        kind = self.chosen_store(run, loader, epoch)
+        if run.out is not None:
+            run.out.mkdir(parents=True, exist_ok=True)
+        kind = self.chosen_store(run.planning, len(loader.image_set), epoch, run.out)
         if kind == "recompute":
             return loader
         run.stored = Stored(run, loader, self, stage, kind)
         run.planning.keeps(epoch, sum(t.nbytes for t in run.stored.tensors()))
         return run.stored.over(loader)
 
-    def chosen_store(self, run: Training, loader: Loader, epoch: int) -> Features:
+    def expect(self, planning: Budgeted, samples: int, shuffle: bool,
+               folder: Path | None = None) -> None:
+        if folder is not None:  # which the run makes when it starts
+            folder = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
+        for stage in range(self.start, self.start + self.stages):
+            epoch = (stage - self.start) * self.epochs
+            if self.keeps_input(stage, shuffle) and (
+                    self.chosen_store(planning, samples, epoch, folder) == "ram"):
+                below = (1 + self.pairs) * samples * planning.settings.weight_dtype.itemsize
+                planning.keeps(epoch, samples * self.row_bytes(planning, stage) + below)
+
+    def row_bytes(self, planning: Budgeted, stage: int) -> int:
+        """Of what a stage sees of a sample, of both halves where there are."""
+        return (1 + self.pairs) * math.prod(
+            self.stored_shape(stage)) * planning.settings.dtype.itemsize
+
+    def chosen_store(self, planning: Budgeted, samples: int, epoch: int,
+                     folder: Path | None) -> Features:
         """Where the stage's input is kept: what the caller asked for, or the budget allows."""
-        stage, kind, folder = self.stage(epoch), self.features, run.out
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+        stage, kind = self.stage(epoch), self.features
         if kind != "auto":
             return kind
-        peak, count = run.planning.peak_bytes(loader.batch_size, epoch), len(loader.image_set)
-        room = None if run.budget is None else run.budget - peak
-        row_bytes = math.prod(self.stored_shape(stage)) * run.dtype.itemsize
-        kind = choose_store(count, (1 + self.pairs) * row_bytes, room, free_disk(folder))
+        row_bytes = self.row_bytes(planning, stage)
+        room = planning.room(epoch)
+        kind = choose_store(samples, row_bytes, room, free_disk(folder))
         if room is not None and kind != "ram":
             where = "on disk" if kind == "disk" else "made again every epoch"
-            run.planning.give_up(
-                f"what layer {stage} sees is {where} instead of in RAM: saves "
-                f"{megabytes(count * (1 + self.pairs) * row_bytes)}")
+            planning.give_up(f"what layer {stage} sees is {where} instead of in RAM: saves "
+                             f"{megabytes(samples * row_bytes)}")
         return kind
 
     def stage_started(self, run: Training, loader: Any, epoch: int) -> None:
@@ -165,15 +181,19 @@ class Layerwise(Schedule):
     def pairs(self) -> bool:
         return paired(self.net)
 
-    def storable(self, loader: Any, stage: int) -> bool:
-        """Features can be kept: our loader without augmentation, no shortcut crosses, and every
-        sample keeps its negative."""
+    def keeps_input(self, stage: int, shuffle: bool) -> bool:
+        """What the stage sees can be kept: no shortcut crosses, and every sample keeps its
+        negative."""
         net = self.net
-        return (isinstance(loader, Loader) and loader.augment is None
-                and self.features != "recompute" and 0 < stage < len(net.layers)
+        return (self.features != "recompute" and 0 < stage < len(net.layers)
                 and all(w.join == "none" and not w.branch for w in net.wires)
                 and (not self.pairs or net.negatives == "inverse" or (
-                    net.negatives == "permuted" and not loader.shuffle)))
+                    net.negatives == "permuted" and not shuffle)))
+
+
+def storable(loader: object) -> TypeGuard[Loader]:
+    """Samples are the same in every epoch: those of our loader without augmentation."""
+    return isinstance(loader, Loader) and loader.augment is None
 
 
 class Stored:

@@ -1,11 +1,12 @@
 """Recurrent schedule (FFRNN): every frame updates every layer from the frame's old states.
 
     sweep once; then for each frame, for each layer i:
-        a = n(h_{i-1}), n(h_{i+1}) -> local_pass with h_i blended in -> update
-        h_i' by the updated weights, from the old states; all states switch at the frame's end
+        u = n(h_{i-1}), n(h_{i+1}) -> a -> local_pass with h_i blended in -> update
+        h_i' by the updated weights, from the old states; it takes the place of h_i as soon as
+        the layer above has seen that
 
-Buffers: h the states of image, layers and label, n the same normalised by their length, t{i} the
-new state of layer i; u{i}, a{i} and d{i} as in program.py.
+Buffers: h the states of image, layers and label, l their lengths, t{i} the new state of layer i;
+u{i}, a{i} and d{i} as in program.py.
 """
 
 from __future__ import annotations
@@ -42,18 +43,19 @@ class Recurrent(Schedule):
         depth = range(len(net.layers))
         lines = Layers(net, facts, "h", None)
         for i in depth:
-            lines.add("first_state", i, h="h", n="n")
-        parts: list[Part] = [Instruction("states", 0, (("batch", "batch"),), ("h", "n")),
+            lines.add("first_state", i, h="h", lengths="l")
+        parts: list[Part] = [Instruction("states", 0, (("batch", "batch"),), ("h", "l")),
                              Segment(lines.take(), facts.rows, title="first sweep")]
         for frame in range(self.frames):
             for i in depth:
-                lines.add("around", i, f"u{i}", n="n")
+                lines.add("around", i, f"u{i}", h="h", lengths="l")
+                if i:  # the last that wanted the old state below has seen it
+                    lines.add("switch", i - 1, h="h", lengths="l", state=f"t{i - 1}")
                 lines.add("forward", i, f"a{i}", u=f"u{i}")
                 lines.add("local_pass", i, f"d{i}", a=f"a{i}", states="h")
                 lines.add("update", i, u=f"u{i}", d=f"d{i}")
-                lines.add("new_state", i, f"t{i}", n="n", h="h")
+                lines.add("new_state", i, f"t{i}", u=f"u{i}", h="h")
+            lines.add("switch", depth[-1], h="h", lengths="l", state=f"t{depth[-1]}")
             parts.append(Segment(lines.take(), facts.rows, title=f"frame {frame}"))
-            lines.add("switch", 0, h="h", n="n", **{f"t{i}": f"t{i}" for i in depth})
-            parts += lines.take()
         parts.append(Instruction("mean_of_frames", 0))
         return finished(parts, facts)

@@ -7,6 +7,7 @@ batch. `begin` ties it to a network and refuses one it cannot train.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,7 @@ from ffengine.engine.execute import train_batch
 from ffengine.engine.memory.plan import Plan
 from ffengine.engine.program import Facts, Program
 from ffengine.engine.schedules.overlap import compile_overlapping
-from ffengine.engine.schedules.training import Training
+from ffengine.engine.schedules.training import Budgeted, Training
 from ffengine.nn.network import LocalNet
 from ffengine.nn.recurrent import RecurrentNet
 
@@ -123,6 +124,15 @@ class Schedule:
     def enter(self, ctx: StepContext, item: Batch, dtype: torch.dtype) -> Batch:
         """The batch as the plan's runs take it; a schedule may look at all of it first."""
         return item
+
+    def expect(self, planning: Budgeted, samples: int, shuffle: bool,
+               folder: Path | None = None) -> None:
+        """Tell the plans which features of a set of so many samples the phases will keep.
+
+        Args:
+            shuffle: the loader draws another order each epoch.
+            folder: where features that RAM has no room for would lie.
+        """
 
     def loader(self, run: Training, loader: Any, epoch: int) -> Any:
         """What an epoch reads: the caller's loader, or features of it."""

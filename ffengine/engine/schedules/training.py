@@ -15,8 +15,12 @@ from ffengine.nn.network import LocalNet
 class Budgeted(Protocol):
     """The run's memory plans (engine/memory/planning.py)."""
 
-    def peak_bytes(self, samples: int, epoch: int) -> int:
-        """Of a step on so many samples."""
+    @property
+    def settings(self) -> Settings:
+        """The run's, with the precisions that the plans took."""
+
+    def room(self, epoch: int) -> int | None:
+        """Bytes that the budget leaves beside a step of an epoch; None without one."""
 
     def keeps(self, epoch: int, nbytes: int) -> None:
         """The phase of an epoch reads features that were kept."""
