@@ -54,7 +54,7 @@ class Verdicts:
 
     def class_accuracy(self) -> list[float]:
         """By class; NaN for one without samples."""
-        return (self.confusion.diagonal() / self.confusion.sum(1)).tolist()
+        return (self.confusion.diagonal().double() / self.confusion.sum(1)).tolist()
 
     def best_range(self) -> tuple[int, int]:
         """What SIP would choose (DeeperForward, sec. 3.4)."""

@@ -40,7 +40,7 @@ def report(args: argparse.Namespace) -> Made:
     told = weight_statistics(run.net)
     rows = layer_rows(verdicts, sums, told)
     sections = [trained(run), *training(run), classes(run, verdicts, args.split),
-                layers(rows), *ranges(run, verdicts), responses(run, sums),
+                layers(run, rows), *ranges(run, verdicts), responses(run, sums),
                 specialised(run, sums), sample(run, images), weights(told)]
     lead = (f"{run.model} was trained for {run.run.found.meta['position']['epoch']} epochs and "
             f"names the right class of {100 * verdicts.accuracy:.2f} % of {verdicts.samples:,} "
@@ -69,7 +69,8 @@ def trained(run: Opened) -> Section:
             ["samples to train, validate, test on", ", ".join(
                 f"{len(part):,}" for part in (run.splits.train, run.splits.valid,
                                               run.splits.test))],
-            ["layers", f"{len(net.layers)} ({'conv' if len(shapes[0]) == 4 else 'linear'} first)"],
+            ["layers", f"{len(net.layers)}, of them {sum(len(s) == 4 for s in shapes)} "
+             "convolutional"],
             ["outputs x inputs of each layer's weight", ", ".join(
                 "x".join(map(str, s)) for s in shapes[:8]) + (" ..." if len(shapes) > 8 else "")],
             ["parameters", f"{count:,} ({size / 1e6:.2f} MB)"],
@@ -121,11 +122,13 @@ def classes(run: Opened, found: Verdicts, split: str) -> Section:
               ["class", "samples", "right"], rows[:20])])
 
 
-def layers(rows: list[dict[str, Any]]) -> Section:
-    text = ["A layer alone: the class whose goodness is highest (lowest, where training lowers it) "
-            "in that layer. Separation is how far the true class's goodness lies from the others' "
-            "mean. A deactivated neuron answers 0 to a sample; one that no sample activates does "
-            "nothing at all."]
+def layers(run: Opened, rows: list[dict[str, Any]]) -> Section:
+    text = ["A layer alone: the class that its goodness tells. Separation is how far the true "
+            "class's goodness lies above the others' mean. A deactivated neuron answers 0 to a "
+            "sample; one that no sample activates does nothing at all."]
+    if not run.net.readout.maximize:
+        text.append("This network lowers the goodness of true labels, so the lowest goodness wins "
+                    "and a separation below 0 is what it aims at.")
     picture = lines.panels("Layer by layer", layer_panels({"": rows}), "layer",
                            dict(LAYER_COLUMNS.values()), whole=True)
     return Section("What does each layer contribute?", text, [("measures by layer", picture)])
