@@ -1,6 +1,6 @@
 """Dry runs: the engine's own step on tensors without memory, under the memory meter.
 
-A network, its schedule and its optimizer are copied onto fake tensors: every allocation happens, in
+A network, its schedule and its optimizer are copied onto dry tensors: every allocation happens, in
 its order, and nothing is computed. What a plan says is therefore what the meter will read.
 """
 
@@ -44,7 +44,7 @@ _turns: dict[Any, TurnBytes] = {}
 
 
 class DryRun:
-    """A network that trains by a schedule, on fake tensors, in one epoch and one turn of it.
+    """A network that trains by a schedule, on dry tensors, in one epoch and one turn of it.
 
     Args:
         net: on any device, meta too; nothing of it changes.
@@ -91,7 +91,7 @@ class DryRun:
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        """Inside, tensors are fake, and kernels only declare their scratch."""
+        """Inside, tensors are dry, and kernels only declare their scratch."""
         with keeping_constants(None), self.mode, torch.no_grad():
             yield
 

@@ -212,7 +212,7 @@ def call_measured(func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:
 
 
 def expected_inside(func: Any, args: Any, kwargs: Any, out: Any) -> int:
-    """`call_measured`'s bytes for a call on fake tensors that answered `out`.
+    """`call_measured`'s bytes for a call on dry tensors that answered `out`.
 
     Measured on zeros; a call on maps, on few samples where more would not change it. On a GPU the
     library's workspace is not part of a dry run: `allocated` shows it.
@@ -250,7 +250,7 @@ def _batched(func: Any, t: Any, position: int | None) -> bool:
 
 
 def _on_zeros(func: Any, args: Any, kwargs: Any, samples: int | None) -> int:
-    """`call_measured` on zeros like fake tensors; `samples`: the batch's extent, cut to these."""
+    """`call_measured` on zeros like dry tensors; `samples`: the batch's extent, cut to these."""
     def made(t: Any, position: int | None) -> Any:
         if isinstance(t, (list, tuple)):
             return [made(each, position) for each in t]

@@ -114,6 +114,8 @@ class Layerwise(Schedule):
         stage = self.stage(epoch)
         if run.iteration == 0 and epoch == (stage - self.start) * self.epochs:
             self.stage_started(run, loader, epoch)
+            if stage == self.start and storable(loader):
+                self.expect(run.planning, len(loader.image_set), loader.shuffle, run.out)
         kept = run.stored
         if kept is not None and kept.stage != stage:
             kept.close()
