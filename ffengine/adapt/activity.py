@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
 
+from ffengine.nn.maps import Samples, layer_maps, over_pixels
 from ffengine.nn.network import LocalNet
 from ffengine.nn.recurrent import RecurrentNet, label_rows
-from ffengine.ops.config import Norm
-from ffengine.reference.local_pass import normalise
-
-Samples = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
 
 def activations(net: LocalNet, x: torch.Tensor, y: torch.Tensor,
@@ -22,15 +19,7 @@ def activations(net: LocalNet, x: torch.Tensor, y: torch.Tensor,
     if isinstance(net, RecurrentNet):
         yield from over_frames(net, x, label_rows(y, net.num_classes, x.dtype), backend)
         return
-    x, shortcut = net.prepare(x, None if net.encoding is None else y), None
-    for i in range(len(net.layers)):
-        layer = net.layer(i)
-        h, _ = layer.infer(net.transform(i, x), norm=Norm("none"), backend=backend)
-        assert h is not None
-        yield h
-        if i + 1 < len(net.layers):
-            x, shortcut = net.join(
-                i, normalise(h, layer.config.offsets(h.shape[1]), layer.config), shortcut)
+    yield from (maps.h for maps in layer_maps(net, x, y, label="true", backend=backend))
 
 
 def over_frames(net: RecurrentNet, x: torch.Tensor, rows: torch.Tensor,
@@ -114,7 +103,7 @@ class Parts:
 
 def by_unit(h: torch.Tensor) -> torch.Tensor:
     """(N, C) fp64: a channel's mean over its pixels, a unit's value as it is."""
-    return h.double() if h.dim() == 2 else h.flatten(2).double().mean(2)
+    return over_pixels(h.double())
 
 
 def seen(net: LocalNet, samples: Samples) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -25,13 +25,14 @@ from torch import nn
 from ffengine.adapt.checks import layer_of, offsets_of
 from ffengine.adapt.edits import add_units, remove_units
 from ffengine.adapt.record import Edit
-from ffengine.adapt.responses import Samples, Survey, below, survey
+from ffengine.adapt.responses import Survey, below, survey
 from ffengine.data.seeding import generator
 from ffengine.engine.run.recipe import Recipe
 from ffengine.engine.schedules.schedule import Schedule
 from ffengine.engine.trainer import Trainer
 from ffengine.nn.checks import one_of
 from ffengine.nn.layers import LocalLayer
+from ffengine.nn.maps import Samples
 from ffengine.nn.network import LocalNet
 from ffengine.nn.wiring import OWN
 from ffengine.ops.config import BatchNorm, Norm, margin

@@ -17,12 +17,13 @@ from itertools import pairwise
 
 import torch
 
-from ffengine.adapt.activity import Samples, goodness_parts, mean_activity
+from ffengine.adapt.activity import goodness_parts, mean_activity
 from ffengine.adapt.checks import layer_of, offsets_of
 from ffengine.adapt.edits import remove_from_layers
 from ffengine.adapt.record import Edit
 from ffengine.nn import wiring
 from ffengine.nn.checks import one_of
+from ffengine.nn.maps import Samples
 from ffengine.nn.network import LocalNet
 from ffengine.nn.recurrent import RecurrentNet
 from ffengine.nn.wiring import Unit, Wiring

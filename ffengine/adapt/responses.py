@@ -7,7 +7,6 @@ squares, the mean over a channel's pixels (support neurons, sec. 3.3 and 3.5).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,10 +15,9 @@ import torch
 from ffengine.adapt.checks import layer_of, offsets_of
 from ffengine.engine.run.evaluation import share_by_class
 from ffengine.nn.layers import LocalLayer
+from ffengine.nn.maps import Samples, over_pixels
 from ffengine.nn.network import LocalNet
 from ffengine.ops.config import Norm
-
-Samples = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def below(net: LocalNet, layer: int, x: torch.Tensor, backend: str = "auto") -> 
 def unit_responses(held: LocalLayer, h: torch.Tensor) -> torch.Tensor:
     """(N, units) fp64 of features h before their normalisation."""
     e = h.double() if held.config.goodness == "mean" else h.double().square()
-    return e if e.dim() == 2 else e.flatten(2).mean(2)
+    return over_pixels(e)
 
 
 def survey(net: LocalNet, layer: int, samples: Samples, backend: str = "auto") -> Survey:

@@ -13,8 +13,8 @@ from ffengine.adapt.checks import offsets_of
 from ffengine.adapt.edits import remove_units
 from ffengine.adapt.growth import Degeneration, weak_units
 from ffengine.adapt.responses import survey
-from ffengine.analysis.maps import Samples
 from ffengine.engine.run.evaluation import accuracy
+from ffengine.nn.maps import Samples
 from ffengine.nn.network import LocalNet
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ffengine.analysis.maps import Label, Samples, layer_maps
+from ffengine.nn.maps import Label, Samples, layer_maps
 from ffengine.nn.network import LocalNet
 
 #: Larger maps are averaged down to this side before a head sees them.

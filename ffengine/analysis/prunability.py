@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ffengine.adapt.activity import Samples
 from ffengine.adapt.pruning import prune_units
+from ffengine.nn.maps import Samples
 from ffengine.nn.network import LocalNet
 
 #: Methods that a seed changes: the others are measured once.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ffengine.analysis.maps import Label, Samples, layer_maps, over_pixels
+from ffengine.nn.maps import Label, Samples, layer_maps, over_pixels
 from ffengine.nn.network import LocalNet
 
 

@@ -6,8 +6,8 @@ from itertools import islice
 
 import torch
 
-from ffengine.analysis.maps import Label, Samples, check_layer, layer_maps
 from ffengine.needs import need
+from ffengine.nn.maps import Label, Samples, check_layer, layer_maps
 from ffengine.nn.network import LocalNet
 
 #: More samples take minutes and show no more.

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import torch
 
 from ffengine.adapt.sip import best_range, range_hits
-from ffengine.analysis.maps import Samples
 from ffengine.engine.run.evaluation import right_by
 from ffengine.engine.schedules.backprop import Backprop
+from ffengine.nn.maps import Samples
 from ffengine.nn.network import LocalNet
 from ffengine.nn.recurrent import RecurrentNet
 

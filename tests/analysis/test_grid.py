@@ -16,8 +16,8 @@ import torch
 from ffengine import data, models
 from ffengine.analysis import tsne
 from ffengine.analysis.grid import Grid, run
-from ffengine.analysis.maps import layer_maps
 from ffengine.analysis.probes import ProbeOptions, Probes, flat
+from ffengine.nn.maps import layer_maps
 
 
 def product(base: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, Any]:

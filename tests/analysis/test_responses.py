@@ -11,9 +11,9 @@ import torch
 
 from ffengine import models
 from ffengine.analysis.hsv import colours, grey, shaped
-from ffengine.analysis.maps import layer_maps, shown
 from ffengine.analysis.responses import gather
 from ffengine.nn import LocalNet
+from ffengine.nn.maps import layer_maps, shown
 from ffengine.nn.recurrent import RecurrentNet
 from ffengine.ops.config import LocalPassConfig
 

@@ -347,7 +347,7 @@ def test_without_matplotlib(runs: Path, capsys: pytest.CaptureFixture[str],
 
 
 def test_every_kind_has_a_module_and_every_label_is_known() -> None:
-    from ffengine.analysis.maps import LABELS as known
+    from ffengine.nn.maps import LABELS as known
 
     assert list(MODULES) and set(MODULES) == set(KINDS) and known == LABELS
 

@@ -12,7 +12,6 @@ import torch
 from ffengine.adapt.growth import Degeneration
 from ffengine.analysis import tsne as embedding
 from ffengine.analysis.degeneration import removed
-from ffengine.analysis.maps import check_layer
 from ffengine.analysis.plots import lines
 from ffengine.analysis.plots import tables as plots
 from ffengine.analysis.probes import ProbeOptions, Probes
@@ -22,6 +21,7 @@ from ffengine.analysis.weights import WeightStatistics, clamped, weight_statisti
 from ffengine.commands.analyses.opened import Made, open_one, table
 from ffengine.commands.options import build_saved
 from ffengine.engine.run.evaluation import accuracy
+from ffengine.nn.maps import check_layer
 
 
 def sip(args: argparse.Namespace) -> Made:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from ffengine.analysis.hsv import Colours, colours
-from ffengine.analysis.maps import layer_maps, over_pixels
 from ffengine.analysis.plots import neurons as plots
 from ffengine.analysis.responses import LayerSums, gather
 from ffengine.commands.analyses.opened import Made, Opened, chosen_layers, open_one, table
+from ffengine.nn.maps import layer_maps, over_pixels
 
 #: Classes that one picture of responses shows.
 MOST_CLASSES, SHOWN_CLASSES = 12, 10

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from ffengine import data
-from ffengine.analysis.maps import check_layer
 from ffengine.commands.options import (
     Run,
     assignments,
@@ -30,6 +29,7 @@ from ffengine.data.image_set import Splits
 from ffengine.engine.run import checkpoint
 from ffengine.engine.run.evaluation import Samples
 from ffengine.engine.run.settings import PRECISIONS
+from ffengine.nn.maps import check_layer
 from ffengine.nn.network import LocalNet
 from ffengine.ops import backends
 
