@@ -33,10 +33,10 @@ from ffengine.commands.options import (
 from ffengine.data import augment
 from ffengine.data.batches import Augment
 from ffengine.engine.memory.budget import megabytes, parse_bytes
-from ffengine.engine.memory.ladder import rung
 from ffengine.engine.memory.plan import Plan
 from ffengine.engine.memory.planning import Planning
 from ffengine.engine.memory.plans import Job
+from ffengine.engine.memory.precision_fallback import rung
 from ffengine.engine.optim import round_weights
 from ffengine.engine.run import checkpoint
 from ffengine.engine.run.callbacks import Callback

@@ -27,7 +27,7 @@ from ffengine.ops.weight_update import bias_gradient, gradient_update, weight_up
 
 
 @dataclass
-class Swept:
+class SweepResult:
     """What a layer's sweep left: see ffengine.ops.local_pass and batch_pass."""
 
     z: torch.Tensor | None
@@ -42,7 +42,7 @@ class Swept:
 Buffers = tuple[torch.Tensor | None, torch.Tensor | None]
 
 
-def update(ctx: StepContext, i: int, u: torch.Tensor, made: Normalised | None, swept: Swept,
+def update(ctx: StepContext, i: int, u: torch.Tensor, made: Normalised | None, swept: SweepResult,
            buffers: Buffers = (None, None), finish: bool = True, owner: str = "",
            du: torch.Tensor | None = None) -> None:
     """Step every parameter of layer i from da at its pre-activation.

@@ -69,7 +69,7 @@ class CapturedStep:
         torch.cuda.synchronize(trainer.device)
         with torch.cuda.graph(self._graph):
             self._report = trainer.update(self.item, self._plan)
-            self._flags = trainer.watch.flags(self.item.x, self.item.y, label_count(trainer.net),
+            self._flags = trainer.finite.flags(self.item.x, self.item.y, label_count(trainer.net),
                                               self._report.mean_losses)
         self._taken = [s.step - n for s, n in zip(self._states, before, strict=True)]
         for state, n in zip(self._states, before, strict=True):
@@ -111,7 +111,7 @@ class CapturedStep:
         self._graph.replay()
         for state, taken in zip(self._states, self._taken, strict=True):
             state.step += taken
-        t.watch.note(self._flags.clone(), self._report.mean_losses, t.epoch, t.steps, False)
+        t.finite.note(self._flags.clone(), self._report.mean_losses, t.epoch, t.steps, False)
         t.steps += 1
         t.iteration += 1
         return self._report

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import torch
 
+from ffengine.engine.accumulator import Accumulation, GradientAccumulator
 from ffengine.engine.batch import joined
 from ffengine.engine.optim import LocalOptimizer
-from ffengine.engine.sums import Adding, Sums
 from ffengine.nn.network import LocalNet
 from ffengine.ops.config import LocalPassConfig, Tile
 
@@ -78,7 +78,7 @@ class StepContext:
     #: Labels of the positive and of the negative half, where they train a label channel.
     labels: tuple[torch.Tensor, torch.Tensor] | None = None
     #: Where the gradients of a batch's micro-batches add up.
-    sums: Sums | None = None
+    sums: GradientAccumulator | None = None
     #: int32 (1,) on the device, the step of dropout's masks, where kernels read it from memory.
     clock: torch.Tensor | None = None
     #: Told of every instruction that has run: where, and which.
@@ -112,11 +112,11 @@ class StepContext:
     def grad_of(self, i: int | str, name: str) -> torch.Tensor | None:
         return None if self.grads is None else self.grads.get((i, name))
 
-    def adding(self, parameter: torch.Tensor | None, owner: str = "") -> Adding:
+    def adding(self, parameter: torch.Tensor | None, owner: str = "") -> Accumulation:
         """Where a parameter's gradient goes: by default it is all there is of it."""
         if self.sums is None or parameter is None:
-            return Adding()
-        return Adding(self.sums.of(parameter, owner), self.sums.last, self.sums.share)
+            return Accumulation()
+        return Accumulation(self.sums.of(parameter, owner), self.sums.last, self.sums.share)
 
     def half(self, i: int, dtype: torch.dtype) -> torch.Tensor | None:
         """Layer i's weight in 16 bits, where a copy is kept."""

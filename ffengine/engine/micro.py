@@ -12,10 +12,10 @@ from dataclasses import replace
 
 import torch
 
+from ffengine.engine.accumulator import GradientAccumulator
 from ffengine.engine.batch import Batch, joined, paired, whole
 from ffengine.engine.context import BatchReport, StepContext
 from ffengine.engine.schedules.schedule import Schedule
-from ffengine.engine.sums import Sums
 from ffengine.nn.network import LocalNet
 
 
@@ -37,7 +37,7 @@ def train(context: Callable[[Batch], StepContext], item: Batch, size: int,
         context: makes a piece's context. Its seed draws negatives and dropout, a piece at a time.
         step: trains on a piece.
     """
-    total, sums = item.y.shape[0], Sums()
+    total, sums = item.y.shape[0], GradientAccumulator()
     reports, shares, pairs = [], [], False
     for index, piece in enumerate(pieces(item, size)):
         ctx = context(piece)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ffengine.engine.affine import Swept
+from ffengine.engine.affine import SweepResult
 from ffengine.engine.context import StepContext
 from ffengine.nn.layers import LocalLinear
 from ffengine.ops.batch_pass import batch_pass
@@ -23,7 +23,7 @@ def preactivation(ctx: StepContext, i: int, u: torch.Tensor) -> torch.Tensor:
 
 def sweep(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, *, want_z: bool,
           shortcut: torch.Tensor | None = None,
-          into: torch.Tensor | None = None, h_prev: torch.Tensor | None = None) -> Swept:
+          into: torch.Tensor | None = None, h_prev: torch.Tensor | None = None) -> SweepResult:
     """The layer's goodness, loss and gradients at a; z, or da, over a unless it pools.
 
     Args:
@@ -44,7 +44,7 @@ def sweep(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, *, want_z: bool
             g0=None if g0 is None else g0[tile.start:tile.start + n], backend=ctx.backend)
         if i in ctx.g0 and made.coef is not None:
             ctx.coef.setdefault(i, []).append(made.coef)
-        return Swept(made.z, made.g, made.loss, made.da, made.da_scale)
+        return SweepResult(made.z, made.g, made.loss, made.da, made.da_scale)
     both = batch_pass(
         a, y, config=config, couple=layer.couple, gamma=layer.norm_weight, beta=layer.norm_bias,
         running_mean=layer.running_mean, running_var=layer.running_var, out=out if want_z else None,
@@ -53,4 +53,4 @@ def sweep(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, *, want_z: bool
         ctx.penalties[i] = both.penalty
     if both.z is not None and shortcut is not None:
         both.z.add_(shortcut)
-    return Swept(both.z, both.g, both.loss, both.da, both.da_scale, both.dgamma, both.dbeta)
+    return SweepResult(both.z, both.g, both.loss, both.da, both.da_scale, both.dgamma, both.dbeta)

@@ -34,7 +34,7 @@ from ffengine.engine.run.history import EpochSums, History, Row, mean
 from ffengine.engine.run.progress import Progress
 from ffengine.engine.run.recipe import Recipe
 from ffengine.engine.run.settings import LearningRate, SchedulerFactory, Settings
-from ffengine.engine.run.stopping import Interrupts, TrainingInterrupted, Watch
+from ffengine.engine.run.stopping import FiniteCheck, Interrupts, TrainingInterrupted
 from ffengine.engine.schedules.schedule import Schedule, of
 from ffengine.nn.network import LocalNet
 from ffengine.ops import backends, product_rule
@@ -52,8 +52,8 @@ class Trainer:
         precision: fp64 (reference only) | fp32 | bf16 | fp16; weights stay fp32 below fp64.
         memory_budget: "440MB", "256MiB" or bytes that a training step may hold at once. The
             fastest plan that fits is taken, by measured costs; with batch_size, and neither states
-            nor weights given, fewer bits where none fits (engine/memory/ladder.py). On a GPU it is
-            the allocator's limit too (limit.py).
+            nor weights given, fewer bits where none fits (precision_fallback.py). On a GPU it
+            is the allocator's limit too (limit.py).
         seed: of dropout.
         device: default is where the net is.
         out: run folder for history and checkpoints; None writes nothing.
@@ -131,7 +131,7 @@ class Trainer:
         self.write_into(out)
         self._limit: AllocatorLimit | None = None
         self._shuffle, self.sums = torch.get_rng_state(), EpochSums()
-        self.watch = Watch(self.device, depth=len(self.net.layers))
+        self.finite = FiniteCheck(self.device, depth=len(self.net.layers))
 
     def write_into(self, out: str | os.PathLike[str] | None) -> None:
         """Keep history and checkpoints in this run folder; None writes nothing."""
@@ -184,12 +184,12 @@ class Trainer:
         first = self.iteration == 0
         if first and self.device.type != "cpu":
             check_range(item.y, label_count(self.net))
-        self.watch.before(item.x, self.epoch, self.steps)
+        self.finite.before(item.x, self.epoch, self.steps)
         # stored features hold both halves' rows
         plan = self.planning.plans(item.y.shape[0]).at(self.epoch)
         self.rate.move_to(self.schedule.rate_epoch(self.epoch))
         report = self._train(item, plan)
-        self.watch.after(item.x, item.y, label_count(self.net), report.mean_losses, self.epoch,
+        self.finite.after(item.x, item.y, label_count(self.net), report.mean_losses, self.epoch,
                          self.steps, first)
         self.steps += 1
         self.iteration += 1
@@ -307,7 +307,7 @@ class Trainer:
             bar.advance(self.sums, seen / max(time.perf_counter() - clock, 1e-9), self.peak_bytes)
             if stop.asked:
                 self._interrupted()
-        self.watch.check()
+        self.finite.check()
         if self.sums.samples == 0:
             raise ValueError("[train] expected a loader with at least one batch, got none")
         if self.device.type == "cuda":
@@ -362,7 +362,7 @@ class Trainer:
 
     def _interrupted(self) -> None:
         where = f"epoch {self.epoch}, batch {self.iteration}"
-        self.watch.check()
+        self.finite.check()
         self.history.keep_steps()
         kept = f"; checkpoint {self.save()}" if self.out is not None else ""
         raise TrainingInterrupted(f"[train] interrupted at {where}{kept}")
@@ -384,7 +384,7 @@ class Trainer:
         """
         if path is None and self.out is None:
             raise ValueError("[checkpoint] expected a path, or a trainer with a run folder (out=)")
-        self.watch.check()
+        self.finite.check()
         target = Path(path) if path is not None else Path(self.out or "") / checkpoint.LATEST
         checkpoint.save(target, saving.tensors(self), saving.description(self))
         return target

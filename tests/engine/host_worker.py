@@ -23,7 +23,7 @@ import torch
 import ffengine as ff
 from ffengine.engine import trainer as loop
 from ffengine.engine.clock import StepClock
-from ffengine.engine.memory.plans import Job, RunPlan, planner_for
+from ffengine.engine.memory.plans import Job, TrainingPlan, planner_for
 from ffengine.nn import layers, network, norms
 from ffengine.reference import weight_update as reference
 from tests import stub_driver
@@ -60,7 +60,7 @@ def trainer(samples: int) -> ff.Trainer:
     t = ff.Trainer(net, epochs=2, lr=0.1, lr_min=0.01, precision="bf16", backend="triton",
                    progress=False)
     job = t.planning.job = Job(t.net, t.schedule, t.settings, "cpu", "triton", roomy=True)
-    t.planning.base = t.planning._made[samples] = RunPlan(
+    t.planning.base = t.planning._made[samples] = TrainingPlan(
         ((0, planner_for(job, samples).one_tile()),))
     t.clock = StepClock(t.optimizer, t.device)
     return t
@@ -79,8 +79,8 @@ def main() -> None:
     samples = 2
     t = trainer(samples)
     x, y = torch.rand(samples, 3, 32, 32), torch.zeros(samples, dtype=torch.int64)
-    t.watch.host = False  # values are nobody's
-    t.watch.check = lambda: None
+    t.finite.host = False  # values are nobody's
+    t.finite.check = lambda: None
     for _ in range(3):
         t.step(x, y)
     before = driver.count()

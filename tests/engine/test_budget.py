@@ -1,4 +1,4 @@
-"""Training within a memory budget: the plan keeps it, the ladder says what it took."""
+"""Training within a memory budget: the plan keeps it, the precisions say what it took."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training import batch, trainer
 
 import ffengine as ff
 from ffengine.engine import trainer as trainers
-from ffengine.engine.memory import costs, curves, ladder, limit
+from ffengine.engine.memory import costs, curves, limit, precision_fallback
 from ffengine.engine.memory.budget import megabytes, parse_bytes
 from ffengine.engine.memory.limit import AllocatorLimit, enforced, limit_for
 from ffengine.engine.memory.plan import Plan
@@ -127,7 +127,7 @@ def test_the_choice_follows_the_measured_costs(favourite: int,
     def table(self: costs.Costs, epoch: int) -> costs.Seconds:
         return lambda i, tile: 1.0 if tile == favourite else 100.0
 
-    monkeypatch.setattr(ladder.Costs, "at", table)
+    monkeypatch.setattr(precision_fallback.Costs, "at", table)
     t = made(memory_budget="1GB", costs="measured")
     assert t.plan is not None and set(t.plan.tile) == {favourite}
     assert (t.planning.costs, t.planning.seconds) == ("measured", 4.0)
@@ -147,7 +147,7 @@ def test_a_layer_that_cannot_be_timed_leaves_the_model(monkeypatch: pytest.Monke
 
 
 def test_without_a_budget_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ladder, "Costs", None)
+    monkeypatch.setattr(precision_fallback, "Costs", None)
     t = made(costs="measured")
     assert (t.planning.costs, t.planning.gave_up) == ("modelled", [])
 

@@ -17,7 +17,7 @@ import ffengine
 from ffengine.engine.run.evaluation import accuracy
 from ffengine.engine.inputs import rows_of
 from ffengine.engine.memory.plan import one_tile
-from ffengine.engine.memory.plans import RunPlan
+from ffengine.engine.memory.plans import TrainingPlan
 from models.every import batch, network, trainer
 
 for name in ("cafo/cnn", "cff/adaptive", "deeperforward/resnet17", "fflib/ffnn", "fflib/ffrnn",
@@ -25,7 +25,7 @@ for name in ("cafo/cnn", "cff/adaptive", "deeperforward/resnet17", "fflib/ffnn",
     net = network(name)
     x, y = batch(net)
     t = trainer(net)
-    t.planning._made[8] = RunPlan(((0, one_tile(range(len(net.layers)), rows_of(net, 8))),))
+    t.planning._made[8] = TrainingPlan(((0, one_tile(range(len(net.layers)), rows_of(net, 8))),))
     t.step(x, y)
     t.meter_next()
     t.step(x, y)

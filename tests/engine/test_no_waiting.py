@@ -22,7 +22,7 @@ from torch import nn
 from ffengine.engine.batch import paired
 from ffengine.engine.inputs import rows_of
 from ffengine.engine.memory.plan import one_tile
-from ffengine.engine.memory.plans import RunPlan, phase_starts, planner_for
+from ffengine.engine.memory.plans import TrainingPlan, phase_starts, planner_for
 from ffengine.engine.schedules.backprop import Backprop
 from ffengine.engine.trainer import Trainer
 from ffengine.nn import LocalNet
@@ -62,11 +62,11 @@ def on_fakes(net: LocalNet) -> LocalNet:
     return made
 
 
-def plans(net: LocalNet, tiled: bool) -> RunPlan:
+def plans(net: LocalNet, tiled: bool) -> TrainingPlan:
     """Cuts and tiles, searched for a CPU: they mean the same on any device."""
     job = trainer(copy.deepcopy(net)).planning.job
     depth, rows = len(net.layers), rows_of(net, SAMPLES)
-    return RunPlan(tuple(
+    return TrainingPlan(tuple(
         (epoch, planner_for(job, SAMPLES, epoch).smallest() if tiled
          else one_tile(range(depth), rows)) for epoch in phase_starts(job.schedule)))
 

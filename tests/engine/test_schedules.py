@@ -13,7 +13,7 @@ from engine.training import assert_same
 import ffengine as ff
 from ffengine.engine.inputs import rows_of
 from ffengine.engine.memory.planner import Planner
-from ffengine.engine.memory.plans import RunPlan
+from ffengine.engine.memory.plans import TrainingPlan
 from ffengine.engine.memory.shapes import measure
 from ffengine.engine.memory.store import FeatureStore
 from ffengine.engine.run.history import read_rows
@@ -350,7 +350,7 @@ def test_head_features_do_not_depend_on_the_plan() -> None:
         net = LocalNet([LocalConv2d(10, 10, 3, config=config) for _ in range(3)], num_classes=10,
                        in_shape=(10, 4, 4), heads=[LinearHead((0,), 160, 10)])
         t = ff.Trainer(net, progress=False, seed=0)
-        t.planning.base = RunPlan(((0, t.planning.planner(16).fixed(cuts, tile)),))
+        t.planning.base = TrainingPlan(((0, t.planning.planner(16).fixed(cuts, tile)),))
         x = torch.randn(16, 10, 4, 4, generator=torch.Generator().manual_seed(1))
         made = t.step(x, torch.arange(16) % 10).heads[0]
         assert made is not None

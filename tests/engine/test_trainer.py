@@ -12,7 +12,7 @@ from engine.training import batch, loaders, network, same, trainer, weights
 
 import ffengine as ff
 from ffengine.engine.memory.budget import parse_bytes
-from ffengine.engine.run.stopping import Watch
+from ffengine.engine.run.stopping import FiniteCheck
 
 
 def test_step_reports_one_loss_and_goodness_a_layer():
@@ -221,7 +221,7 @@ def test_loss_that_is_not_finite_stops_naming_layer_step_and_epoch(tmp_path):
 
 
 def test_watch_off_the_cpu_reads_rarely_and_names_the_first_bad_step():
-    watch = Watch(torch.device("meta"), every=3)
+    watch = FiniteCheck(torch.device("meta"), every=3)
     x, y = torch.zeros(2, 4), torch.tensor([0, 1])
     good, bad = [torch.ones(())] * 2, [torch.ones(()), torch.tensor(float("inf"))]
     watch.after(x, y, 2, good, 0, 0, now=False)

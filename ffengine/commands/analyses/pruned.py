@@ -36,9 +36,11 @@ def prunability(args: argparse.Namespace) -> Made:
     means = [[model, args.by, *astuple(s)] for model, found in curves.items() for s in found]
     text = [title, *(f"  {model} {s.compression:6.2f}x  {100 * s.mean:6.2f} ± "
                      f"{100 * s.deviation:.2f} % ({100 * s.least:.2f} to {100 * s.most:.2f}, "
-                     f"{s.count} pruned networks)" for model, found in curves.items() for s in found)]
+                     f"{s.count} pruned networks)"
+                     for model, found in curves.items() for s in found)]
     columns, of_means = ([f.name for f in fields(kind)] for kind in (Point, Spread))
-    named = {f"{model} ({found[0].count} pruned networks)": found for model, found in curves.items()}
+    named = {f"{model} ({found[0].count} pruned networks)": found
+             for model, found in curves.items()}
     return Made({"prunability.png": bands(title, named),
                  "prunability.csv": table(["run", "model", "method", *columns], rows),
                  "prunability_means.csv": table(["model", "method", *of_means], means)},

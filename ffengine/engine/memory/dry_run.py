@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ffengine.engine import label_channel
+from ffengine.engine.accumulator import GradientAccumulator
 from ffengine.engine.batch import Batch, paired
 from ffengine.engine.compiling import Layers, compile_step, joining, read_by_heads
 from ffengine.engine.context import StepContext
@@ -29,7 +30,6 @@ from ffengine.engine.optim import halved_weights, optimizer_of
 from ffengine.engine.program import Facts, Instruction, Mode, freed
 from ffengine.engine.rows import Rows
 from ffengine.engine.schedules.schedule import Schedule
-from ffengine.engine.sums import Sums
 from ffengine.nn.layers import LocalConv2d, LocalLinear, as_laid_out
 from ffengine.nn.network import LocalNet
 from ffengine.nn.recurrent import RecurrentNet
@@ -102,9 +102,9 @@ class DryRun:
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
 
-    def _sums(self) -> Sums:
+    def _sums(self) -> GradientAccumulator:
         """Sums of the gradients that this turn makes."""
-        made, turn = Sums(), self.turn
+        made, turn = GradientAccumulator(), self.turn
         made.share, made.last = 0.5, True
         for name in self.schedule.active(self.when[0]):
             part, _, rest = name.partition(".")

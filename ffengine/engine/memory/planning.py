@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from ffengine.engine.inputs import rows_of
-from ffengine.engine.memory.ladder import choose
 from ffengine.engine.memory.plan import Plan
 from ffengine.engine.memory.planner import Planner
-from ffengine.engine.memory.plans import Job, RunPlan, phase_starts, planner_for
+from ffengine.engine.memory.plans import Job, TrainingPlan, phase_starts, planner_for
+from ffengine.engine.memory.precision_fallback import choose
 from ffengine.engine.run.settings import Settings
 from ffengine.engine.schedules.recurrent import Recurrent
 from ffengine.engine.schedules.schedule import Schedule
@@ -42,9 +42,9 @@ class Planning:
         if job.device == "cuda" and budget is None:
             job = replace(job, roomy=True)
         self.job, self.budget, self.micro_batch = job, budget, micro_batch
-        self.base: RunPlan | None = None
+        self.base: TrainingPlan | None = None
         self._samples = 0
-        self._made: dict[int, RunPlan] = {}
+        self._made: dict[int, TrainingPlan] = {}
         #: First epoch of a phase that reads kept features -> their bytes in memory.
         self._kept: dict[int, int] = {}
         #: What ranked the plans, and a step's predicted seconds where that was measured.
@@ -53,7 +53,7 @@ class Planning:
         #: Sentences on what the budget cost.
         self.gave_up: list[str] = []
         if plan is not None:
-            self.base, self._samples = RunPlan(((0, plan),)), plan.batch // rows_of(job.net, 1)
+            self.base, self._samples = TrainingPlan(((0, plan),)), plan.batch // rows_of(job.net, 1)
 
     def begin(self, samples: int, *, fixed: bool) -> Settings:
         """Plan for batches of so many samples; gives the settings with the precisions it takes.
@@ -80,7 +80,7 @@ class Planning:
         self.costs, self.seconds = found.costs, found.seconds
         self.gave_up = list(found.gave_up)
 
-    def plans(self, samples: int) -> RunPlan:
+    def plans(self, samples: int) -> TrainingPlan:
         """Every phase's plan for a batch of so many samples."""
         if samples not in self._made:
             rows = rows_of(self.job.net, self._piece(samples))
@@ -117,9 +117,9 @@ class Planning:
         """The first epoch of an epoch's phase."""
         return [start for start in phase_starts(self.job.schedule) if start <= epoch][-1]
 
-    def _cut_like(self, base: RunPlan, samples: int) -> RunPlan:
+    def _cut_like(self, base: TrainingPlan, samples: int) -> TrainingPlan:
         """The plans of another batch size with the same cuts and tiles."""
-        return RunPlan(tuple((epoch, self.planner(samples, epoch).like(base.at(epoch)))
+        return TrainingPlan(tuple((epoch, self.planner(samples, epoch).like(base.at(epoch)))
                              for epoch in phase_starts(self.job.schedule)))
 
     def planner(self, samples: int, epoch: int = 0) -> Planner:
@@ -154,7 +154,7 @@ class Planning:
     def keep(self, saved: dict[str, Any]) -> None:
         """Use what `export` gave from now on, unless it breaks the budget."""
         samples = saved["samples"]
-        made = RunPlan(tuple((epoch, self.planner(samples, epoch).fixed(cuts, tile, alone))
+        made = TrainingPlan(tuple((epoch, self.planner(samples, epoch).fixed(cuts, tile, alone))
                              for epoch, cuts, tile, alone in saved["phases"]))
         if self.budget is None or made.peak_bytes <= self.budget:
             self.base, self._samples, self._made = made, samples, {}

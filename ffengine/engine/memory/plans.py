@@ -30,7 +30,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class RunPlan:
+class TrainingPlan:
     """The plans of a run's phases, each with the first epoch of its phase."""
 
     phases: tuple[tuple[int, Plan], ...]
@@ -83,7 +83,7 @@ def planner_for(job: Job, batch: int, epoch: int = 0, *, stored: bool = False, h
 
 
 def plans_for(job: Job, batch: int, budget: int | None = None, *,
-              seconds: Callable[[int], Seconds | None] | None = None) -> RunPlan:
+              seconds: Callable[[int], Seconds | None] | None = None) -> TrainingPlan:
     """The best plan of every phase within `budget` bytes.
 
     Args:
@@ -92,6 +92,6 @@ def plans_for(job: Job, batch: int, budget: int | None = None, *,
     Raises:
         ValueError: no plan of a phase fits; the smallest that could is named.
     """
-    return RunPlan(tuple(
+    return TrainingPlan(tuple(
         (epoch, planner_for(job, batch, epoch, seconds=seconds and seconds(epoch)).best(budget))
         for epoch in phase_starts(job.schedule)))

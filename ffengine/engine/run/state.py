@@ -12,7 +12,7 @@ from ffengine.engine.memory.plan import Plan
 from ffengine.engine.memory.planning import Planning
 from ffengine.engine.run.history import EpochSums, History
 from ffengine.engine.run.settings import LearningRate
-from ffengine.engine.run.stopping import Watch
+from ffengine.engine.run.stopping import FiniteCheck
 from ffengine.engine.schedules.schedule import Schedule
 from ffengine.engine.schedules.training import Training
 
@@ -24,7 +24,7 @@ class TrainingRun(Training, Protocol):
     micro_batch: int | None
     notes: dict[str, Any]
     rate: LearningRate
-    watch: Watch
+    finite: FiniteCheck
     history: History
     #: Batches of the epoch in training, their losses and hits.
     sums: EpochSums

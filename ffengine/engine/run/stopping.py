@@ -29,7 +29,7 @@ class _Record(NamedTuple):
     flags: torch.Tensor
 
 
-class Watch:
+class FiniteCheck:
     """Looks for losses, of `depth` layers and then of heads, that are not finite, without slowing a
     GPU down.
 

@@ -47,7 +47,7 @@ def along_routes(at: Place, line: Instruction, given: Tensors) -> Made:
     da = gradient_routes.along_routes(
         way, as_laid_out(dz), net.layer(i).out_shape(net.input_of(i, net.shapes[i])),
         pool=net.layer(i).config.pool == "max2", backend=at.ctx.backend)
-    return (affine.Swept(None, None, None, da.to(dz.dtype), given["of"].da_scale),)
+    return (affine.SweepResult(None, None, None, da.to(dz.dtype), given["of"].da_scale),)
 
 
 def gradient_sums(at: Place, line: Instruction, given: Tensors) -> Made:

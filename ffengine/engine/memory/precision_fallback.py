@@ -22,7 +22,7 @@ from ffengine.engine.memory.budget import megabytes
 from ffengine.engine.memory.costs import Costs
 from ffengine.engine.memory.curves import curves
 from ffengine.engine.memory.planner import Planner
-from ffengine.engine.memory.plans import Job, RunPlan, phase_starts, planner_for
+from ffengine.engine.memory.plans import Job, TrainingPlan, phase_starts, planner_for
 from ffengine.engine.optim import floor_bytes, round_weights
 from ffengine.engine.run.settings import Settings
 
@@ -45,7 +45,7 @@ class Choice:
     """
 
     job: Job
-    plans: RunPlan
+    plans: TrainingPlan
     costs: Literal["measured", "modelled"]
     gave_up: tuple[str, ...] = ()
     seconds: float | None = None
@@ -129,13 +129,13 @@ def _planners(job: Job, samples: int, held: int, micro: bool) -> dict[int, Plann
             for e in phase_starts(job.schedule)}
 
 
-def _unbounded(planners: dict[int, Planner], device: str) -> RunPlan:
+def _unbounded(planners: dict[int, Planner], device: str) -> TrainingPlan:
     """Without a budget: on a GPU, whose launches cost more than its memory traffic, one tile (500
     launches of a ResNet-17 step at batch 128 become about 210, predicted 8 -> 4 ms, not measured
     yet); else the smallest plan of nearly the fastest's time."""
     if device != "cuda":
         return _best(planners, None)
-    return RunPlan(tuple((epoch, p.one_tile()) for epoch, p in planners.items()))
+    return TrainingPlan(tuple((epoch, p.one_tile()) for epoch, p in planners.items()))
 
 
 def _with_room(job: Job, samples: int, budget: int, planners: dict[int, Planner], held: int,
@@ -147,8 +147,8 @@ def _with_room(job: Job, samples: int, budget: int, planners: dict[int, Planner]
     return (roomy, found) if fits else (job, planners)
 
 
-def _best(planners: dict[int, Planner], budget: int | None) -> RunPlan:
-    return RunPlan(tuple((epoch, p.best(budget)) for epoch, p in planners.items()))
+def _best(planners: dict[int, Planner], budget: int | None) -> TrainingPlan:
+    return TrainingPlan(tuple((epoch, p.best(budget)) for epoch, p in planners.items()))
 
 
 def _fastest(job: Job, budget: int, planners: dict[int, Planner],
@@ -156,7 +156,7 @@ def _fastest(job: Job, budget: int, planners: dict[int, Planner],
     """The fastest plans of a rung on which some fit."""
     made = measured or planners
     plans = _best(made, budget)
-    free = RunPlan(tuple((epoch, p.fastest()) for epoch, p in made.items()))
+    free = TrainingPlan(tuple((epoch, p.fastest()) for epoch, p in made.items()))
     spent, least = (mean_seconds(p, job.schedule.total) for p in (plans, free))
     given = []
     if free.peak_bytes > budget and spent > CLOSE * least:
@@ -185,7 +185,7 @@ def _measured(job: Job, samples: int, planners: dict[int, Planner]) -> dict[int,
     return made
 
 
-def mean_seconds(plans: RunPlan, epochs: int) -> float:
+def mean_seconds(plans: TrainingPlan, epochs: int) -> float:
     """A step's seconds, the mean over the run's epochs."""
     starts = [start for start, _ in plans.phases]
     ends = [*starts[1:], max(epochs, starts[-1] + 1)]

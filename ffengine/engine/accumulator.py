@@ -10,7 +10,7 @@ from ffengine.ops.memory_accounting import allocating
 from ffengine.ops.optimizer_step import step_dtype
 
 
-class Adding(NamedTuple):
+class Accumulation(NamedTuple):
     """Where a gradient goes: its sum so far, whether this completes it, its share of the batch."""
 
     total: torch.Tensor | None = None
@@ -18,7 +18,7 @@ class Adding(NamedTuple):
     share: float = 1.0
 
 
-class Sums:
+class GradientAccumulator:
     """Gradients of a batch's pieces, per parameter and owner of its optimizer states."""
 
     def __init__(self) -> None:
