@@ -215,7 +215,7 @@ def test_bench_lists_suites_of_a_checkout(capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("words, text", [
-    (["train", "deeperforward/tiny", "--data", "digits"], "known: bp/cafo/cnn"),
+    (["train", "deeperforward/tiny", "--data", "digits"], "known: baselines/blockwise"),
     (["train", "deeperforward/tinycnn", "--data", "digit"], "cifar100"),
     (["train", "deeperforward/tinycnn"], "expected MODEL and --data"),
     (["train", "deeperforward/tinycnn", *SMALL, "--backend", "tpu"], "auto, reference, cpu"),

@@ -50,6 +50,7 @@ OPS: dict[str, Callable[[], object]] = {
         [1, 1], [1, 1], False, [0, 0], 1, [True, True, True]),
     "constant": lambda: torch.tensor([1.0, 2.0]),
     "product": lambda: maps(4, 3) @ maps(3, 5),
+    "product into": lambda: torch.addmm(maps(5), maps(4, 3), maps(3, 5), out=maps(4, 5)),
     "rows": lambda: maps(6, 4)[1:3].t(),
 }
 

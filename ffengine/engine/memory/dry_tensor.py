@@ -132,6 +132,8 @@ def by_rule(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     gives; None where that takes torch's own rules, most of which are written in Python and import
     its compiler."""
     name = func._schema.name
+    if "out" in kwargs:  # an empty one would be made larger
+        return kwargs["out"] if kwargs["out"].numel() else None
     if func in CONVOLUTIONS and not args[6 + (func is CONVOLUTIONS[1])]:  # not transposed
         return _convolution(func, args)
     if name in ("aten::mm", "aten::bmm", "aten::addmm"):
@@ -143,7 +145,7 @@ def by_rule(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return pooled(*args[:2])
     if kwargs.get("memory_format") not in (None, torch.preserve_format):
         return None
-    if torch.Tag.pointwise in func.tags and "out" not in kwargs:
+    if torch.Tag.pointwise in func.tags:
         if func._schema.is_mutable:
             return args[0] if isinstance(args[0], DryTensor) else None
         return elementwise(func, args, kwargs)

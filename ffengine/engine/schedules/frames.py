@@ -68,10 +68,11 @@ def new_state(at: Place, line: Instruction, given: Tensors) -> Made:
 
 
 def switch(at: Place, line: Instruction, given: Tensors) -> Made:
-    """A layer's new state takes the place of the old one."""
-    i, h, length = line.index, given["h"], given["lengths"]
-    h[i + 1] = given.pop("state")
-    length[i + 1] = lengths(h[i + 1])
+    """The new state of the layer below, or the layer's own, takes the place of the old one."""
+    h, length, below = given["h"], given["lengths"], "below" in given
+    k = line.index if below else line.index + 1
+    h[k] = given.pop("below" if below else "own")
+    length[k] = lengths(h[k])
     return ()
 
 

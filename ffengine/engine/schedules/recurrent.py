@@ -50,12 +50,12 @@ class Recurrent(Schedule):
             for i in depth:
                 lines.add("around", i, f"u{i}", h="h", lengths="l")
                 if i:  # the last that wanted the old state below has seen it
-                    lines.add("switch", i - 1, h="h", lengths="l", state=f"t{i - 1}")
+                    lines.add("switch", i, h="h", lengths="l", below=f"t{i - 1}")
                 lines.add("forward", i, f"a{i}", u=f"u{i}")
                 lines.add("local_pass", i, f"d{i}", a=f"a{i}", states="h")
                 lines.add("update", i, u=f"u{i}", d=f"d{i}")
                 lines.add("new_state", i, f"t{i}", u=f"u{i}", h="h")
-            lines.add("switch", depth[-1], h="h", lengths="l", state=f"t{depth[-1]}")
+            lines.add("switch", depth[-1], h="h", lengths="l", own=f"t{depth[-1]}")
             parts.append(Segment(lines.take(), facts.rows, title=f"frame {frame}"))
         parts.append(Instruction("mean_of_frames", 0))
         return finished(parts, facts)
