@@ -25,6 +25,7 @@ from ffengine.commands.train import (
     job_of,
     plan_text,
     plan_values,
+    shuffles,
     sized,
     training_recipe,
     within,
@@ -66,7 +67,8 @@ def run_plan(args: argparse.Namespace) -> tuple[str, Any]:
     planning = Planning(job, budget, costs=args.costs)
     settings = planning.begin(recipe.batch_size, fixed=bool(args.states or args.weights))
     if samples is not None:
-        job.schedule.expect(planning, samples, shuffle=recipe.batch_size < samples)
+        size = recipe.batch_size
+        job.schedule.expect(planning, samples, size, shuffles(size, samples))
     said, result = planned(args.model, args.data, settings, planning)
     if args.steps:
         found = listing.steps(planning, settings.batch_size)

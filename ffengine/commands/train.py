@@ -76,8 +76,8 @@ def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     trainer.notes |= told(splits, args, data_options)
     trainer.write_into(run_folder(args))
     if not args.augment or args.augment == "none":
-        trainer.schedule.expect(trainer.planning, len(splits.train), folder=trainer.out,
-                                shuffle=trainer.settings.batch_size < len(splits.train))
+        size, count = trainer.settings.batch_size, len(splits.train)
+        trainer.schedule.expect(trainer.planning, count, size, shuffles(size, count), trainer.out)
     announce(args, trainer)
     if found is not None:
         trainer.resume(found.path)
@@ -167,6 +167,11 @@ def sized(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     if args.batch_size is not None and args.batch_size < 1:
         raise ValueError(f"[cli] --batch-size expected 1 or more, got {args.batch_size}")
     return replace(recipe, batch_size=args.batch_size or recipe.batch_size)
+
+
+def shuffles(batch_size: int, samples: int) -> bool:
+    """A full batch keeps its order, and with it its permuted negatives."""
+    return batch_size < samples
 
 
 def within(recipe: Recipe, train: int) -> Recipe:
@@ -264,8 +269,7 @@ def tested_at(args: argparse.Namespace, trainer: Trainer, splits: data.Splits,
               ) -> Iterator[tuple[str, dict[str, Any]]]:
     """What came out after each of the epochs `marks`, in turn: (text, values)."""
     size, device = trainer.settings.batch_size, trainer.device
-    # a full batch keeps its order, and with it its permuted negatives
-    train = data.loader(splits.train, batch_size=size, shuffle=size < len(splits.train),
+    train = data.loader(splits.train, batch_size=size, shuffle=shuffles(size, len(splits.train)),
                         seed=trainer.settings.seed, device=device, augment=change,
                         drop_last=drop_last)
     valid, test = (data.loader(part, batch_size=size, device=device)

@@ -182,12 +182,25 @@ def test_features_that_are_not_kept_in_ram_are_said(budget: int | None, kind: st
     splits = ff.data.load("synthetic", shape=(1, 8, 8), train=40, valid=8, test=16)
     t = trainer(schedule=layerwise.Layerwise(), batch_size=16, memory_budget=budget,
                 costs="modelled", epochs=1, backend="cpu")
-    t.schedule.expect(t.planning, len(splits.train), shuffle=True)
-    assert t.schedule.chosen_store(t.planning, 40, 1, None) == kind
+    t.schedule.expect(t.planning, len(splits.train), 16, shuffle=True)
+    assert t.schedule.chosen_store(t.planning, 40, 16, 1, None) == kind
     texts = [f"what layer {i} sees is {said} instead of in RAM: saves {megabytes(nbytes)}"
              for i, nbytes in ((1, 40 * 10 * 64 * 4), (2, 40 * 20 * 16 * 4), (3, 40 * 20 * 4 * 4))]
     assert t.planning.gave_up == (texts if said and budget else [])
     assert all((text in caplog.text) == bool(said and budget) for text in texts)
+
+
+def test_room_for_features_is_beside_a_step_on_the_batch_that_comes() -> None:
+    """A trainer without a batch size learns it from the loader."""
+    t = trainer(schedule=layerwise.Layerwise(), memory_budget=10**7, costs="modelled", epochs=1,
+                backend="cpu")
+    assert t.plan is None
+    t.schedule.expect(t.planning, 40, 32, shuffle=True)
+    kept = 40 * (10 * 64 * 4 + 4)  # of what layer 1 sees, and a sum of goodness a sample
+    plan = t.planning.plans(32).at(1)
+    assert plan.batch == 32
+    assert t.planning.room(32, 1) == 10**7 + kept - plan.peak_bytes
+    assert t.planning.room(16, 1) > t.planning.room(32, 1)
 
 
 def test_micro_batches_count_their_sums() -> None:

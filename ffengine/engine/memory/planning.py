@@ -95,13 +95,13 @@ class Planning:
         """The run's, with the precisions that the plans took."""
         return self.job.settings
 
-    def room(self, epoch: int) -> int | None:
-        """Bytes that the budget leaves beside a step in an epoch's phase which keeps nothing; None
-        without a budget."""
+    def room(self, samples: int, epoch: int) -> int | None:
+        """Bytes that the budget leaves beside a step on so many samples in an epoch's phase which
+        keeps nothing; None without a budget."""
         if self.budget is None:
             return None
         kept = self._kept.get(self._start(epoch), 0)
-        return self.budget + kept - self.plans(self._samples).at(epoch).peak_bytes
+        return self.budget + kept - self.plans(samples).at(epoch).peak_bytes
 
     def keeps(self, epoch: int, nbytes: int) -> None:
         """The phase of an epoch reads features that were kept, `nbytes` of them in memory: its

@@ -115,7 +115,8 @@ class Layerwise(Schedule):
         if run.iteration == 0 and epoch == (stage - self.start) * self.epochs:
             self.stage_started(run, loader, epoch)
             if stage == self.start and storable(loader):
-                self.expect(run.planning, len(loader.image_set), loader.shuffle, run.out)
+                self.expect(run.planning, len(loader.image_set), loader.batch_size, loader.shuffle,
+                            run.out)
         kept = run.stored
         if kept is not None and kept.stage != stage:
             kept.close()
@@ -126,21 +127,22 @@ class Layerwise(Schedule):
             return loader
         if run.out is not None:
             run.out.mkdir(parents=True, exist_ok=True)
-        kind = self.chosen_store(run.planning, len(loader.image_set), epoch, run.out)
+        kind = self.chosen_store(run.planning, len(loader.image_set), loader.batch_size, epoch,
+                                 run.out)
         if kind == "recompute":
             return loader
         run.stored = Stored(run, loader, self, stage, kind)
         run.planning.keeps(epoch, sum(t.nbytes for t in run.stored.tensors()))
         return run.stored.over(loader)
 
-    def expect(self, planning: Budgeted, samples: int, shuffle: bool,
+    def expect(self, planning: Budgeted, samples: int, batch_size: int, shuffle: bool,
                folder: Path | None = None) -> None:
         if folder is not None:  # which the run makes when it starts
             folder = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
         for stage in range(self.start, self.start + self.stages):
             epoch = (stage - self.start) * self.epochs
             if self.keeps_input(stage, shuffle) and (
-                    self.chosen_store(planning, samples, epoch, folder) == "ram"):
+                    self.chosen_store(planning, samples, batch_size, epoch, folder) == "ram"):
                 below = (1 + self.pairs) * samples * planning.settings.weight_dtype.itemsize
                 planning.keeps(epoch, samples * self.row_bytes(planning, stage) + below)
 
@@ -149,14 +151,14 @@ class Layerwise(Schedule):
         return (1 + self.pairs) * math.prod(
             self.stored_shape(stage)) * planning.settings.dtype.itemsize
 
-    def chosen_store(self, planning: Budgeted, samples: int, epoch: int,
+    def chosen_store(self, planning: Budgeted, samples: int, batch_size: int, epoch: int,
                      folder: Path | None) -> Features:
         """Where the stage's input is kept: what the caller asked for, or the budget allows."""
         stage, kind = self.stage(epoch), self.features
         if kind != "auto":
             return kind
         row_bytes = self.row_bytes(planning, stage)
-        room = planning.room(epoch)
+        room = planning.room(batch_size, epoch)
         kind = choose_store(samples, row_bytes, room, free_disk(folder))
         if room is not None and kind != "ram":
             where = "on disk" if kind == "disk" else "made again every epoch"

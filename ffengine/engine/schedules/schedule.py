@@ -125,11 +125,12 @@ class Schedule:
         """The batch as the plan's runs take it; a schedule may look at all of it first."""
         return item
 
-    def expect(self, planning: Budgeted, samples: int, shuffle: bool,
+    def expect(self, planning: Budgeted, samples: int, batch_size: int, shuffle: bool,
                folder: Path | None = None) -> None:
         """Tell the plans which features of a set of so many samples the phases will keep.
 
         Args:
+            batch_size: of training.
             shuffle: the loader draws another order each epoch.
             folder: where features that RAM has no room for would lie.
         """

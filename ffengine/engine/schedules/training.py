@@ -19,8 +19,8 @@ class Budgeted(Protocol):
     def settings(self) -> Settings:
         """The run's, with the precisions that the plans took."""
 
-    def room(self, epoch: int) -> int | None:
-        """Bytes that the budget leaves beside a step of an epoch; None without one."""
+    def room(self, samples: int, epoch: int) -> int | None:
+        """Bytes that the budget leaves beside a step on so many samples; None without one."""
 
     def keeps(self, epoch: int, nbytes: int) -> None:
         """The phase of an epoch reads features that were kept."""
