@@ -78,7 +78,7 @@ class Parts:
     def __init__(self, net: LocalNet, i: int, shown: bool) -> None:
         layer = net.layer(i)
         offsets = layer.config.offsets(layer.units)
-        self.squares, self.maps = layer.config.goodness != "mean", layer.label_map
+        self.layer, self.squares = layer, layer.config.goodness != "mean"
         sizes = torch.tensor(offsets).diff()
         #: The group of each unit, where groups are classes.
         self.group = None if shown or len(sizes) < 2 else torch.repeat_interleave(
@@ -89,7 +89,7 @@ class Parts:
 
     def add(self, h: torch.Tensor, y: torch.Tensor, positive: bool) -> None:
         e = by_unit(h.square() if self.squares else h).cpu()
-        y = (y if self.maps is None else self.maps[y]).cpu()
+        y = self.layer.labels(y).cpu()
         mine = torch.full(e.shape, positive) if self.group is None else (
             y[:, None] == self.group[None])
         for side, rows in enumerate((mine, ~mine)):

@@ -127,9 +127,7 @@ class _Counts:
         self.samples += y.shape[0]
 
     def _layer(self, i: int, g: torch.Tensor, y: torch.Tensor) -> None:
-        label_map = self.net.layer(i).label_map
-        target = y if label_map is None else label_map[y]
-        own = g.gather(1, target[:, None]).double().sum()
+        own = g.gather(1, self.net.layer(i).labels(y)[:, None]).double().sum()
         rest = (g.double().sum() - own) / max(g.shape[1] - 1, 1)
         self.hits[i] += int(right_by(self.net, i, g, y).sum())
         self.sums[i] += torch.stack([own, rest]).cpu()

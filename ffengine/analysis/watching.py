@@ -30,7 +30,7 @@ from ffengine.nn.network import LocalNet
 Every = Literal["epoch", "step"] | int
 Columns = dict[str, "float | torch.Tensor | None"]
 #: Instructions that are no layer's: of the batch, of heads, of the whole network.
-NOT_OF_A_LAYER = {"encode", "states", "switch", "mean_of_frames", "head", "head_alone", "gram",
+NOT_OF_A_LAYER = {"encode", "states", "mean_of_frames", "head", "head_alone", "gram",
                   "update_labels", "backpropagate", "update_all"}
 
 
@@ -70,7 +70,7 @@ class StepMeans(Watcher):
 
     def measure(self, trainer: Trainer, batch: Batch, report: BatchReport) -> Columns:
         """The step's numbers."""
-        raise NotImplementedError
+        raise TypeError(f"[{type(self).__name__}] expected a watcher with a measure of its own")
 
     def on_step(self, trainer: Trainer, batch: Batch, report: BatchReport) -> Numbers | None:
         found = self.measure(trainer, batch, report)
@@ -108,8 +108,7 @@ def sides(net: LocalNet, i: int, g: torch.Tensor,
           y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean goodness of layer i's positive and negative sides, of g (N, K) or (2N, 1)."""
     if g.shape[1] > 1:
-        label_map = net.layer(i).label_map
-        own = g.gather(1, (y if label_map is None else label_map[y])[:, None])[:, 0]
+        own = g.gather(1, net.layer(i).labels(y)[:, None])[:, 0]
         return own.mean(), ((g.sum(1) - own) / (g.shape[1] - 1)).mean()
     if g.shape[0] == 2 * y.shape[0]:
         positive, negative = g.chunk(2)
@@ -168,7 +167,7 @@ class Standing(Watcher):
 
     def measure(self, trainer: Trainer) -> Columns:
         """The network's numbers."""
-        raise NotImplementedError
+        raise TypeError(f"[{type(self).__name__}] expected a watcher with a measure of its own")
 
     def on_step(self, trainer: Trainer, batch: Batch, report: BatchReport) -> Numbers | None:
         return self.measure(trainer) if self.due(trainer) else None

@@ -199,8 +199,7 @@ class UnfusedStep(_Baseline):
         h = differentiable.activation(
             layer, net.transform(i, x), net.training,
             straight_through=layer.config.relu_gradient == "straight_through")
-        target = y if layer.label_map is None else layer.label_map[y]
-        loss = local_loss(differentiable.goodness(layer, h), target, net, i)
+        loss = local_loss(differentiable.goodness(layer, h), layer.labels(y), net, i)
         if isinstance(layer.couple, Peer):
             assert layer.running_mean is not None
             loss = loss + peer_penalty(h, y, layer.couple, layer.running_mean, True)

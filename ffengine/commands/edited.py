@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ffengine import data
+from ffengine.adapt.evolving import count_of
+from ffengine.adapt.pruning import parameter_bytes
 from ffengine.adapt.record import Edit
 from ffengine.adapt.training import reshape
-from ffengine.commands.options import assignments, load_data, saved_options
+from ffengine.commands.options import assignments, found_by, load_data, saved_options
 from ffengine.commands.train import make_trainer, new_folder, take_from_run, training_recipe, within
 from ffengine.engine.run import checkpoint
 from ffengine.engine.run.evaluation import class_accuracy, samples_of
 from ffengine.engine.run.history import History
 from ffengine.engine.trainer import Trainer
+from ffengine.nn.network import LocalNet
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,7 @@ def open_edited(args: argparse.Namespace) -> EditedRun:
     Raises:
         ValueError: no run, or a damaged one; --out holds a run already.
     """
-    name = checkpoint.BEST if args.checkpoint == "best" else checkpoint.LATEST
-    found, out = checkpoint.load(args.run_folder, name), None
+    found, out = found_by(args, args.run_folder), None
     if args.out is not None:
         out = Path(args.out)
         if (out / checkpoint.LATEST).exists():
@@ -112,10 +112,9 @@ def measured(trainer: Trainer, test: data.Loader) -> Measures:
     return Measures(correct, by_class, *size_of(trainer.net))
 
 
-def size_of(net: torch.nn.Module) -> tuple[int, int]:
+def size_of(net: LocalNet) -> tuple[int, int]:
     """(parameters, their bytes)."""
-    held = list(net.parameters())
-    return sum(p.numel() for p in held), sum(p.numel() * p.element_size() for p in held)
+    return count_of(net), parameter_bytes(net)
 
 
 def table(before: Measures, after: Measures, classes: tuple[str, ...] | None, out: Path) -> str:

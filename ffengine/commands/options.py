@@ -231,11 +231,15 @@ class Run:
 
 def open_run(args: argparse.Namespace) -> Run:
     """The network of a run folder, weights loaded."""
-    name = checkpoint.BEST if args.checkpoint == "best" else checkpoint.LATEST
-    found = checkpoint.load(args.run_folder, name)
+    found = found_by(args, args.run_folder)
     net = build_saved(found)
     checkpoint.load_network(found, net)
     return Run(found, net)
+
+
+def found_by(args: argparse.Namespace, run: str) -> checkpoint.Checkpoint:
+    """The checkpoint of a run that --checkpoint asks for."""
+    return checkpoint.load(run, checkpoint.BEST if args.checkpoint == "best" else checkpoint.LATEST)
 
 
 def build_saved(found: checkpoint.Checkpoint) -> LocalNet:

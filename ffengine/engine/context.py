@@ -135,8 +135,7 @@ class StepContext:
         y = self.y[start:start + n]
         if half < n and other != start + half:  # rows of both halves, apart in the batch
             y = torch.cat([self.y[start:start + half], self.y[other:other + half]])
-        label_map = self.net.layer(i).label_map
-        return y if label_map is None else label_map[y]
+        return self.net.layer(i).labels(y)
 
     def note(self, i: int, loss: torch.Tensor, g: torch.Tensor, halves: bool = False) -> None:
         """Keep a tile's losses and goodness; `halves`: of rows of both halves, positives first."""

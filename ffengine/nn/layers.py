@@ -115,6 +115,10 @@ class LocalLayer(nn.Module):
                              f"{tuple(label_map)}")
         self.label_map = torch.tensor(tuple(label_map), device=self.weight.device)
 
+    def labels(self, y: torch.Tensor) -> torch.Tensor:
+        """What the layer is trained towards, of classes y (N,): its super-classes, or y itself."""
+        return y if self.label_map is None else self.label_map[y]
+
     def enter(self, x: torch.Tensor, training: bool) -> tuple[torch.Tensor, Normalised | None]:
         """(what the weight sees of x, what the affine gradients need of it)."""
         if self.pre_norm is None:

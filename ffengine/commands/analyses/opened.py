@@ -21,6 +21,7 @@ from ffengine.commands.options import (
     assignments,
     build_saved,
     device_of,
+    found_by,
     load_data,
     saved_data_options,
     saved_options,
@@ -127,8 +128,7 @@ class Opened:
 def open_one(args: argparse.Namespace, path: str | None = None) -> Opened:
     """A run of `ffengine train`, weights loaded; ValueError for any other."""
     folder = args.runs[0] if path is None else path
-    name = checkpoint.BEST if args.checkpoint == "best" else checkpoint.LATEST
-    found = checkpoint.load(folder, name)
+    found = found_by(args, folder)
     net = build_saved(found)
     checkpoint.load_network(found, net)
     if "data" not in found.meta["notes"]:

@@ -25,6 +25,7 @@ from ffengine.commands.analyses.compared import (
 )
 from ffengine.commands.analyses.neurons import classes_of, inactivity, one_sample
 from ffengine.commands.analyses.opened import Made, Opened, chosen_layers, open_one
+from ffengine.commands.edited import size_of
 
 #: Classes up to which the confusion of each with each is shown.
 CONFUSED = 20
@@ -62,8 +63,7 @@ def data_name(run: Opened) -> str:
 
 def trained(run: Opened) -> Section:
     saved, net = run.settings, run.net
-    count = sum(p.numel() for p in net.parameters())
-    size = sum(p.numel() * p.element_size() for p in net.parameters())
+    count, size = size_of(net)
     shapes = [tuple(net.layer(i).weight.shape) for i in range(len(net.layers))]
     rows = [["model", run.model], ["data", data_name(run)],
             ["samples to train, validate, test on", ", ".join(

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ffengine.ops.memory_accounting import tensors_in
 
 META, CPU = torch.device("meta"), torch.device("cpu")
-aten_device = torch.ops.prim.device.default
+DEVICE_OF = torch.ops.prim.device.default
 CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
 
@@ -100,24 +100,23 @@ def with_memory() -> Iterator[None]:
 def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """An op on the meta device; its results say that they lie where its operands do, or where it
     was told to put them."""
-    if func is aten_device:
+    if func is DEVICE_OF:
         return args[0].on
     given = list(tensors_in(args, kwargs))
     if "device" in kwargs and kwargs["device"] is not None:
         on = torch.device(kwargs["device"])
-        kwargs = {**kwargs, "device": META, "pin_memory": None} if "pin_memory" in kwargs else {
-            **kwargs, "device": META}
+        kwargs = {k: v for k, v in kwargs.items() if k != "pin_memory"} | {"device": META}
     else:
         on = next((t for t in given if t.dim()), given[0]).device if given else CPU
         if not given and makes_tensors(func):
             kwargs = {**kwargs, "device": META}
     if on.type == "cuda" and on.index is None:
         on = torch.device("cuda", 0)
-    known = {id(t.elem): t for t in given if isinstance(t, DryTensor)}
-    if len(known) == len(given):
+    if all(isinstance(t, DryTensor) for t in given):
         made = by_rule(func, args, kwargs)
         if made is not None:
             return _said(made, {}, on)
+    known = {id(t.elem): t for t in given if isinstance(t, DryTensor)}
     return _said(func(*map(_meta, args), **{k: _meta(v) for k, v in kwargs.items()}), known, on)
 
 

@@ -112,10 +112,8 @@ def layer_accuracy(net: LocalNet, samples: Iterable[tuple[torch.Tensor, torch.Te
 
 def right_by(net: LocalNet, i: int, goodness: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """(N,) bool: layer i's goodness (N, K) tells the label (or its super-class)."""
-    label_map = net.layer(i).label_map
-    target = y if label_map is None else label_map[y]
     best = goodness.argmax(1) if net.readout.maximize else goodness.argmin(1)
-    return best == target
+    return best == net.layer(i).labels(y)
 
 
 def training_hits(net: LocalNet, report: BatchReport,
