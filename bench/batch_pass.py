@@ -38,14 +38,14 @@ class Layer:
         self.pools, self.order = pools, order
         self.config = LocalPassConfig(groups=GROUPS, goodness="mean_sq", norm=Norm("none"),
                                       pool="max2" if pools else "none")
-        self.couple = BatchNorm(EPS, order=order)  # type: ignore[arg-type]
+        self.coupling = BatchNorm(EPS, order=order)  # type: ignore[arg-type]
         self.gamma, self.beta = torch.rand(c) + 0.5, torch.randn(c)
         self.mean, self.var = torch.zeros(c), torch.ones(c)
-        self.moved = bytes_moved(tuple(a.shape), dtype, self.config, self.couple)
+        self.moved = bytes_moved(tuple(a.shape), dtype, self.config, self.coupling)
 
     def ours(self, over: torch.Tensor | None = None, backend: str = "auto") -> BatchPassOutput:
         a = self.a if over is None else over
-        return batch_pass(a, self.y, config=self.config, couple=self.couple, gamma=self.gamma,
+        return batch_pass(a, self.y, config=self.config, coupling=self.coupling, gamma=self.gamma,
                           beta=self.beta, running_mean=self.mean, running_var=self.var,
                           out=over, want_da=True, backend=backend)
 

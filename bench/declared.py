@@ -25,10 +25,10 @@ SWEEPS: dict[str, tuple[tuple[int, ...], c.LocalPassConfig]] = {
                                            norm=c.Norm("length"), blend=0.7)),
     "2000 k 1000": (ROWS, c.LocalPassConfig(groups=1000)),
 }
-COUPLES: dict[str, tuple[tuple[int, ...], c.LocalPassConfig, c.BatchNorm | c.Peer]] = {
+COUPLINGS: dict[str, tuple[tuple[int, ...], c.LocalPassConfig, c.BatchNorm | c.Peer]] = {
     name: (shape, c.LocalPassConfig(groups=10, goodness="mean_sq", norm=c.Norm("none"), pool=pool),
-           couple)
-    for name, shape, pool, couple in (
+           coupling)
+    for name, shape, pool, coupling in (
         ("240x16x16", (32, 240, 16, 16), "none", c.BatchNorm(1e-4)),
         ("80x32x32 pool", (32, 80, 32, 32), "max2", c.BatchNorm(1e-4)),
         ("80x32x32 norm first", (32, 80, 32, 32), "max2", c.BatchNorm(1e-4, order="norm_pool")),
@@ -57,9 +57,9 @@ def moved() -> Rows:
             for z in (True, False):
                 yield (f"local_pass {name} {kind}{'' if z else ' without z'}",
                        _row(local_pass.bytes_moved(shape, dtype, config, want_z=z)))
-        for name, (shape, config, couple) in COUPLES.items():
+        for name, (shape, config, coupling) in COUPLINGS.items():
             yield (f"batch_pass {name} {kind}",
-                   _row(batch_pass.bytes_moved(shape, dtype, config, couple)))
+                   _row(batch_pass.bytes_moved(shape, dtype, config, coupling)))
         for name, (x, da, weight, _) in PRODUCTS.items():
             for optimizer, optim in OPTIMS.items():
                 for add in (False, True):
@@ -92,9 +92,9 @@ def _extra_of(backend: str) -> Rows:
                 made = local_pass.extra_bytes(shape, dtype, config, backend=backend,
                                               channels_last=last)
                 yield f"local_pass {name} {kind}{' channels_last' * last}", _row(made)
-        for name, (shape, config, couple) in COUPLES.items():
+        for name, (shape, config, coupling) in COUPLINGS.items():
             yield (f"batch_pass {name} {kind}",
-                   _row(batch_pass.extra_bytes(shape, dtype, config, couple, backend=backend,
+                   _row(batch_pass.extra_bytes(shape, dtype, config, coupling, backend=backend,
                                                channels_last=len(shape) == 4)))
         for name, (x, da, weight, geometry) in PRODUCTS.items():
             for add, rounds in ((False, False), (True, False), (False, True)):

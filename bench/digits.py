@@ -49,15 +49,15 @@ def unfused(seed: int, epochs: int) -> float:
     net, recipe = network(seed), entry(MODEL).recipe_for("digits")
     train, valid, test = loaders(seed, recipe.batch_size)
     trainer = ff.Trainer(net, recipe=recipe, epochs=epochs, seed=seed, progress=False)
-    side = UnfusedStep(net, trainer.settings.optim(), fused=True, channels_last=True)
+    contender = UnfusedStep(net, trainer.settings.optim(), fused=True, channels_last=True)
     for epoch in range(epochs):
         rate = trainer.rate.move_to(epoch)
-        for optimizer in side.optimizers():
+        for optimizer in contender.optimizers():
             optimizer.param_groups[0]["lr"] = rate
         train.set_epoch(epoch)
         net.train()
         for x, y in train:
-            side.step(x, y)
+            contender.step(x, y)
     select(net, valid)
     return accuracy(net, test, "auto")
 

@@ -6,7 +6,7 @@
 Ours under several plans, the published step and an expert's, the authors' own code, and every
 memory recipe of backpropagation of the same network: same batch, dtype and optimizer. Rows on the
 Pareto front of (metered peak, median seconds) are marked *. No time is printed unless the engine's
-gradients are as close to fp64 as its plain PyTorch form's. A side that fails is a row with the
+gradients are as close to fp64 as its plain PyTorch form's. A contender that fails is a row with the
 reason. Results: a JSON and a PNG a precision, under --out.
 """
 
@@ -18,73 +18,73 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bench import floor, machine, plots, publishing, results
+from bench.contenders import (
+    Builder,
+    Contender,
+    authors_contender,
+    backprop_contenders,
+    budget_contender,
+    eager_contenders,
+    engine_contenders,
+)
 from bench.gradients import check
 from bench.judging import Row, broken, judged, table, verdict
 from bench.problem import DTYPES, Problem, turns
-from bench.sides import (
-    Side,
-    authors_side,
-    backprop_sides,
-    budget_side,
-    eager_sides,
-    engine_sides,
-)
 from ffengine.commands.options import model_options
 
 #: Steps shorter than this are timed twice without the meter to compare layouts.
 SHORT = 2.0
 #: Share of the time limit past which a step is timed once: leanest plans trade a lot of time.
 SLOW = 0.05
-#: What a side may fail with and still be a row: refusals, and memory that is not there.
+#: What a contender may fail with and still be a row: refusals, and memory that is not there.
 FAILURES = (ValueError, TypeError, RuntimeError, ImportError, AttributeError, MemoryError)
-Builder = Callable[[], Side]
 
 
 def candidates(problem: Problem, args: argparse.Namespace) -> Iterator[tuple[str, str,
                                                                             list[Builder]]]:
     """(name, kind, builders: one a memory layout) of every row, ours first."""
     budget = int(args.budget * 1e6) if args.budget else None
-    for name, build in engine_sides(problem, budget):
+    for name, build in engine_contenders(problem, budget):
         yield name, "ffengine", [build]
     if args.authors:
-        yield "authors' step", "authors", [lambda: authors_side(problem, args.authors)]
+        yield "authors' step", "authors", [lambda: authors_contender(problem, args.authors)]
     if args.only != "engine":
-        for name, build in eager_sides(problem, args.compile):
+        for name, build in eager_contenders(problem, args.compile):
             yield name, "eager", [build]
         only = "bp plain" if args.only == "plain" else None
-        for name, builds in backprop_sides(problem, only, args.compile):
+        for name, builds in backprop_contenders(problem, only, args.compile):
             yield name, "bp", builds
 
 
 def prepared(problem: Problem, name: str, kind: str,
-             builds: list[Builder]) -> tuple[Row, Side | None]:
-    """The row with its memory, and the side to be timed: of two layouts the faster, with the
-    leaner one's memory. A side that fails is a row with the reason and without a side."""
-    kept: Side | None = None
+             builds: list[Builder]) -> tuple[Row, Contender | None]:
+    """The row with its memory, and the contender to be timed: of two layouts the faster, with the
+    leaner one's memory. A contender that fails is a row with the reason and without a contender."""
+    kept: Contender | None = None
     quickest = float("inf")
     row: Row = {"name": name, "kind": kind, "failed": None, "note": ""}
     for build in builds:
         try:
-            side = build()
-            side.warm()
+            contender = build()
+            contender.warm()
             start = time.perf_counter()
-            memory = side.metered(problem.x, problem.y)
+            memory = contender.metered(problem.x, problem.y)
             spent = (time.perf_counter() - start) / 2
             if len(builds) > 1 and spent < SHORT:
-                spent = min(side.glance(), side.glance())
+                spent = min(contender.glance(), contender.glance())
         except FAILURES as bad:
             row["failed"] = " ".join(str(bad).split())[:300] or type(bad).__name__
             continue
         if memory["peak_bytes"] < row.get("peak_bytes", float("inf")):
             row |= memory
         if spent < quickest:
-            quickest, kept = spent, side
-        del side
+            quickest, kept = spent, contender
+        del contender
         gc.collect()
     if kept is None:
         return row, None
@@ -94,19 +94,20 @@ def prepared(problem: Problem, name: str, kind: str,
             "working_bytes": row["peak_bytes"] - row["parameter"] - row["state"]}, kept
 
 
-def rounds_of(sides: dict[str, Side], rounds: int, limit: float) -> dict[str, list[float] | str]:
-    """Seconds of every side's step, in turn, `rounds` times; fewer (one at least) where another
-    round would end past `limit` seconds, once where a step takes a good part of that. A side that
-    fails has the reason instead."""
-    times: dict[str, list[float] | str] = {name: [] for name in sides}
+def rounds_of(contenders: dict[str, Contender], rounds: int,
+              limit: float) -> dict[str, list[float] | str]:
+    """Seconds of every contender's step, in turn, `rounds` times; fewer (one at least) where
+    another round would end past `limit` seconds, once where a step takes a good part of that. A
+    contender that fails has the reason instead."""
+    times: dict[str, list[float] | str] = {name: [] for name in contenders}
     start = time.perf_counter()
     for turn in range(1, rounds + 1):
-        for name, side in sides.items():
+        for name, contender in contenders.items():
             seen = times[name]
             if isinstance(seen, str) or (seen and seen[0] > SLOW * limit):
                 continue
             try:
-                seen.append(side.seconds())
+                seen.append(contender.seconds())
             except FAILURES as bad:
                 times[name] = " ".join(str(bad).split())[:300]
         spent = time.perf_counter() - start
@@ -117,22 +118,23 @@ def rounds_of(sides: dict[str, Side], rounds: int, limit: float) -> dict[str, li
 
 def measure(problem: Problem, args: argparse.Namespace) -> list[Row]:
     """Every row: memory side by side, then times in rounds."""
-    rows, sides = [], dict[str, Side]()
+    rows, contenders = [], dict[str, Contender]()
     for name, kind, builds in candidates(problem, args):
         say(f"{problem.precision}: {name}")
-        row, side = prepared(problem, name, kind, builds)
+        row, contender = prepared(problem, name, kind, builds)
         rows.append(row)
-        if side is not None:
-            sides[name] = side
+        if contender is not None:
+            contenders[name] = contender
     name, lean = "ffengine, in the leanest BP's memory", leanest(rows)
     if lean is not None:
         say(f"{problem.precision}: {name}")
-        row, side = prepared(problem, name, "ffengine", [lambda: budget_side(problem, name, lean)])
+        row, contender = prepared(problem, name, "ffengine",
+                                  [lambda: budget_contender(problem, name, lean)])
         rows.insert(1, row)
-        if side is not None:
-            sides[name] = side
-    say(f"{problem.precision}: timing {len(sides)} sides")
-    times = rounds_of(sides, args.rounds, args.limit)
+        if contender is not None:
+            contenders[name] = contender
+    say(f"{problem.precision}: timing {len(contenders)} contenders")
+    times = rounds_of(contenders, args.rounds, args.limit)
     for row in rows:
         seen = times.get(row["name"])
         if isinstance(seen, str):
@@ -209,11 +211,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("model")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--precision", default="fp32",
-                        help="fp32, bf16, or fp32,bf16; on a GPU tf32: every side has it, as none "
-                             "has in fp32")
+                        help="fp32, bf16, or fp32,bf16; on a GPU tf32: every contender has it, as "
+                             "none has in fp32")
     parser.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=True,
-                        help="library products on a GPU that are the same each time, on every side "
-                             "(as training has them), or the fastest that the library finds")
+                        help="library products on a GPU that are the same each time, for every "
+                             "contender (as training has them), or the fastest that the library "
+                             "finds")
     parser.add_argument("--optimizer", choices=("adamw", "adam", "sgd"), default="adamw")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="options",
                         help="a constructor argument of the model, e.g. dropout=0.2")
@@ -277,7 +280,7 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if args.gate and lost else 0
 
 
-#: Options of a paper's networks unless asked for: dropout costs the eager sides more than ours.
+#: Options of a paper's networks unless asked for: dropout costs eager contenders more than ours.
 NO_DROPOUT: dict[str, dict[str, Any]] = {"deeperforward": {"dropout": 0.0}}
 
 if __name__ == "__main__":

@@ -61,8 +61,9 @@ def swept(net: LocalNet, i: int, batch: int, dtype: torch.dtype, trains: bool) -
     """Bytes that layer i's sweep over its pre-activation must move."""
     layer = net.layer(i)
     shape = (batch, *layer.out_shape(net.input_of(i, net.shapes[i])))
-    if layer.couple is not None:
-        return batch_pass.bytes_moved(shape, dtype, layer.config, layer.couple, want_da=trains)
+    if layer.batch_coupling is not None:
+        return batch_pass.bytes_moved(shape, dtype, layer.config, layer.batch_coupling,
+                                      want_da=trains)
     return local_pass.bytes_moved(shape, dtype, layer.config, want_da=trains)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from bench import machine
+from bench.contenders import OTHER_STATISTICS
 from bench.problem import Problem
-from bench.sides import OTHER_STATISTICS
 from ffengine.engine.batch import paired
 from ffengine.engine.schedules.schedule import Together
 from ffengine.nn.differentiable import batch_statistics
@@ -98,7 +98,7 @@ def verdict(rows: list[Row]) -> str:
     gated = [r for r in rows if r["gated"]]
     lost = [r["name"] for r in gated if not r["passes"]]
     if broken(rows):
-        return f"  our own side failed: {rows[0]['failed']}"
+        return f"  our own contender failed: {rows[0]['failed']}"
     if not gated:
         return "  gate: no row is gated"
     limits = {r["time_limit"] for r in gated}

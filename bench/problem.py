@@ -17,7 +17,7 @@ from ffengine.nn import LocalNet
 from ffengine.ops.product_rule import Products, products
 from ffengine.ops.weight_update import OptimConfig
 
-#: tf32: fp32 whose products a GPU's libraries round to TF32, on every side; in fp32 on none.
+#: tf32: fp32 whose products a GPU's libraries round to TF32, on every contender; in fp32 on none.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "tf32": torch.float32}
 #: Relative size of a rounding of what products take.
 EPS = {"fp32": 2.0**-23, "bf16": 2.0**-7, "tf32": 2.0**-10}
@@ -25,9 +25,10 @@ EPS = {"fp32": 2.0**-23, "bf16": 2.0**-7, "tf32": 2.0**-10}
 
 @dataclass
 class Problem:
-    """What every side trains on, and by which rule its products are formed.
+    """What every contender trains on, and by which rule its products are formed.
 
-    deterministic: every side's library products are the same each time; else the fastest found.
+    deterministic: every contender's library products are the same each time; else the fastest
+    found.
     """
 
     model: str
@@ -64,8 +65,8 @@ class Problem:
 
     @contextlib.contextmanager
     def rules(self) -> Iterator[None]:
-        """What holds for every side alike: how products are formed, and denormals flushed, as an
-        expert sets it."""
+        """What holds for every contender alike: how products are formed, and denormals flushed, as
+        an expert sets it."""
         rule = Products(self.precision == "tf32", self.deterministic)
         with products(rule), flushed(self.x.device):
             yield

@@ -55,7 +55,7 @@ def peer_settings(**given: Any) -> LocalPassConfig:
                               "norm": Norm("length", eps=1e-8), **given})
 
 
-def draw(shape: tuple[int, ...], config: LocalPassConfig, couple: BatchNorm | Peer, *,
+def draw(shape: tuple[int, ...], config: LocalPassConfig, coupling: BatchNorm | Peer, *,
          dtype: torch.dtype = torch.float32, layout: torch.memory_format = NCHW,
          shift: float = 0.0, affine: bool = True, device: str = "cpu") -> Inputs:
     """Gammas of both signs and, where there are three channels, one of 0."""
@@ -67,7 +67,7 @@ def draw(shape: tuple[int, ...], config: LocalPassConfig, couple: BatchNorm | Pe
     groups = len(config.offsets(channels)) - 1
     y = torch.randint(2 if binary else groups, shape[:1], generator=rng)
     vectors = {"running_mean": torch.rand(channels, generator=rng)}
-    if isinstance(couple, BatchNorm):
+    if isinstance(coupling, BatchNorm):
         vectors["running_var"] = torch.rand(channels, generator=rng) + 0.5
         if affine:
             vectors["gamma"] = torch.randn(channels, generator=rng)
@@ -83,20 +83,20 @@ def between_bands(like: torch.Tensor) -> torch.Tensor:
     return store.as_strided(like.shape, like.stride(), BAND).copy_(like)
 
 
-def check(given: Inputs, config: LocalPassConfig, couple: BatchNorm | Peer, backend: str, *,
+def check(given: Inputs, config: LocalPassConfig, coupling: BatchNorm | Peer, backend: str, *,
           training: bool = True, run: Any = batch_pass, want_da: bool = True,
           ) -> BatchPassOutput:
     """Run and hold every result and the new running statistics to the rule."""
     exact, same = given.to(torch.float64), given.to(given.a.dtype)
     before = given.a.clone(), {k: v.clone() for k, v in given.vectors.items()}
-    out: BatchPassOutput = run(given.a, given.y, config=config, couple=couple, training=training,
-                               want_da=want_da, backend=backend, **given.vectors)
+    out: BatchPassOutput = run(given.a, given.y, config=config, coupling=coupling,
+                               training=training, want_da=want_da, backend=backend, **given.vectors)
     assert torch.equal(given.a.nan_to_num(), before[0].nan_to_num()), "an input changed"
     for name in ("gamma", "beta") if training else given.vectors:
         if name in given.vectors:
             assert torch.equal(given.vectors[name], before[1][name]), f"{name} changed"
     results = [reference.batch_pass(
-        i.a, i.y, config=config, couple=couple, training=training, want_da=want_da,
+        i.a, i.y, config=config, coupling=coupling, training=training, want_da=want_da,
         da_scale=out.da_scale, **i.vectors) for i in (exact, same)]
     trios = {name: [getattr(r, name) for r in (out, *results)]
              for name in ("z", "g", "loss", "coef", "da", "dgamma", "dbeta", "penalty")}
@@ -120,7 +120,7 @@ class Case:
     id: str
     shape: tuple[int, ...]
     config: LocalPassConfig
-    couple: BatchNorm | Peer = CWCOMP
+    coupling: BatchNorm | Peer = CWCOMP
     dtype: torch.dtype = torch.float32
     layout: torch.memory_format = NCHW
     shift: float = 0.0
@@ -129,11 +129,11 @@ class Case:
     nan: bool = False
 
     def check(self, backend: str, device: str, run: Any = batch_pass) -> None:
-        given = draw(self.shape, self.config, self.couple, dtype=self.dtype, layout=self.layout,
+        given = draw(self.shape, self.config, self.coupling, dtype=self.dtype, layout=self.layout,
                      shift=self.shift, affine=self.affine, device=device)
         if self.nan:
             given.a[1, 0] = float("nan")
-        check(given, self.config, self.couple, backend, training=self.training, run=run)
+        check(given, self.config, self.coupling, backend, training=self.training, run=run)
 
 
 def cases() -> dict[str, Case]:
@@ -173,15 +173,15 @@ def cases() -> dict[str, Case]:
                  layout=layout),
             Case(f"nan-{name}", (2, 8, 3, 3), settings(), layout=layout, nan=True),
         ]
-        for couple in (CWCOMP, after):
+        for coupling in (CWCOMP, after):
             found += [
-                Case(f"{couple.order}-even-{name}", (2, 20, 6, 4),
-                     settings(goodness="mean_sq", **pool), couple, layout=layout),
-                Case(f"{couple.order}-odd-{name}", (2, 8, 5, 7), settings(**pool, **straight),
-                     couple, layout=layout),
-                Case(f"{couple.order}-bf16-{name}", (2, 16, 4, 3),
-                     settings(goodness="sum_sq", **pool), couple, brain, layout),
-                Case(f"{couple.order}-running-{name}", (2, 8, 5, 4), settings(**pool), couple,
+                Case(f"{coupling.order}-even-{name}", (2, 20, 6, 4),
+                     settings(goodness="mean_sq", **pool), coupling, layout=layout),
+                Case(f"{coupling.order}-odd-{name}", (2, 8, 5, 7), settings(**pool, **straight),
+                     coupling, layout=layout),
+                Case(f"{coupling.order}-bf16-{name}", (2, 16, 4, 3),
+                     settings(goodness="sum_sq", **pool), coupling, brain, layout),
+                Case(f"{coupling.order}-running-{name}", (2, 8, 5, 4), settings(**pool), coupling,
                      layout=layout, training=False),
             ]
     by_id = {f"batch-{case.id}": case for case in found}

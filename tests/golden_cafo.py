@@ -58,7 +58,7 @@ class CaFo(Archive):
         for i, width in enumerate(c["channels"]):
             config = LocalPassConfig(groups=1, goodness="mean_sq", norm=Norm("none"), pool="max2")
             layers.append(LocalConv2d(shape[0], width, 3, bias=True, config=config,
-                                      couple=BatchNorm(c["bn_eps"], order="pool_norm")))
+                                      batch_coupling=BatchNorm(c["bn_eps"], order="pool_norm")))
             shape = layers[-1].z_shape(shape)
             layers[-1].requires_grad_(False)
             options = HEADS[kind]

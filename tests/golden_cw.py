@@ -52,9 +52,9 @@ def convolution(row: dict[str, Any], cin: int, cout: int, classes: int, loss: st
     """A layer as a case or a network's layer list describes it."""
     config = LocalPassConfig(groups=classes, goodness="mean_sq", loss=LOSSES[loss],
                              norm=Norm("none"), pool="max2" if row["maxpool"] else "none")
-    couple = BatchNorm(row.get("bn_eps", 1e-4), row.get("bn_momentum", 0.1), "pool_norm")
+    coupling = BatchNorm(row.get("bn_eps", 1e-4), row.get("bn_momentum", 0.1), "pool_norm")
     layer = LocalConv2d(cin, cout, row.get("k", 3), padding=row.get("p", 1), bias=True,
-                        groups=row["groups"], config=config, couple=couple)
+                        groups=row["groups"], config=config, batch_coupling=coupling)
     size = row.get("class_groups")
     if size:
         layer.relabel([label // size for label in range(classes * size)])

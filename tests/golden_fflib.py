@@ -38,7 +38,7 @@ from golden_paired import (
 from ffengine.analysis.sparsity import KINDS, sparsity, statistics
 from ffengine.engine.batch import Batch
 from ffengine.engine.context import BatchReport, StepContext
-from ffengine.engine.execute import perform, run_segment
+from ffengine.engine.execute import perform, run_loop
 from ffengine.engine.instructions import Place
 from ffengine.engine.memory.plan import one_tile
 from ffengine.engine.program import Facts, Instruction, Segment
@@ -253,12 +253,12 @@ class Filmed(Recurrent):
                 h = tensors.get("h")
                 if isinstance(part, Segment) and part.title.startswith("frame"):
                     before, states = snapshot(self.trainer), [t.clone() for t in h]
-                    run_segment(at, part, tensors)
+                    run_loop(at, part, tensors)
                     grads = {n: t.clone() for n, t in self.trainer.grads.items()}
                     shots.append(Shot(before, states, ctx.y, frame_of(ctx), grads,
                                       snapshot(self.trainer), []))
                 elif isinstance(part, Segment):
-                    run_segment(at, part, tensors)
+                    run_loop(at, part, tensors)
                 else:
                     perform(at, part, tensors)
                 if isinstance(part, Instruction) and part.op == "switch":
@@ -327,7 +327,7 @@ def forced_frame(ours: Watched, shot: Shot, dtype: torch.dtype, draw: int = 0) -
         program = schedule.program(net, one_tile(range(len(net.layers)), ctx.batch),
                                    Facts(ctx.whose(), ctx.batch))
         frame = next(p for p in program.parts if getattr(p, "title", "").startswith("frame"))
-        run_segment(Place(ctx, dtype, Rows(0, ctx.batch)), frame,
+        run_loop(Place(ctx, dtype, Rows(0, ctx.batch)), frame,
                     {"h": list(h), "l": list(before)})
         made = frame_of(ctx)
         out: Tensors = {f"weight {n}": p.clone() for n, p in net.named_parameters()}

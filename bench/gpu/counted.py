@@ -38,7 +38,7 @@ def calls(scale: Scale) -> Iterator[tuple[str, Callable[[], Any]]]:
                for name in ("gamma", "beta", "running_mean", "running_var")}
     norm = LocalPassConfig(groups=4, goodness="mean_sq", norm=Norm("none"), pool="max2")
     yield f"batch_pass, {backend}", partial(
-        batch_pass, b, target % 4, config=norm, couple=BatchNorm(), training=True, want_da=True,
+        batch_pass, b, target % 4, config=norm, coupling=BatchNorm(), training=True, want_da=True,
         backend=backend, **vectors)
     x = a.clone(memory_format=torch.channels_last)
     w = torch.randn(a.shape[1], a.shape[1], 3, 3, device=device).bfloat16().contiguous(

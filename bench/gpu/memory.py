@@ -12,13 +12,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from bench.contenders import engine_contender
 from bench.gpu.checked import problem_of
 from bench.gpu.records import Row
 from bench.gpu.scale import Network
 from bench.gpu.session import Session
 from bench.gpu.work import Job, worker
 from bench.problem import Problem
-from bench.sides import engine_side
 from ffengine.commands.devices import emulation
 from ffengine.devices import catalog
 from ffengine.profile import record
@@ -35,11 +35,11 @@ def compared(session: Session, network: Network) -> Row:
     model, options, batch, precision = network
     problem = Problem.of(model, batch, precision, session.scale.device, **options)
     with problem.rules():
-        side = engine_side(problem, model, problem.trainer(states="fp32"))
-        side.warm()
-        found = side.metered(problem.x, problem.y)
-    assert side.planned is not None
-    planned = side.planned()
+        contender = engine_contender(problem, model, problem.trainer(states="fp32"))
+        contender.warm()
+        found = contender.metered(problem.x, problem.y)
+    assert contender.planned is not None
+    planned = contender.planned()
     metered, allocated = (found[k] / planned - 1 for k in ("peak_bytes", "allocated_bytes"))
     right = abs(metered) <= BOUND and allocated <= BOUND
     text = (f"planned {planned / 1e6:.1f} MB, metered {100 * metered:+.2f} %, allocated "

@@ -2,7 +2,7 @@
 
 --rows main: ours in one tile and by the default plan, the expert's eager step, plain and
 accumulated backpropagation, and ours as a captured graph. --rows compiled: backpropagation through
-torch.compile, beside ours. Every side's memory and a first time are there as soon as it has
+torch.compile, beside ours. Every contender's memory and a first time are there as soon as it has
 stepped; then all take turns. A step's weights and states are many times a GPU's cache, so every
 step finds it cold. No time of ours is given unless its gradients are right.
 """
@@ -20,23 +20,27 @@ from typing import Any
 import torch
 
 from bench import fair, floor, machine
+from bench.contenders import (
+    Builder,
+    backprop_contender,
+    eager_contender,
+    engine_contender,
+    unfused,
+)
 from bench.gpu import clock
 from bench.gpu.checked import gradients, problem_of
 from bench.gpu.records import Row
 from bench.gpu.session import Session
 from bench.gpu.work import Job, failed, worker
 from bench.problem import Problem
-from bench.sides import Side, backprop_side, eager_side, engine_side, unfused
 from ffengine.baselines.steps import pieces
 from ffengine.engine.trainer import Trainer
 from ffengine.ops import backends
 
-Build = Callable[[], Side]
-
 
 @dataclass
 class Table:
-    """The sides of one precision, as they come to life."""
+    """The contenders of one precision, as they come to life."""
 
     session: Session
     precision: str
@@ -56,17 +60,17 @@ class Table:
     def named(self, name: str) -> str:
         return f"{self.precision} {name}"
 
-    def side(self, name: str, kind: str, problem: Problem, builds: list[Build],
+    def contender(self, name: str, kind: str, problem: Problem, builds: list[Builder],
              **more: Any) -> Row:
-        """A side's memory and first time, and `more` of it in every row; it takes part in the
+        """A contender's memory and first time, and `more` of it in every row; it takes part in the
         rounds from now on."""
         with problem.rules():
-            row, side = fair.prepared(problem, name, kind, builds)
+            row, contender = fair.prepared(problem, name, kind, builds)
             row |= {"precision": self.precision, "batch": problem.batch, "model": problem.model,
                     "deterministic": problem.deterministic, **more}
-            if side is None:
+            if contender is None:
                 return {**row, "name": self.named(name), "check": "failed", "error": row["failed"]}
-            call = side.phases[0].run
+            call = contender.phases[0].run
             first = self.seconds(call, 1)[0]
             row |= {**clock.summed(clock.kernels(call, self.session.device)),
                     "first_seconds": first}
@@ -96,9 +100,10 @@ class Table:
         if trainer is None:
             return {"name": self.named(name), "text": "the default plan is one tile"}
         plan_of = trainer.plan
-        row = self.side(name, "ffengine", problem, [lambda: engine_side(problem, name, trainer)],
-                        backend=backend, cuts=plan_of.cuts if plan_of else [],
-                        tile=plan_of.tile if plan_of else [], **verdict)
+        row = self.contender(name, "ffengine", problem,
+                             [lambda: engine_contender(problem, name, trainer)],
+                             backend=backend, cuts=plan_of.cuts if plan_of else [],
+                             tile=plan_of.tile if plan_of else [], **verdict)
         if name in self.calls:
             self.trainers[name] = trainer
         return row
@@ -134,7 +139,7 @@ class Table:
                 "text": f"{1e3 * first:.2f} ms at first; of {of}"}
 
     def rounds(self) -> Iterator[Row]:
-        """Every side in turn; a side that fails now is a row, the others go on."""
+        """Every contender in turn; a contender that fails now is a row, the others go on."""
         with self.theirs.rules():
             times, hosts = self._times()
         base = next((n for n, t in times.items() if n.startswith("ours") and t
@@ -185,7 +190,7 @@ class Table:
 
 
 def main_rows(table: Table) -> Iterator[Job]:
-    """The sides in the order of what is most worth knowing, then the rounds."""
+    """The contenders in the order of what is most worth knowing, then the rounds."""
     def one(row: Callable[[], Row]) -> Callable[[], Iterable[Row]]:
         return lambda: [row()]
 
@@ -193,18 +198,18 @@ def main_rows(table: Table) -> Iterator[Job]:
         for backend in table.session.scale.backends:
             yield (table.named(f"ours, {backend}, {plan}"),
                    one(functools.partial(table.ours, backend, plan)))
-    yield table.named("bp plain"), one(lambda: table.side(
+    yield table.named("bp plain"), one(lambda: table.contender(
         "bp plain", "bp", table.theirs, [
-            functools.partial(backprop_side, table.theirs, "bp plain", last)
+            functools.partial(backprop_contender, table.theirs, "bp plain", last)
             for last in (True, False)]))
-    yield table.named("eager step, expert"), one(lambda: table.side(
-        "eager step, expert", "eager", table.theirs, [lambda: eager_side(
+    yield table.named("eager step, expert"), one(lambda: table.contender(
+        "eager step, expert", "eager", table.theirs, [lambda: eager_contender(
             table.theirs, "eager step, expert",
             unfused(table.theirs, channels_last=True, fused=True))]))
     size, words = next(iter(pieces(table.session.scale.network[2]).items()))
-    yield table.named(f"bp {words}"), one(lambda: table.side(
+    yield table.named(f"bp {words}"), one(lambda: table.contender(
         f"bp {words}", "bp", table.theirs, [functools.partial(
-            backprop_side, table.theirs, f"bp {words}", True, micro_batch=size)]))
+            backprop_contender, table.theirs, f"bp {words}", True, micro_batch=size)]))
     yield table.named("ours, captured graph"), one(table.captured)
     yield table.named("rounds"), table.rounds
     yield table.named("floor"), one(table.floor)
@@ -214,8 +219,8 @@ def compiled_rows(table: Table) -> Iterator[Job]:
     """Backpropagation by torch.compile, and beside it ours in the same process."""
     name, compiler = "bp plain, torch.compile", table.session.scale.compiler
     beside = "ours, auto, default plan"
-    yield table.named(name), lambda: [table.side(name, "bp", table.theirs, [functools.partial(
-        backprop_side, table.theirs, name, True, compiler=compiler)])]
+    yield table.named(name), lambda: [table.contender(name, "bp", table.theirs, [functools.partial(
+        backprop_contender, table.theirs, name, True, compiler=compiler)])]
     yield table.named(beside), lambda: [table.ours("auto", "default plan")]
     yield table.named("rounds with torch.compile"), table.rounds
 

@@ -146,7 +146,7 @@ def own_parts(layer: LocalLayer, units: list[int]) -> dict[str, torch.Tensor]:
 def settle(net: LocalNet, layer: int, units: list[int], train: Samples, backend: str) -> None:
     """Give new units the running statistics of all samples, where the layer has a BatchNorm."""
     held, count = net.layer(layer), 0
-    if not isinstance(held.couple, BatchNorm):
+    if not isinstance(held.batch_coupling, BatchNorm):
         return
     assert held.running_mean is not None and held.running_var is not None
     total = square = held.running_mean.new_zeros(len(units), dtype=torch.float64)
@@ -154,7 +154,7 @@ def settle(net: LocalNet, layer: int, units: list[int], train: Samples, backend:
         for x, _ in train:
             u = held.enter(below(net, layer, x.to(held.weight.device), backend), False)[0]
             h = held.preactivation(u)[:, units].relu()
-            if held.config.pool == "max2" and held.couple.order == "pool_norm":
+            if held.config.pool == "max2" and held.batch_coupling.order == "pool_norm":
                 h = F.max_pool2d(h, 2)
             rows = h.double().transpose(0, 1).flatten(1)
             total, square = total + rows.sum(1), square + rows.square().sum(1)
@@ -225,8 +225,8 @@ def alone(layer: LocalLayer, units: list[int]) -> LocalLayer:
         setattr(made, name, nn.Parameter(part) if name in made._parameters else part)
     made.config = replace(layer.config, groups=1, norm=Norm("none"), loss=margin(0))
     made.pre_norm, made.label_map, made.dropout, made.optim = None, None, 0.0, {}
-    if isinstance(made.couple, BatchNorm):
-        made.couple = replace(made.couple, use_running=True)
+    if isinstance(made.batch_coupling, BatchNorm):
+        made.batch_coupling = replace(made.batch_coupling, use_running=True)
     return made
 
 

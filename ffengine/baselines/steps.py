@@ -200,9 +200,9 @@ class UnfusedStep(_Baseline):
             layer, net.transform(i, x), net.training,
             straight_through=layer.config.relu_gradient == "straight_through")
         loss = local_loss(differentiable.goodness(layer, h), layer.labels(y), net, i)
-        if isinstance(layer.couple, Peer):
+        if isinstance(layer.batch_coupling, Peer):
             assert layer.running_mean is not None
-            loss = loss + peer_penalty(h, y, layer.couple, layer.running_mean, True)
+            loss = loss + peer_penalty(h, y, layer.batch_coupling, layer.running_mean, True)
         return differentiable.normalise(layer, h), loss
 
     def passed(self, i: int, x: torch.Tensor, training: bool) -> torch.Tensor:

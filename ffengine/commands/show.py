@@ -110,13 +110,13 @@ def planned(model: str, dataset: str | None, settings: Settings,
             f"  input {shape}, {net.num_classes} classes ({whose})",
             f"  floor {megabytes(plan.floor_bytes)} (parameters and optimizer states), working "
             f"{megabytes(plan.working_bytes)}",
-            f"  {'run':>3} {'layers':>9} {'tile':>5} {'working':>10}"]
+            f"  {'segment':>7} {'layers':>9} {'tile':>5} {'working':>10}"]
     for epoch, phase in found.phases:
         if len(found.phases) > 1:
             rows.append(f"  from epoch {epoch}: {megabytes(phase.peak_bytes)}")
-        rows += [f"  {i:3d} {run.layers.start:4d}-{run.layers.stop - 1:<4d} {tile:5d} "
-                 f"{megabytes(run.peak_bytes):>10}"
-                 for i, (run, tile) in enumerate(zip(phase.runs, phase.tile, strict=True))]
+        rows += [f"  {i:7d} {segment.layers.start:4d}-{segment.layers.stop - 1:<4d} {tile:5d} "
+                 f"{megabytes(segment.peak_bytes):>10}"
+                 for i, (segment, tile) in enumerate(zip(phase.segments, phase.tile, strict=True))]
     return "\n".join(rows), result
 
 

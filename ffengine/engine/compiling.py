@@ -1,6 +1,6 @@
 """Compiles a step in which every layer of the turn trains on its own loss (program.py).
 
-A plan's runs become segments, whose layers follow one another; heads stand around them.
+A plan's segments become loops over tiles of the batch; heads stand around them.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from dataclasses import replace
 
 from ffengine.engine import heads, label_channel
 from ffengine.engine.context import Turn
-from ffengine.engine.memory.plan import Plan, Run, one_tile
+from ffengine.engine.memory.plan import Plan, Segment, one_tile
 from ffengine.engine.program import (
     Facts,
     Instruction,
+    Loop,
     Mode,
     Part,
     Program,
-    Segment,
     Store,
     finished,
 )
@@ -31,10 +31,11 @@ def compile_step(net: LocalNet, plan: Plan, facts: Facts) -> Program:
     x, shortcut = f"x{facts.first}", None
     parts: list[Part] = []
     features: dict[int, str] = {}
-    for run in covering(plan, range(facts.first, facts.turn.depth), facts.rows):
-        made, end = segments(net, facts, run, x, shortcut)
+    for segment in covering(plan, range(facts.first, facts.turn.depth), facts.rows):
+        made, end = segments(net, facts, segment, x, shortcut)
         parts, x, shortcut = parts + made, end.x, end.shortcut
-        features |= {i: f"x{i + 1}" if run.tile >= facts.rows else f"h{i}" for i in run.layers}
+        whole = segment.tile >= facts.rows
+        features |= {i: f"x{i + 1}" if whole else f"h{i}" for i in segment.layers}
     return framed(net, facts, parts, features)
 
 
@@ -53,62 +54,63 @@ def framed(net: LocalNet, facts: Facts, layers: Sequence[Part],
     return finished(parts, facts)
 
 
-def covering(plan: Plan, layers: range, rows: int) -> list[Run]:
-    """The plan's runs over these layers; those that it leaves out, being of another turn, go in one
-    tile."""
-    if not plan.runs:
-        return list(one_tile(layers, rows).runs)
-    before = range(layers.start, plan.runs[0].layers.start)
-    after = range(plan.runs[-1].layers.stop, layers.stop)
-    found = [*one_tile(before, rows).runs, *plan.runs, *one_tile(after, rows).runs]
+def covering(plan: Plan, layers: range, rows: int) -> list[Segment]:
+    """The plan's segments over these layers; those that it leaves out, being of another turn, go in
+    one tile."""
+    if not plan.segments:
+        return list(one_tile(layers, rows).segments)
+    before = range(layers.start, plan.segments[0].layers.start)
+    after = range(plan.segments[-1].layers.stop, layers.stop)
+    found = [*one_tile(before, rows).segments, *plan.segments, *one_tile(after, rows).segments]
     return [r for r in found if r.layers.start < layers.stop and r.layers.stop > layers.start]
 
 
-def segments(net: LocalNet, facts: Facts, run: Run, x: str,
+def segments(net: LocalNet, facts: Facts, segment: Segment, x: str,
              shortcut: str | None) -> tuple[list[Part], Layers]:
-    """A run's passes over the batch (one, or one for each layer that trains), and where the next
-    run starts from."""
-    turn, size = facts.turn, min(run.tile, facts.rows)
-    layers = [i for i in run.layers if facts.first <= i < turn.depth]
+    """A segment's passes over the batch (one, or one for each layer that trains), and where the
+    next segment starts from."""
+    turn, size = facts.turn, min(segment.tile, facts.rows)
+    layers = [i for i in segment.layers if facts.first <= i < turn.depth]
     reads = (x,) if shortcut in (None, x) else (x, str(shortcut))
     parts: list[Part] = []
     end: Layers | None = None
-    for upto, trained in passes(run, layers, turn):
+    for upto, trained in passes(segment, layers, turn):
         made = Layers(net, facts, x, shortcut)
         for i in upto:
             made.layer(i, size, "pass" if i not in trained else
                        "train" if upto is layers else "alone")
         sums = tuple(f"g{i}" for i in trained if i in turn.layers and made.adds_up(size))
         parts += [Instruction("zeros", int(name[1:]), (), (name,)) for name in sums]
-        segment = Segment(made.take(), size, run=run, reads=reads, shares=sums)
+        loop = Loop(made.take(), size, segment=segment, reads=reads, shares=sums)
         if end is None and size < facts.rows:
-            segment = replace(segment, stores=stores(run, made, x, shortcut), keeps=tuple(
+            loop = replace(loop, stores=stores(segment, made, x, shortcut), keeps=tuple(
                 (f"x{i + 1}", f"h{i}") for i in layers if i in made.read))
-        parts.append(segment)
+        parts.append(loop)
         end = end or made
     assert end is not None
     return parts, end
 
 
-def stores(run: Run, end: Layers, x: str, shortcut: str | None) -> tuple[Store, ...]:
-    """The whole-batch maps that the next run starts from, over those of this one where they fit."""
+def stores(segment: Segment, end: Layers, x: str, shortcut: str | None) -> tuple[Store, ...]:
+    """The whole-batch maps that the next segment starts from, over those of this one where they
+    fit."""
     if not end.more:
         return ()
-    free = run.overwrite_x and int(x[1:]) - 1 not in end.read  # by a head, as it is
-    found = [Store(end.x, run.out_shape, x if free else None)]
+    free = segment.overwrite_x and int(x[1:]) - 1 not in end.read  # by a head, as it is
+    found = [Store(end.x, segment.out_shape, x if free else None)]
     if end.shortcut not in (None, end.x, x, shortcut):
-        assert end.shortcut is not None and run.shortcut_shape is not None
-        found.append(Store(end.shortcut, run.shortcut_shape,
-                           shortcut if run.overwrite_shortcut else None))
+        assert end.shortcut is not None and segment.shortcut_shape is not None
+        found.append(Store(end.shortcut, segment.shortcut_shape,
+                           shortcut if segment.overwrite_shortcut else None))
     return tuple(found)
 
 
-def passes(run: Run, layers: list[int], turn: Turn) -> list[tuple[list[int], list[int]]]:
+def passes(segment: Segment, layers: list[int], turn: Turn) -> list[tuple[list[int], list[int]]]:
     """(layers that the tiles go through, those of them that train), pass by pass.
 
     One by one, the last layer trains first: no layer's features have changed when it is run anew.
     """
-    if not run.one_by_one:
+    if not segment.one_by_one:
         return [(layers, layers)]
     below = [(layers[:k + 1], [layers[k]]) for k in range(len(layers) - 2, -1, -1)
              if layers[k] in turn.layers]
@@ -166,7 +168,8 @@ class Layers:
             self.add("linear_step", i, x=x)
         else:
             room = None
-            if beside and self.facts.roomy and net.propagate == "stale" and layer.couple is None:
+            if (beside and self.facts.roomy and net.propagate == "stale"
+                    and layer.batch_coupling is None):
                 room, z = f"w{i}", (f"x{i + 1}",)
                 self.add("place", i, room, shortcut=beside)
                 beside = None
@@ -230,7 +233,7 @@ class Layers:
         activations: worth it where they outweigh the gradient that it forms."""
         layer = self.net.layer(i)
         masks = layer.dropout > 0 and self.facts.masks_in_memory  # which linear_step has not
-        plain = (layer.geometry is None and layer.pre_norm is None and layer.couple is None
+        plain = (layer.geometry is None and layer.pre_norm is None and layer.batch_coupling is None
                  and not masks and not self.trains_labels(i))
         return (plain and not self.facts.micro and tile == self.facts.rows
                 and isinstance(layer.config.loss, Loss) and 2 * tile > layer.weight.shape[1])

@@ -21,7 +21,7 @@ from ffengine.engine.compiling import compile_step
 from ffengine.engine.context import BatchReport, StepContext
 from ffengine.engine.instructions import Place, Tensors
 from ffengine.engine.memory.plan import Plan
-from ffengine.engine.program import Facts, Instruction, Program, Segment, Store
+from ffengine.engine.program import Facts, Instruction, Loop, Program, Store
 from ffengine.engine.rows import Rows, empty
 from ffengine.engine.schedules import backprop_ops, frames, overlap_ops
 from ffengine.nn.network import LocalNet
@@ -54,35 +54,35 @@ def execute(program: Program, ctx: StepContext, dtype: torch.dtype, tensors: Ten
     """Run a step on the tensors it starts from, which are taken out as the program frees them."""
     at = Place(ctx, dtype, Rows(0, ctx.batch))
     for part in program.parts:
-        if isinstance(part, Segment):
-            run_segment(at, part, tensors)
+        if isinstance(part, Loop):
+            run_loop(at, part, tensors)
         else:
             perform(at, part, tensors)
 
 
-def run_segment(at: Place, segment: Segment, tensors: Tensors) -> None:
+def run_loop(at: Place, loop: Loop, tensors: Tensors) -> None:
     """A segment over the whole batch."""
     count, half = at.ctx.batch, 0
-    if segment.pairs:
+    if loop.pairs:
         count = half = count // 2
-    if segment.whole(at.ctx.batch):
-        through_layers(replace(at, rows=Rows(0, count, half)), segment.lines, tensors)
+    if loop.whole(at.ctx.batch):
+        through_layers(replace(at, rows=Rows(0, count, half)), loop.lines, tensors)
         return
-    whole = {store.name: room(tensors, store, segment.reads[0], at.ctx.batch)
-             for store in segment.stores}
-    kept: Tensors = {to: [] for _, to in segment.keeps}
-    for start in range(0, count, segment.size):
-        rows = Rows(start, min(start + segment.size, count), half)
-        mine: Tensors = {name: rows.of(tensors[name]) for name in segment.reads}
-        mine |= {name: tensors[name] for name in segment.shares}
-        through_layers(replace(at, rows=rows, finish=rows.stop == count), segment.lines, mine)
+    whole = {store.name: room(tensors, store, loop.reads[0], at.ctx.batch)
+             for store in loop.stores}
+    kept: Tensors = {to: [] for _, to in loop.keeps}
+    for start in range(0, count, loop.size):
+        rows = Rows(start, min(start + loop.size, count), half)
+        mine: Tensors = {name: rows.of(tensors[name]) for name in loop.reads}
+        mine |= {name: tensors[name] for name in loop.shares}
+        through_layers(replace(at, rows=rows, finish=rows.stop == count), loop.lines, mine)
         for name, to in whole.items():
             rows.put(to, mine[name])
-        for name, to_all in segment.keeps:
+        for name, to_all in loop.keeps:
             kept[to_all].append(mine[name])
         del mine  # or its maps would live through the next tile
     tensors |= kept | whole
-    for name in segment.frees:
+    for name in loop.frees:
         del tensors[name]
 
 

@@ -132,7 +132,7 @@ def update(at: Place, line: Instruction, given: Tensors) -> Made:
 
 
 def pass_on(at: Place, line: Instruction, given: Tensors) -> Made:
-    """The features that a layer whose samples do not couple trains with, dropout and all."""
+    """The features that a layer whose samples share no statistics trains with, dropout and all."""
     ctx = at.ctx
     config, clock = ctx.dropout(line.index)
     a = preactivation(ctx, line.index, given.pop("x"))
@@ -153,7 +153,7 @@ def infer(at: Place, line: Instruction, given: Tensors) -> Made:
     ctx, i, x = at.ctx, line.index, given.pop("x")
     layer = ctx.net.layer(i)
     z, _ = layer.infer(x, want_z=bool(line.writes),
-                       training=i >= ctx.whose().start and layer.couples,
+                       training=i >= ctx.whose().start and layer.uses_batch_statistics,
                        shortcut=given.pop("shortcut", None), half=ctx.half(i, x.dtype),
                        backend=ctx.backend)
     return (z,) if line.writes else ()

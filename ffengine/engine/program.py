@@ -29,7 +29,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from ffengine.engine.context import Turn
-from ffengine.engine.memory.plan import Run
+from ffengine.engine.memory.plan import Segment
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,20 @@ class Store(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Segment:
+class Loop:
     """Instructions that go over the batch a tile of rows at a time, or all at once.
 
     size: rows of a tile, or pairs of rows where positives and negatives are halves that stay
-    together. run: of the plan, if it is one. title: what to call it. reads: whole-batch buffers,
-    of which a tile sees its rows. shares: what every tile sees as it is, sums of gradients first of
-    all. stores: the whole-batch maps it leaves. keeps: (a tile's buffer, the name under which all
-    tiles' are kept).
+    together. segment: of the plan, if it is one. title: what to call it. reads: whole-batch
+    buffers, of which a tile sees its rows. shares: what every tile sees as it is, sums of gradients
+    first of all. stores: the whole-batch maps it leaves. keeps: (a tile's buffer, the name under
+    which all tiles' are kept).
     """
 
     lines: tuple[Instruction, ...]
     size: int
     pairs: bool = False
-    run: Run | None = None
+    segment: Segment | None = None
     title: str = "segment"
     reads: tuple[str, ...] = ()
     shares: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ class Segment:
         return frozenset([s.name for s in self.stores] + [to for _, to in self.keeps])
 
 
-Part = Instruction | Segment
+Part = Instruction | Loop
 #: What a layer does in a pass over the batch: train and give features, give the features that it
 #: trains with in another pass, or train alone.
 Mode = Literal["train", "pass", "alone"]
@@ -102,7 +102,7 @@ Mode = Literal["train", "pass", "alone"]
 
 @dataclass(frozen=True)
 class Program:
-    """A step: what comes before the layers, their segments, and the heads that read them."""
+    """A step: what comes before the layers, their loops, and the heads that read them."""
 
     parts: tuple[Part, ...]
     rows: int
@@ -145,14 +145,14 @@ def check(parts: Sequence[Part], rows: int, live: set[str]) -> None:
     def there(part: Part, names: Iterable[str], what: str) -> None:
         for name in names:
             if name not in live:
-                said = part.title if isinstance(part, Segment) else f"{part.op} {part.index}"
+                said = part.title if isinstance(part, Loop) else f"{part.op} {part.index}"
                 raise ValueError(f"[program] {said} expected {name} to {what}, but there is none")
 
     for part in parts:
-        if isinstance(part, Segment) and part.whole(rows):
+        if isinstance(part, Loop) and part.whole(rows):
             check(part.lines, rows, live)
             continue
-        if isinstance(part, Segment):
+        if isinstance(part, Loop):
             there(part, (*part.reads, *part.shares), "read")
             mine = {*part.reads, *part.shares}
             check(part.lines, rows, mine)

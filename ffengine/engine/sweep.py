@@ -35,7 +35,7 @@ def sweep(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, *, want_z: bool
     config, clock = ctx.dropout(i)
     y, out = ctx.targets(i, tile, n), a if config.pool == "none" else None
     out = out if into is None else into
-    if layer.couple is None:
+    if layer.batch_coupling is None:
         g0 = ctx.g0.get(i)
         made = local_pass(
             a, y, config=config, out=out if want_z else None, want_z=want_z, want_da=True,
@@ -46,7 +46,8 @@ def sweep(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, *, want_z: bool
             ctx.coef.setdefault(i, []).append(made.coef)
         return SweepResult(made.z, made.g, made.loss, made.da, made.da_scale)
     both = batch_pass(
-        a, y, config=config, couple=layer.couple, gamma=layer.norm_weight, beta=layer.norm_bias,
+        a, y, config=config, coupling=layer.batch_coupling, gamma=layer.norm_weight,
+        beta=layer.norm_bias,
         running_mean=layer.running_mean, running_var=layer.running_var, out=out if want_z else None,
         want_z=want_z, want_da=True, backend=ctx.backend)
     if both.penalty is not None:

@@ -206,7 +206,7 @@ def cafo_blocks(num_classes: int = 10, in_channels: int = 1, image_size: int = 2
         config = LocalPassConfig(groups=1, goodness="mean_sq", norm=Norm("none"), pool=spec.pool)
         if spec.conv:
             return LocalConv2d(spec.ins, spec.width, 3, bias=True, config=config, init="torch",
-                               couple=BatchNorm(order="norm_pool"))
+                               batch_coupling=BatchNorm(order="norm_pool"))
         return LocalLinear(spec.ins, spec.width, config=config, init="torch")
 
     image = (in_channels, image_size, image_size)
@@ -225,7 +225,7 @@ def cfse_blocks(num_classes: int = 10, in_channels: int = 3, image_size: int = 3
                                  norm=Norm("none"), pool=spec.pool)
         return LocalConv2d(spec.ins, spec.width, 3, bias=True, config=config, init="torch",
                            groups=spec.groups if grouped and spec.index % 2 else 1,
-                           couple=BatchNorm(order="norm_pool"))
+                           batch_coupling=BatchNorm(order="norm_pool"))
 
     image = (in_channels, image_size, image_size)
     made, early = chain(build, image, channels, pools, (), num_classes, superclasses, on_supers)

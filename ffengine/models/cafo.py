@@ -38,7 +38,7 @@ def cnn(num_classes: int = 10, in_channels: int = 3, image_size: int = 32, num_b
     for i in range(num_blocks):
         config = LocalPassConfig(groups=1, goodness="mean_sq", norm=Norm("none"), pool="max2")
         layers.append(LocalConv2d(shape[0], width * 4**i, 3, bias=True, config=config, init="torch",
-                                  couple=BatchNorm(eps=1e-4, order="pool_norm",
+                                  batch_coupling=BatchNorm(eps=1e-4, order="pool_norm",
                                                    momentum=0.0 if batch_statistics else 0.1)))
         shape = layers[-1].z_shape(shape)
     net = cascade(layers, num_classes, image, predictor)

@@ -59,7 +59,7 @@ def network(grouped: bool, num_classes: int, image: tuple[int, int, int],
                                  norm=Norm("none"), pool="max2" if i + 1 in pooling else "none")
         layers.append(LocalConv2d(
             shape[0], width, 3, bias=True, groups=k if grouped and i % 2 else 1, config=config,
-            couple=BatchNorm(eps=1e-4, order="pool_norm"), init="torch"))
+            batch_coupling=BatchNorm(eps=1e-4, order="pool_norm"), init="torch"))
         if supers is not None:
             layers[-1].relabel(supers.map)
         shape = layers[-1].z_shape(shape)  # type: ignore[assignment]

@@ -55,7 +55,7 @@ def peer_norm(num_classes: int = 10, in_channels: int = 1, image_size: int = 28,
     supervised = negatives != "masked"
     encoding = Overlay(num_classes, image, value=1.0, neutral_value=0.1) if supervised else None
     ins = (in_channels * image_size**2, *layers[:-1])
-    chain = [LocalLinear(i, o, init="torch", couple=Peer(peer, peer_momentum),
+    chain = [LocalLinear(i, o, init="torch", batch_coupling=Peer(peer, peer_momentum),
                          config=LocalPassConfig(groups=1, goodness="sum_sq", loss=bce(o), norm=RMS,
                                                 relu_gradient="straight_through"))
              for i, o in zip(ins, layers, strict=True)]

@@ -85,7 +85,8 @@ def support_net(blocks: Sequence[tuple[int, bool]], linears: Sequence[int], num_
                                  pool="max2" if pool else "none")
         if conv:
             layer: LocalLayer = LocalConv2d(shape[0], width, 3, bias=True, config=config,
-                                            couple=BatchNorm(order="norm_pool"), init="torch")
+                                            batch_coupling=BatchNorm(order="norm_pool"),
+                                            init="torch")
         else:
             shape = (math.prod(shape),)
             layer = LocalLinear(shape[0], width, config=config, init="torch")

@@ -56,14 +56,14 @@ def activation(layer: LocalLayer, x: torch.Tensor, training: bool, *,
     else:
         h = F.relu(a, inplace=True)
     h = F.dropout(h, layer.dropout, training) if layer.dropout else h
-    pools, couple = layer.config.pool == "max2", layer.couple
-    if not isinstance(couple, BatchNorm):
+    pools, coupling = layer.config.pool == "max2", layer.batch_coupling
+    if not isinstance(coupling, BatchNorm):
         return F.max_pool2d(h, 2) if pools else h
-    if pools and couple.order == "pool_norm":
+    if pools and coupling.order == "pool_norm":
         h = F.max_pool2d(h, 2)
     h = F.batch_norm(h, layer.running_mean, layer.running_var, layer.norm_weight, layer.norm_bias,
-                     training and not couple.use_running, couple.momentum, couple.eps)
-    return F.max_pool2d(h, 2) if pools and couple.order == "norm_pool" else h
+                     training and not coupling.use_running, coupling.momentum, coupling.eps)
+    return F.max_pool2d(h, 2) if pools and coupling.order == "norm_pool" else h
 
 
 def goodness(layer: LocalLayer, h: torch.Tensor) -> torch.Tensor:
@@ -119,5 +119,6 @@ def logits(net: Chain, head: LinearHead | None, x: torch.Tensor, call: Call = di
 def batch_statistics(net: Chain) -> bool:
     """Backpropagation of the network depends on what else is in the batch."""
     layers = [net.layer(i) for i in range(len(net.layers))]
-    return any((isinstance(layer.couple, BatchNorm) and not layer.couple.use_running)
-               or (layer.pre_norm is not None and layer.pre_norm.couples) for layer in layers)
+    norms = [layer.batch_coupling for layer in layers]
+    return any(isinstance(norm, BatchNorm) and not norm.use_running for norm in norms) or any(
+        layer.pre_norm is not None and layer.pre_norm.uses_batch_statistics for layer in layers)

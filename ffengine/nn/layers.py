@@ -25,7 +25,7 @@ from ffengine.ops.weight_update import ConvGeometry
 from ffengine.reference import local_pass as reference
 
 #: What the batch's other samples do to a sample, between activation and goodness.
-Couple = BatchNorm | Peer
+Coupling = BatchNorm | Peer
 Init = Literal["he", "torch"]
 #: Rows up to which the library is faster with the weight as the left factor; 2000 -> 2000, fp32, 1
 #: thread, AVX-512, ms of W uᵀ against u Wᵀ: 10 rows 1.2 | 2.2, 20 rows 1.7 | 1.7, 40 rows 2.4 | 2.5
@@ -53,7 +53,8 @@ class LocalLayer(nn.Module):
         config: groups, goodness, loss, norm, pool of the sweep.
         dropout: drop probability in training.
         pre_norm: normalisation of the input (Trifecta).
-        couple: BatchNorm between activation and goodness (SN, CwComp), or peer normalisation.
+        batch_coupling: BatchNorm between activation and goodness (SN, CwComp), or peer
+            normalisation.
 
     Attributes:
         label_map: int64 (classes,), the label this layer is trained on for each class
@@ -71,30 +72,30 @@ class LocalLayer(nn.Module):
     running_var: torch.Tensor | None
 
     def __init__(self, out: int, config: LocalPassConfig, dropout: float = 0.0,
-                 pre_norm: PreNorm | None = None, couple: Couple | None = None) -> None:
+                 pre_norm: PreNorm | None = None, batch_coupling: Coupling | None = None) -> None:
         super().__init__()
         Dropout(dropout)  # validates the probability
         config.offsets(out)
         self.config, self.dropout = config, dropout
-        self.pre_norm, self.couple = pre_norm, couple
+        self.pre_norm, self.batch_coupling = pre_norm, batch_coupling
         self.optim: dict[str, Any] = {}
         #: The last that `settings` made, and of what: a step read from memory asks for them again.
         self._settings: tuple[Any, LocalPassConfig] | None = None
-        affine = isinstance(couple, BatchNorm)
+        affine = isinstance(batch_coupling, BatchNorm)
         self.norm_weight = nn.Parameter(torch.ones(out)) if affine else None
         self.norm_bias = nn.Parameter(torch.zeros(out)) if affine else None
         # peers start at one half, as the published code has it
         mean = torch.zeros(out) if affine else torch.full((out,), 0.5)
-        self.register_buffer("running_mean", None if couple is None else mean)
+        self.register_buffer("running_mean", None if batch_coupling is None else mean)
         self.register_buffer("running_var", torch.ones(out) if affine else None)
         self.register_buffer("label_map", None)
 
     @property
-    def couples(self) -> bool:
+    def uses_batch_statistics(self) -> bool:
         """In training a sample's update depends on the batch's other samples."""
-        batch = self.couple is not None and not (
-            isinstance(self.couple, BatchNorm) and self.couple.use_running)
-        return batch or (self.pre_norm is not None and self.pre_norm.couples)
+        batch = self.batch_coupling is not None and not (
+            isinstance(self.batch_coupling, BatchNorm) and self.batch_coupling.use_running)
+        return batch or (self.pre_norm is not None and self.pre_norm.uses_batch_statistics)
 
     @property
     def units(self) -> int:
@@ -202,9 +203,10 @@ class LocalLayer(nn.Module):
         if traced():  # those who trace see plain PyTorch
             seen, g = self._traced(a, config, training)
             return seen if shortcut is None else seen + shortcut, g
-        if isinstance(self.couple, BatchNorm):
+        if isinstance(self.batch_coupling, BatchNorm):
             made = batch_pass(
-                a, config=config, couple=self.couple, gamma=self.norm_weight, beta=self.norm_bias,
+                a, config=config, coupling=self.batch_coupling, gamma=self.norm_weight,
+                beta=self.norm_bias,
                 running_mean=self.running_mean, running_var=self.running_var, training=training,
                 want_z=want_z, backend=backend)
             z = made.z
@@ -217,18 +219,18 @@ class LocalLayer(nn.Module):
     def _traced(self, a: torch.Tensor, config: LocalPassConfig,
                 training: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """`sweep` as plain PyTorch that moves no running statistics."""
-        couple = self.couple
-        if not isinstance(couple, BatchNorm):
+        coupling = self.batch_coupling
+        if not isinstance(coupling, BatchNorm):
             return traced_pass(a, config)
         pools = config.pool == "max2"
         z = F.relu(a)
-        if pools and couple.order == "pool_norm":
+        if pools and coupling.order == "pool_norm":
             z = F.max_pool2d(z, 2)
-        running = (None, None) if training and not couple.use_running else (
+        running = (None, None) if training and not coupling.use_running else (
             self.running_mean, self.running_var)
         z = F.batch_norm(z, *running, self.norm_weight, self.norm_bias, running[0] is None,
-                         eps=couple.eps)
-        if pools and couple.order == "norm_pool":
+                         eps=coupling.eps)
+        if pools and coupling.order == "norm_pool":
             z = F.max_pool2d(z, 2)
         return z, traced_goodness(z, config)
 
@@ -242,9 +244,10 @@ class LocalConv2d(LocalLayer):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1,
                  padding: int | None = None, groups: int = 1, bias: bool = False,
                  dropout: float = 0.0, config: LocalPassConfig | None = None,
-                 pre_norm: PreNorm | None = None, couple: Couple | None = None,
+                 pre_norm: PreNorm | None = None, batch_coupling: Coupling | None = None,
                  init: Init = "he") -> None:
-        super().__init__(out_channels, config or LocalPassConfig(), dropout, pre_norm, couple)
+        super().__init__(out_channels, config or LocalPassConfig(), dropout, pre_norm,
+                         batch_coupling)
         if in_channels % groups or out_channels % groups:
             raise ValueError(f"[conv] channels must be a multiple of the {groups} groups, got "
                              f"{in_channels} -> {out_channels}")
@@ -278,9 +281,10 @@ class LocalLinear(LocalLayer):
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = True,
                  dropout: float = 0.0, config: LocalPassConfig | None = None,
-                 pre_norm: PreNorm | None = None, couple: Couple | None = None,
+                 pre_norm: PreNorm | None = None, batch_coupling: Coupling | None = None,
                  init: Init = "he") -> None:
-        super().__init__(out_features, config or LocalPassConfig(), dropout, pre_norm, couple)
+        super().__init__(out_features, config or LocalPassConfig(), dropout, pre_norm,
+                         batch_coupling)
         self.init: Init = init
         self.weight, self.bias = initial((out_features, in_features), bias, init)
 

@@ -86,7 +86,7 @@ class LocalNet(Chain):
         if self.propagate == "updated":
             for i in range(len(self.layers)):
                 layer = self.layer(i)
-                if layer.couples or layer.dropout or layer.couple is not None:
+                if layer.uses_batch_statistics or layer.dropout or layer.batch_coupling is not None:
                     raise ValueError("[network] propagate=updated expected layers without dropout "
                                      f"and batch statistics, got such a layer {i}")
         if self.negatives == "masked" and self.encoding is not None:

@@ -33,7 +33,7 @@ class PreNorm(nn.Module):
     """x̂ = (x - mean) rstd with an affine map, before a layer's weight.
 
     batch: statistics of the batch, per channel (torch's BatchNorm); batch-running: the running
-    statistics in training too, so that samples do not couple; layer: LayerNorm over all elements
+    statistics in training too, so that samples share none; layer: LayerNorm over all elements
     of a sample, affine per element; layer-no-mean: x over its root mean square.
 
     Args:
@@ -64,7 +64,7 @@ class PreNorm(nn.Module):
         return tuple(self.weight.shape)
 
     @property
-    def couples(self) -> bool:
+    def uses_batch_statistics(self) -> bool:
         """In training a sample's x̂ depends on the batch's other samples."""
         return self.kind == "batch"
 

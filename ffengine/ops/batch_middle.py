@@ -64,6 +64,6 @@ def _call(call: BatchPassCall, s: Sweep, groups: int, loss: Loss | None, n: int)
     return replace(
         call, phase=PHASE_MIDDLE, groups=groups, equal_groups=isinstance(s.config.groups, int),
         goodness=GOODNESS_CODES[s.config.goodness], loss=-1 if loss is None else loss.code,
-        training=s.training, use_running=s.couple.use_running, pixels=s.pixels,
-        pixels_z=s.pixels_z, momentum=s.couple.momentum, eps=s.couple.eps, p0=p[0], p1=p[1],
+        training=s.training, use_running=s.coupling.use_running, pixels=s.pixels,
+        pixels_z=s.pixels_z, momentum=s.coupling.momentum, eps=s.coupling.eps, p0=p[0], p1=p[1],
         p2=p[2], scale=0.0 if loss is None else loss.scale(n), da_scale=s.da_scale)

@@ -35,7 +35,7 @@ from ffengine.ops.params import (
 )
 from ffengine.reference import batch_pass as reference
 
-Couple = BatchNorm | Peer
+Coupling = BatchNorm | Peer
 
 
 class BatchPassOutput(NamedTuple):
@@ -55,7 +55,7 @@ class BatchPassOutput(NamedTuple):
 
 
 def bytes_moved(shape: tuple[int, ...], dtype: torch.dtype, config: LocalPassConfig,
-                couple: BatchNorm | Peer, *, want_z: bool = True, want_da: bool = True) -> int:
+                coupling: BatchNorm | Peer, *, want_z: bool = True, want_da: bool = True) -> int:
     """Bytes two sweeps must move: a read twice, z and da written once, the small results.
 
     BatchNorm: the (2, N, C) moments between the sweeps are written and read, for the windows' too
@@ -66,9 +66,9 @@ def bytes_moved(shape: tuple[int, ...], dtype: torch.dtype, config: LocalPassCon
     k = len(config.offsets(c)) - 1
     large = 2 * numel(shape) + numel(pooled_shape(shape, config)) * want_z + numel(shape) * want_da
     small = n * (2 * k + 1)
-    if isinstance(couple, Peer):
+    if isinstance(coupling, Peer):
         return item * (large + 3 * numel(shape) * want_da) + acc * small
-    planes = 4 if config.pool == "max2" and couple.order == "norm_pool" else 2
+    planes = 4 if config.pool == "max2" and coupling.order == "norm_pool" else 2
     return item * large + acc * (small + 2 * n * c * (planes + want_da))
 
 
@@ -78,7 +78,7 @@ MIDDLE_TENSORS, MIDDLE_CHANNEL, MIDDLE_GOODNESS = 4.5, 16, 4
 
 
 def extra_bytes(shape: tuple[int, ...], dtype: torch.dtype, config: LocalPassConfig,
-                couple: BatchNorm | Peer, *, backend: str = "cpu", channels_last: bool = False,
+                coupling: BatchNorm | Peer, *, backend: str = "cpu", channels_last: bool = False,
                 want_z: bool = True, want_da: bool = True) -> int:
     """Scratch bytes a back-end holds at most beside inputs and outputs.
 
@@ -89,11 +89,11 @@ def extra_bytes(shape: tuple[int, ...], dtype: torch.dtype, config: LocalPassCon
     n, c = shape[:2]
     if backend == "reference":  # plain PyTorch keeps whole maps for its backward
         return max(dtype.itemsize, 4) * numel(shape) * 12
-    if isinstance(couple, Peer):
+    if isinstance(coupling, Peer):
         return local_extra_bytes(shape, dtype, config, backend=backend) + 4 * 6 * c
     layout = torch.channels_last if channels_last else torch.contiguous_format
     a = torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
-    norm_first, pools = couple.order == "norm_pool", config.pool == "max2"
+    norm_first, pools = coupling.order == "norm_pool", config.pool == "max2"
     call = BatchPassCall(PHASE_STATS, channels_last, pools, norm_first, True, False)
     stats, apply = (cpu_scratch(a, replace(call, phase=p)) if backend == "cpu" and n else 0
                     for p in (PHASE_STATS, PHASE_APPLY))
@@ -113,7 +113,7 @@ def batch_pass(
     y: Any = None,
     *,
     config: LocalPassConfig,
-    couple: BatchNorm | Peer,
+    coupling: BatchNorm | Peer,
     gamma: torch.Tensor | None = None,
     beta: torch.Tensor | None = None,
     running_mean: torch.Tensor | None = None,
@@ -135,7 +135,7 @@ def batch_pass(
         y: targets as in `local_pass`; None: no loss, no gradients. Peer: int64 (N,), 1 = positive.
         config: groups, goodness, loss, relu_gradient and pool of `local_pass`; without dropout
             and blend. BatchNorm: norm none (z is BatchNorm's output, goodness is read from z).
-        couple: BatchNorm (CwComp, support neurons) or Peer (Löwe et al.).
+        coupling: BatchNorm (CwComp, support neurons) or Peer (Löwe et al.).
         gamma, beta: BatchNorm's affine (C,), both or neither; fp32 (fp64 beside an fp64 a).
         running_mean, running_var: (C,) like gamma; BatchNorm's running statistics with torch's
             semantics (unbiased variance), both or neither. Peer: running_mean is its state r.
@@ -153,22 +153,22 @@ def batch_pass(
     Raises:
         TypeError, ValueError: one line with what was expected and what came.
     """
-    shape_z = _check(a, y, config, couple, gamma, beta, running_mean, running_var, training, out)
+    shape_z = _check(a, y, config, coupling, gamma, beta, running_mean, running_var, training, out)
     name = backends.resolve("batch_pass", backend, a.device.type, a.dtype)
     groups = len(config.offsets(a.shape[1])) - 1
     m = numel(shape_z) // max(a.shape[0], 1) // groups
     scale = da_scale(a.dtype, config.goodness, a.shape[0], max(m, 1))
     record = torch.is_grad_enabled() and a.requires_grad
     # no row: nothing to learn from, and nothing to divide by
-    request = _Request(a.detach() if record else a, y, config, couple, gamma, beta, running_mean,
+    request = _Request(a.detach() if record else a, y, config, coupling, gamma, beta, running_mean,
                        running_var, training and a.shape[0] > 0, out, want_z, want_da, shape_z,
                        scale)
     if name == "reference" or a.shape[0] == 0:
         result = _run_reference(request)
-    elif isinstance(couple, BatchNorm):
-        result = _run_norm(request, couple, name)
+    elif isinstance(coupling, BatchNorm):
+        result = _run_norm(request, coupling, name)
     else:
-        result = _run_peer(request, couple, name)
+        result = _run_peer(request, coupling, name)
     return cast(BatchPassOutput, forbid_backward(a, result)) if record else result
 
 
@@ -178,7 +178,7 @@ class _Request(NamedTuple):
     a: torch.Tensor
     y: Any
     config: LocalPassConfig
-    couple: Couple
+    coupling: Coupling
     gamma: torch.Tensor | None
     beta: torch.Tensor | None
     running_mean: torch.Tensor | None
@@ -193,7 +193,7 @@ class _Request(NamedTuple):
 
 def _run_reference(r: _Request) -> BatchPassOutput:
     z, g, loss, coef, da, dgamma, dbeta, penalty = reference.batch_pass(
-        r.a, r.y, config=r.config, couple=r.couple, gamma=r.gamma, beta=r.beta,
+        r.a, r.y, config=r.config, coupling=r.coupling, gamma=r.gamma, beta=r.beta,
         running_mean=r.running_mean, running_var=r.running_var, training=r.training,
         want_z=r.want_z, want_da=r.want_da, da_scale=r.scale)
     if r.out is not None and z is not None:
@@ -201,11 +201,11 @@ def _run_reference(r: _Request) -> BatchPassOutput:
     return BatchPassOutput(z, g, loss, coef, da, r.scale, dgamma, dbeta, penalty)
 
 
-def _run_norm(r: _Request, couple: BatchNorm, backend: str) -> BatchPassOutput:
+def _run_norm(r: _Request, coupling: BatchNorm, backend: str) -> BatchPassOutput:
     layout = memory_layout(r.a)
     a, layout = (r.a, layout) if layout else (r.a.contiguous(), torch.contiguous_format)
-    call = _call(r, couple, layout)
-    middle = _first_sweep(r, couple, backend, a, call)
+    call = _call(r, coupling, layout)
+    middle = _first_sweep(r, coupling, backend, a, call)
     z = destination(r.out, r.out is r.a, r.shape_z, a, layout) if r.want_z else None
     da = torch.empty_like(a, memory_format=layout) if r.want_da and r.y is not None else None
     if z is not None or da is not None:
@@ -217,15 +217,15 @@ def _run_norm(r: _Request, couple: BatchNorm, backend: str) -> BatchPassOutput:
                            middle.dbeta)
 
 
-def _call(r: _Request, couple: BatchNorm, layout: torch.memory_format) -> BatchPassCall:
+def _call(r: _Request, coupling: BatchNorm, layout: torch.memory_format) -> BatchPassCall:
     return BatchPassCall(
         phase=PHASE_STATS, channels_last=layout is torch.channels_last,
-        pool=r.config.pool == "max2", norm_first=couple.order == "norm_pool",
+        pool=r.config.pool == "max2", norm_first=coupling.order == "norm_pool",
         squares=r.config.goodness != "mean",
         straight_through=r.config.relu_gradient == "straight_through")
 
 
-def _first_sweep(r: _Request, couple: BatchNorm, backend: str, a: torch.Tensor,
+def _first_sweep(r: _Request, coupling: BatchNorm, backend: str, a: torch.Tensor,
                  call: BatchPassCall) -> batch_stats.Middle:
     """Moments of a, and what follows from them; the moments are gone on return."""
     n, channels = a.shape[:2]
@@ -237,7 +237,7 @@ def _first_sweep(r: _Request, couple: BatchNorm, backend: str, a: torch.Tensor,
         call)
     pixels_z = numel(r.shape_z[2:])
     sweep = batch_stats.Sweep(
-        config=r.config, couple=couple,
+        config=r.config, coupling=coupling,
         affine=None if r.gamma is None or r.beta is None else (r.gamma, r.beta),
         running=None if r.running_mean is None or r.running_var is None
         else (r.running_mean, r.running_var),
@@ -250,13 +250,13 @@ def _first_sweep(r: _Request, couple: BatchNorm, backend: str, a: torch.Tensor,
     return batch_stats.between(moments, extrema, pivot, r.y, sweep)
 
 
-def _run_peer(r: _Request, couple: Peer, backend: str) -> BatchPassOutput:
+def _run_peer(r: _Request, coupling: Peer, backend: str) -> BatchPassOutput:
     """`local_pass`, then the penalty's gradient on the positive rows of its da."""
     a = r.a.contiguous()
     call = BatchPassCall(PHASE_PEER_STATS, False, False, False, False,
                          r.config.relu_gradient == "straight_through")
     with torch.no_grad():
-        penalty, answer = _peer_penalty(r, couple, backend, a, call)
+        penalty, answer = _peer_penalty(r, coupling, backend, a, call)
     late = r.want_da and r.out is r.a  # the mask is read from a: z may cover it only at the end
     local = local_pass(a, r.y, config=r.config, out=None if late else r.out,
                        want_z=r.want_z and not late, want_da=r.want_da, backend=backend)
@@ -269,24 +269,24 @@ def _run_peer(r: _Request, couple: Peer, backend: str) -> BatchPassOutput:
     return BatchPassOutput(z, local.g, local.loss, local.coef, local.da, r.scale, penalty=penalty)
 
 
-def _peer_penalty(r: _Request, couple: Peer, backend: str, a: torch.Tensor,
+def _peer_penalty(r: _Request, coupling: Peer, backend: str, a: torch.Tensor,
                   call: BatchPassCall) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(penalty, its gradient (C,) on h of every positive row); r' over the state when training."""
     state = r.running_mean
     assert state is not None  # the op checked
-    if not r.training or not couple.weight:
-        return couple.weight * (state.mean() - state).square().mean(), None
+    if not r.training or not coupling.weight:
+        return coupling.weight * (state.mean() - state).square().mean(), None
     mean = torch.empty_like(state)
     run(backend, BatchPassTensors(a, y=r.y.contiguous(), moments=mean), call)
     rows = (r.y == 1).sum()
-    after = couple.momentum * state + (1 - couple.momentum) * mean
+    after = coupling.momentum * state + (1 - coupling.momentum) * mean
     state.copy_(torch.where(rows > 0, after, state))
     gap = state - state.mean()
-    share = 2 * couple.weight * (1 - couple.momentum) / state.numel()
-    return couple.weight * gap.square().mean(), gap * (share / rows)
+    share = 2 * coupling.weight * (1 - coupling.momentum) / state.numel()
+    return coupling.weight * gap.square().mean(), gap * (share / rows)
 
 
-def _check(a: torch.Tensor, y: Any, config: LocalPassConfig, couple: Couple,
+def _check(a: torch.Tensor, y: Any, config: LocalPassConfig, coupling: Coupling,
            gamma: torch.Tensor | None, beta: torch.Tensor | None,
            running_mean: torch.Tensor | None, running_var: torch.Tensor | None, training: bool,
            out: torch.Tensor | None) -> tuple[int, ...]:
@@ -297,13 +297,13 @@ def _check(a: torch.Tensor, y: Any, config: LocalPassConfig, couple: Couple,
     if a.dim() < 2:
         raise ValueError(f"[batch_pass] a must be (N, C, *spatial), got shape {tuple(a.shape)}")
     groups = len(config.offsets(a.shape[1])) - 1
-    _check_config(config, couple, tuple(a.shape))
+    _check_config(config, coupling, tuple(a.shape))
     shape_z = pooled_shape(tuple(a.shape), config)
-    _check_vectors(a, couple, gamma, beta, running_mean, running_var, training)
+    _check_vectors(a, coupling, gamma, beta, running_mean, running_var, training)
     if y is not None and isinstance(config.loss, Loss):
         check_targets(y, a.shape[0], groups, config.loss, a.device, Tile())
-    if isinstance(couple, BatchNorm):
-        stats_shape = shape_z if couple.order == "pool_norm" else tuple(a.shape)
+    if isinstance(coupling, BatchNorm):
+        stats_shape = shape_z if coupling.order == "pool_norm" else tuple(a.shape)
         if training and a.shape[0] and numel(stats_shape) == a.shape[1]:
             raise ValueError("[batch_pass] batch statistics need more than one value a channel, "
                              f"got {tuple(a.shape)}")
@@ -316,15 +316,15 @@ def _check(a: torch.Tensor, y: Any, config: LocalPassConfig, couple: Couple,
     return shape_z
 
 
-def _check_config(config: LocalPassConfig, couple: Couple, shape: tuple[int, ...]) -> None:
-    if not isinstance(couple, Couple):
-        raise TypeError("[batch_pass] couple must be BatchNorm or Peer, "
-                        f"got {type(couple).__name__}")
+def _check_config(config: LocalPassConfig, coupling: Coupling, shape: tuple[int, ...]) -> None:
+    if not isinstance(coupling, Coupling):
+        raise TypeError("[batch_pass] coupling must be BatchNorm or Peer, "
+                        f"got {type(coupling).__name__}")
     if config.dropout.p:
         raise ValueError(f"[batch_pass] expected no dropout, got p={config.dropout.p}")
     if config.blend != 1.0:
         raise ValueError(f"[batch_pass] expected no blend, got blend={config.blend}")
-    if isinstance(couple, Peer):
+    if isinstance(coupling, Peer):
         if len(shape) != 2:
             raise ValueError("[batch_pass] Peer is for linear layers: a must be (N, C), "
                              f"got {shape}")
@@ -339,7 +339,7 @@ def _check_config(config: LocalPassConfig, couple: Couple, shape: tuple[int, ...
             f"[batch_pass] max2 pooling needs (N, C, H >= 2, W >= 2), got {shape}")
 
 
-def _check_vectors(a: torch.Tensor, couple: Couple, gamma: torch.Tensor | None,
+def _check_vectors(a: torch.Tensor, coupling: Coupling, gamma: torch.Tensor | None,
                    beta: torch.Tensor | None, running_mean: torch.Tensor | None,
                    running_var: torch.Tensor | None, training: bool) -> None:
     dtype = torch.float64 if a.dtype is torch.float64 else torch.float32
@@ -351,14 +351,14 @@ def _check_vectors(a: torch.Tensor, couple: Couple, gamma: torch.Tensor | None,
                              f"got {tuple(t.shape)} {t.dtype} on {t.device}")
     if (gamma is None) != (beta is None):
         raise ValueError("[batch_pass] expected gamma and beta both or neither, got one")
-    if isinstance(couple, Peer):
+    if isinstance(coupling, Peer):
         if running_mean is None or running_var is not None or gamma is not None:
             raise ValueError("[batch_pass] Peer takes running_mean and neither running_var nor "
                              "an affine, got something else")
     elif (running_mean is None) != (running_var is None):
         raise ValueError("[batch_pass] expected running_mean and running_var both or neither, "
                          "got one")
-    elif running_mean is None and (couple.use_running or not training):
+    elif running_mean is None and (coupling.use_running or not training):
         raise ValueError("[batch_pass] expected running statistics where the batch's are not "
                          "used, got None")
 

@@ -29,7 +29,7 @@ class Sweep(NamedTuple):
     """The settings of one call that the arithmetic reads."""
 
     config: LocalPassConfig
-    couple: BatchNorm
+    coupling: BatchNorm
     affine: tuple[torch.Tensor, torch.Tensor] | None  # gamma, beta (C,)
     running: tuple[torch.Tensor, torch.Tensor] | None  # mean, var (C,), updated when training
     training: bool
@@ -66,7 +66,7 @@ def between(moments: torch.Tensor, extrema: torch.Tensor | None, pivot: torch.Te
     the same of what z is made of, where a pool stands between the two.
     """
     by = normalise_by(moments, pivot, s)
-    rstd = torch.rsqrt(by.var + s.couple.eps)
+    rstd = torch.rsqrt(by.var + s.coupling.eps)
     gamma, beta = s.affine or (torch.ones_like(rstd), torch.zeros_like(rstd))
     scale = rstd * gamma
     mean, m2 = moments if extrema is None else extrema
@@ -85,7 +85,7 @@ def between(moments: torch.Tensor, extrema: torch.Tensor | None, pivot: torch.Te
     weight = spread(coef, s.config, mean.shape[1])
     along, dbeta = affine_gradients(weight, m2, centred, z_mean, scale, s)
     weight *= scale * (s.da_scale * (1 if s.config.goodness == "mean" else 2))
-    if s.training and not s.couple.use_running:
+    if s.training and not s.coupling.use_running:
         answer = scale * (s.da_scale / (moments.shape[1] * s.pixels))
         table[4] = answer * rstd.square() * along
         table[3] = answer * dbeta - table[4] * lost
@@ -97,11 +97,11 @@ def normalise_by(moments: torch.Tensor, pivot: torch.Tensor, s: Sweep) -> Statis
     """The batch's or the running statistics, as they are before this call updates them."""
     batch = batch_statistics(moments, pivot, s.pixels) if s.training else None
     by = batch
-    if batch is None or s.couple.use_running:
+    if batch is None or s.coupling.use_running:
         assert s.running is not None  # the op checked
         by = Statistics(s.running[0].double(), s.running[1].double())
     if batch is not None and s.running is not None:
-        count, momentum = moments.shape[1] * s.pixels, s.couple.momentum
+        count, momentum = moments.shape[1] * s.pixels, s.coupling.momentum
         unbiased = batch.var * (count / (count - 1))
         for state, value in zip(s.running, (batch.mean, unbiased), strict=True):
             state.copy_((1 - momentum) * state.double() + momentum * value)

@@ -62,9 +62,9 @@ def local_sweep(result: Any, a: torch.Tensor, *_: Any, config: Any,
                                     shortcut=shortcut is not None))
 
 
-def batch_sweep(result: Any, a: torch.Tensor, *_: Any, config: Any, couple: Any,
+def batch_sweep(result: Any, a: torch.Tensor, *_: Any, config: Any, coupling: Any,
                 **__: Any) -> Cost:
-    return Cost(batch_op.bytes_moved(tuple(a.shape), a.dtype, config, couple,
+    return Cost(batch_op.bytes_moved(tuple(a.shape), a.dtype, config, coupling,
                                      want_z=result.z is not None,
                                      want_da=result.da is not None))
 

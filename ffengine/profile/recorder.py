@@ -86,9 +86,9 @@ class Recorder:
             where = {name: getattr(above, name) for name in where}
         if watched.where is not None:
             where.update(watched.where(*args))
-        runs = () if self.plan is None else self.plan.runs
+        segments = () if self.plan is None else self.plan.segments
         known: tuple[tuple[str, list[Any]], ...] = (
-            ("layer", list(self.net.layers)), ("segment", list(runs)))
+            ("layer", list(self.net.layers)), ("segment", list(segments)))
         for name, among in known:
             if where[name] is not None and not isinstance(where[name], int):
                 where[name] = among.index(where[name])

@@ -67,7 +67,7 @@ def place(profile: Profile, phase: Phase) -> str:
     if where.layer is None:
         return "outside the layers"
     said = f"in layer {where.layer}"
-    if where.segment is not None and len(phase.plan.runs) > 1:
+    if where.segment is not None and len(phase.plan.segments) > 1:
         said += f" of segment {where.segment}"
     if where.tile is not None and where.tile[1] < profile.rows:
         said += f", rows {where.tile[0]}-{sum(where.tile) - 1}"

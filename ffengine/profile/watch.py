@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ffengine.engine import affine, execute, heads, inputs, instructions
-from ffengine.engine.program import Segment
+from ffengine.engine.program import Loop
 from ffengine.engine.rows import Rows
 from ffengine.nn.layers import LocalLayer, LocalLinear
 from ffengine.nn.network import LocalNet
@@ -77,8 +77,8 @@ def _second(_: Any, i: int, *__: Any, **___: Any) -> Where:
     return {"layer": i}
 
 
-def _segment(_: instructions.Place, segment: Segment, *__: Any) -> Where:
-    return {"segment": segment.run, "name": segment.title.partition(" ")[0]}
+def _segment(_: instructions.Place, loop: Loop, *__: Any) -> Where:
+    return {"segment": loop.segment, "name": loop.title.partition(" ")[0]}
 
 
 def _line(_: Any, line: Any, *__: Any) -> Where:
@@ -108,7 +108,7 @@ def _joins(net: LocalNet, i: int, _: Any, met: bool) -> bool:
 def table() -> list[Watched]:
     """Everything that is watched, scopes first."""
     return [
-        Watched("segment", execute.run_segment, where=_segment),
+        Watched("segment", execute.run_loop, where=_segment),
         Watched("layer", execute.layer_turn, where=_turn),
         Watched("new state", RecurrentNet.new_state, owner=RecurrentNet, where=_second),
         Watched("inference", LocalLayer.infer, owner=LocalLayer, where=_self),

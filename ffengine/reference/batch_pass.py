@@ -28,7 +28,7 @@ class BatchPassResult(NamedTuple):
 
 
 def batch_pass(
-    a: torch.Tensor, y: Any = None, *, config: LocalPassConfig, couple: BatchNorm | Peer,
+    a: torch.Tensor, y: Any = None, *, config: LocalPassConfig, coupling: BatchNorm | Peer,
     gamma: torch.Tensor | None = None, beta: torch.Tensor | None = None,
     running_mean: torch.Tensor | None = None, running_var: torch.Tensor | None = None,
     training: bool = True, want_z: bool = True, want_da: bool = False, da_scale: float = 1.0,
@@ -42,8 +42,8 @@ def batch_pass(
         h = F.relu(x).requires_grad_()
         penalty = None
         sources = [h]
-        if isinstance(couple, BatchNorm):
-            z, affine = batch_norm(h, config, couple, gamma, beta, running_mean, running_var,
+        if isinstance(coupling, BatchNorm):
+            z, affine = batch_norm(h, config, coupling, gamma, beta, running_mean, running_var,
                                    training)
             g = local.goodness(z, config.offsets(a.shape[1]), config.goodness)
             sources += affine
@@ -51,7 +51,7 @@ def batch_pass(
             assert running_mean is not None  # the op checked
             z = local.normalise(h, config.offsets(a.shape[1]), config)
             g = local.goodness(h, config.offsets(a.shape[1]), config.goodness)
-            penalty = peer_penalty(h, y, couple, running_mean, training)
+            penalty = peer_penalty(h, y, coupling, running_mean, training)
         loss = coef = da = dgamma = dbeta = None
         if y is not None:
             loss, dg = local.loss_and_gradient(g, y, config, a.shape[0])
@@ -72,7 +72,7 @@ def batch_pass(
         None if penalty is None else penalty.detach())
 
 
-def batch_norm(h: torch.Tensor, config: LocalPassConfig, couple: BatchNorm,
+def batch_norm(h: torch.Tensor, config: LocalPassConfig, coupling: BatchNorm,
                gamma: torch.Tensor | None, beta: torch.Tensor | None,
                running_mean: torch.Tensor | None, running_var: torch.Tensor | None,
                training: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -82,18 +82,18 @@ def batch_norm(h: torch.Tensor, config: LocalPassConfig, couple: BatchNorm,
     unbiased one, in place and after its use, as in torch.
     """
     pools = config.pool == "max2"
-    p = F.max_pool2d(h, 2) if pools and couple.order == "pool_norm" else h
+    p = F.max_pool2d(h, 2) if pools and coupling.order == "pool_norm" else h
     over = [d for d in range(p.dim()) if d != 1]
     mean = p.mean(over, keepdim=True)
     centred = p - mean
     var = (centred * centred).mean(over, keepdim=True)
     wide = mean.shape
     batch = (mean.detach(), var.detach())
-    if couple.use_running or not training:
+    if coupling.use_running or not training:
         assert running_mean is not None and running_var is not None  # the op checked
         centred = p - running_mean.clone().view(wide)
         var = running_var.clone().view(wide)
-    u = centred * torch.rsqrt(var + couple.eps)
+    u = centred * torch.rsqrt(var + coupling.eps)
     affine = []
     if gamma is not None and beta is not None:
         affine = [t.detach().to(h.dtype).clone().requires_grad_() for t in (gamma, beta)]
@@ -101,22 +101,23 @@ def batch_norm(h: torch.Tensor, config: LocalPassConfig, couple: BatchNorm,
     if training and running_mean is not None and running_var is not None:
         n = p.numel() // p.shape[1]
         for state, value in ((running_mean, batch[0]), (running_var, batch[1] * (n / (n - 1)))):
-            state.mul_(1 - couple.momentum).add_(value.view(-1), alpha=couple.momentum)
-    return F.max_pool2d(u, 2) if pools and couple.order == "norm_pool" else u, affine
+            state.mul_(1 - coupling.momentum).add_(value.view(-1), alpha=coupling.momentum)
+    return F.max_pool2d(u, 2) if pools and coupling.order == "norm_pool" else u, affine
 
 
-def peer_penalty(h: torch.Tensor, y: Any, couple: Peer, state: torch.Tensor,
+def peer_penalty(h: torch.Tensor, y: Any, coupling: Peer, state: torch.Tensor,
                  training: bool) -> torch.Tensor:
     """weight mean_c (mean(r') - r'_c)^2, and r' in place over the state r when training.
 
     Without a positive row, without weight, or when not training, r' is r.
     """
     after = state.clone()
-    if training and couple.weight:
+    if training and coupling.weight:
         positive = y == 1
         rows = positive.sum()
         chosen = torch.where(positive[:, None], h, torch.zeros_like(h))
         mean = chosen.sum(0) / rows.clamp_min(1)
-        after = torch.where(rows > 0, couple.momentum * after + (1 - couple.momentum) * mean, after)
+        after = torch.where(
+            rows > 0, coupling.momentum * after + (1 - coupling.momentum) * mean, after)
         state.copy_(after.detach())
-    return couple.weight * ((after.mean() - after) ** 2).mean()
+    return coupling.weight * ((after.mean() - after) ** 2).mean()

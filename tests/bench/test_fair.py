@@ -17,9 +17,9 @@ from models.every import TINY
 
 import ffengine as ff
 from bench import fair, machine, plots, results
+from bench.contenders import Contender, Phase
 from bench.judging import judged, table, verdict
 from bench.problem import Problem, turns
-from bench.sides import Phase, Side
 from ffengine.baselines.steps import BackpropStep, UnfusedStep, backprop_recipes
 from ffengine.devices import rates
 from ffengine.engine.inputs import rows_of
@@ -33,7 +33,7 @@ NAMES = sorted(TINY)
 
 
 def network(name: str, **changed: Any) -> Any:
-    """Without dropout, whose draws differ from side to side."""
+    """Without dropout, whose draws differ from from one contender to the next."""
     found = changed if "deeperforward" not in name else {"dropout": 0.0, **changed}
     return models.network(name, **found)
 
@@ -77,10 +77,10 @@ def test_every_recipe_steps_by_the_gradient_of_the_whole_batch(name: str) -> Non
     before = {n: p.detach().clone() for n, p in named}
     for recipe, options in backprop_recipes(len(y)):
         for channels_last in (False, True):
-            side = BackpropStep(twin(name), PLAIN, torch.float64, channels_last=channels_last,
+            contender = BackpropStep(twin(name), PLAIN, torch.float64, channels_last=channels_last,
                                 **options)
-            side.step(x, y)
-            after = dict(side.net.named_parameters())
+            contender.step(x, y)
+            after = dict(contender.net.named_parameters())
             for (n, _), gradient in zip(named, true, strict=True):
                 if gradient is not None:
                     assert_same(before[n] - after[n].detach(), gradient, (recipe, n))
@@ -91,7 +91,7 @@ def test_every_recipe_steps_by_the_gradient_of_the_whole_batch(name: str) -> Non
 def test_the_unfused_step_is_the_engines_rule(name: str) -> None:
     optim = OptimConfig(kind="sgd", lr=0.1)
     try:
-        side = UnfusedStep(network(name).double(), optim, torch.float64, epochs=4)
+        contender = UnfusedStep(network(name).double(), optim, torch.float64, epochs=4)
     except ValueError as refused:
         assert "layers that train in turn" in str(refused)
         assert name.startswith(("cff/", "cafo/")) or name == "fflib/ffrnn"
@@ -106,13 +106,13 @@ def test_the_unfused_step_is_the_engines_rule(name: str) -> None:
                    for epoch in phase_starts(trainer.schedule)]})
     for _, epoch, iteration in turns(trainer.schedule):
         factor = trainer.settings.rate_factor(trainer.schedule.rate_epoch(epoch))
-        for group in (g for o in side.optimizers() for g in o.param_groups):
+        for group in (g for o in contender.optimizers() for g in o.param_groups):
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
         trainer.step(x, y, epoch=epoch, iteration=iteration)
-        side.step(x, y, epoch=epoch, iteration=iteration)
+        contender.step(x, y, epoch=epoch, iteration=iteration)
     moved = 0
     for key, ours in trainer.net.state_dict().items():
-        plain = side.net.state_dict()[key]
+        plain = contender.net.state_dict()[key]
         if ours.is_floating_point():
             assert_same(ours, plain, key)
             moved += not torch.equal(ours, network(name).state_dict()[key].to(ours.dtype))
@@ -147,8 +147,8 @@ def test_metering_some_pieces_gives_the_peak_of_the_whole_step() -> None:
     made = problem("deeperforward/tinycnn", batch=16)
     recipes = dict(backprop_recipes(16))
     for name in ("bp micro-batch 1", "bp 8 micro-batches of 2, checkpointed"):
-        side = fair.backprop_sides(made, name, False)
-        (_, builds), = side
+        contender = fair.backprop_contenders(made, name, False)
+        (_, builds), = contender
         some, whole = builds[0](), builds[0]()
         assert recipes[name]["micro_batch"] and some.phases[0].show is not None
         whole.phases[0].show = None
@@ -171,8 +171,8 @@ def test_turns_share_the_epochs() -> None:
     assert shares[0] == pytest.approx(1 / 20) and sum(shares) == pytest.approx(1)
 
 
-def side(name: str, step: Any, kind: str = "bp") -> Side:
-    return Side(name, kind, [Phase(step)], lambda: {"parameter": [], "state": []})
+def contender(name: str, step: Any, kind: str = "bp") -> Contender:
+    return Contender(name, kind, [Phase(step)], lambda: {"parameter": [], "state": []})
 
 
 def test_a_side_that_fails_stays_a_row() -> None:
@@ -181,7 +181,7 @@ def test_a_side_that_fails_stays_a_row() -> None:
     def broken() -> None:
         raise RuntimeError("no\nmemory")
 
-    row, kept = fair.prepared(made, "bp plain", "bp", [lambda: side("bp plain", broken)])
+    row, kept = fair.prepared(made, "bp plain", "bp", [lambda: contender("bp plain", broken)])
     assert kept is None and row["failed"] == "no memory"
     turn = iter(range(9))
 
@@ -189,14 +189,15 @@ def test_a_side_that_fails_stays_a_row() -> None:
         if next(turn) > 0:
             raise ValueError("[late] fails")
 
-    times = fair.rounds_of({"late": side("late", late), "fine": side("fine", lambda: None)}, 3, 60)
+    times = fair.rounds_of({"late": contender("late", late),
+                            "fine": contender("fine", lambda: None)}, 3, 60)
     assert times["late"] == "[late] fails" and len(times["fine"]) == 3
     assert "failed: no memory" in table([row | {"front": False}])
 
 
 def test_rounds_stop_at_the_limit_after_one() -> None:
-    def waits(seconds: float) -> Side:
-        return side("waits", lambda: time.sleep(seconds))
+    def waits(seconds: float) -> Contender:
+        return contender("waits", lambda: time.sleep(seconds))
 
     assert len(fair.rounds_of({"short": waits(0.01)}, 500, 0.0)["short"]) == 1
     times = fair.rounds_of({"long": waits(0.06), "short": waits(0.01)}, 500, 1.0)
@@ -327,12 +328,12 @@ def test_bad_input_is_one_line(words: list[str], said: str,
 
 
 def test_authors_code_of_another_checkout_is_a_row(tmp_path: Path) -> None:
-    from bench.sides import authors_side
+    from bench.contenders import authors_contender
 
     for name in ("deeperforward/tinycnn", "fflib/ffnn", "trifecta/shallow", "sn/mlp"):
         made = problem(name)
         found, kept = fair.prepared(made, "authors' step", "authors",
-                                    [lambda m=made: authors_side(m, tmp_path)])
+                                    [lambda m=made: authors_contender(m, tmp_path)])
         assert kept is None and found["failed"].startswith("[bench] ")
 
 

@@ -45,5 +45,5 @@ def test_cwcomp(shape: tuple[int, ...], backend: str, order: str,
                 layout: torch.memory_format) -> None:
     config = settings(groups=10, goodness="mean_sq", pool="max2")
     for dtype in (torch.float32, torch.bfloat16):
-        couple = BatchNorm(1e-4, order=order)  # type: ignore[arg-type]
-        Case("cwcomp", shape, config, couple, dtype, layout).check(backend, "cuda")
+        coupling = BatchNorm(1e-4, order=order)  # type: ignore[arg-type]
+        Case("cwcomp", shape, config, coupling, dtype, layout).check(backend, "cuda")

@@ -20,7 +20,7 @@ def test_small(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     CASES[case].check("cuda", "cpu")
     # peers without weight move nothing: the samples are passed one by one
     assert ("local_pass" if case.endswith("without-weight") else "batch_pass") in extension.calls
-    assert ("batch_middle" in extension.calls) == isinstance(CASES[case].couple, BatchNorm)
+    assert ("batch_middle" in extension.calls) == isinstance(CASES[case].coupling, BatchNorm)
 
 
 @pytest.mark.parametrize("layout", [NCHW, CL], ids=["nchw", "nhwc"])
@@ -46,6 +46,6 @@ def test_labels_of_no_group_give_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     extension = emulate.install(monkeypatch)
     monkeypatch.setattr(op, "check_targets", lambda *_: None)
     out = op.batch_pass(torch.randn(3, 8), torch.tensor([1, 99, 0]), config=settings(groups=2),
-                        couple=BatchNorm(), backend="cuda")
+                        coupling=BatchNorm(), backend="cuda")
     assert out.loss is not None and "batch_middle" in extension.calls
     assert out.loss[1].isnan() and not out.loss[[0, 2]].isnan().any()

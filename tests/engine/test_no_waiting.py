@@ -130,7 +130,7 @@ def test_what_groups_of_unequal_width_need_is_sent_once(backend: str) -> None:
             with mode:
                 for each in (config, built_in):
                     local_pass(a, y, config=each, want_da=True, backend=backend)
-                    batch_pass(a, y, config=each, couple=BatchNorm(), want_da=True,
+                    batch_pass(a, y, config=each, coupling=BatchNorm(), want_da=True,
                                backend=backend)
         assert not mode.sent
 

@@ -122,7 +122,7 @@ def test_cuts_and_tiles_of_a_plan() -> None:
     plan = planner("tinycnn", 32).fixed([0, 2], [4, 32, 8])
     assert plan.cuts == [0, 2]
     assert plan.tile == [4, 32, 8]
-    assert [run.layers for run in plan.runs] == [range(0, 1), range(1, 3), range(3, 4)]
+    assert [s.layers for s in plan.segments] == [range(0, 1), range(1, 3), range(3, 4)]
     assert plan.peak_bytes == plan.floor_bytes + plan.working_bytes
 
 

@@ -86,7 +86,7 @@ def metered(made: Job, samples: int, when: tuple[int, int], plan: Plan,
 def test_every_phase_is_planned_as_metered(name: str, precision: str) -> None:
     made, wrong = job(name, precision), []
     # batch statistics of one sample do not exist
-    for samples in (2 if made.net.layer(0).couples else 1, 5, 32):
+    for samples in (2 if made.net.layer(0).uses_batch_statistics else 1, 5, 32):
         for epoch in phase_starts(made.schedule):
             planner = planner_for(made, samples, epoch)
             for plan in {planner.best(), planner.smallest()}:

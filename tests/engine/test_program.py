@@ -19,7 +19,7 @@ from ffengine.engine.memory.listing import sentence, steps, text
 from ffengine.engine.memory.planner import Planner
 from ffengine.engine.memory.shapes import measure
 from ffengine.engine.optim import LocalOptimizer
-from ffengine.engine.program import Facts, Instruction, Part, Program, Segment, Store, finished
+from ffengine.engine.program import Facts, Instruction, Loop, Part, Program, Store, finished
 from ffengine.engine.schedules.schedule import of
 from ffengine.nn import LinearHead, LocalLinear, LocalNet
 from ffengine.ops.config import LocalPassConfig, Norm
@@ -32,13 +32,13 @@ def line(op: str, reads: str = "", writes: str = "", index: int = 0) -> Instruct
     return Instruction(op, index, tuple((n, n) for n in reads.split()), tuple(writes.split()))
 
 
-def tiles(*lines: Instruction, **options: Any) -> Segment:
-    return Segment(lines, 2, **options)
+def tiles(*lines: Instruction, **options: Any) -> Loop:
+    return Loop(lines, 2, **options)
 
 
 def instructions(program: Program) -> list[Instruction]:
     return [one for part in program.parts
-            for one in (part.lines if isinstance(part, Segment) else (part,))]
+            for one in (part.lines if isinstance(part, Loop) else (part,))]
 
 
 @pytest.mark.parametrize(("parts", "said"), [
@@ -64,7 +64,7 @@ def test_the_last_reader_frees_and_nothing_is_left() -> None:
         line("head", "x1")], FACTS)
     encode, forward, segment, head = made.parts
     assert (encode.frees, forward.frees) == ({"batch"}, frozenset())
-    assert isinstance(segment, Segment) and segment.frees == {"a0", "x0"}
+    assert isinstance(segment, Loop) and segment.frees == {"a0", "x0"}
     # a tile's own: its rows of what it reads, and what it made and does not store
     assert [one.frees for one in segment.lines] == [{"a0"}, {"x0", "d0"}]
     assert head.frees == {"x1"}

@@ -372,7 +372,7 @@ def test_a_head_that_blows_up_stops_training() -> None:
 
 def test_updated_features_refuse_batch_statistics() -> None:
     layers = [LocalConv2d(1, 10, 3, config=LocalPassConfig(groups=10, norm=Norm("none")),
-                          couple=BatchNorm())]
+                          batch_coupling=BatchNorm())]
     with pytest.raises(ValueError, match="expected layers without dropout and batch statistics"):
         LocalNet(layers, num_classes=10, in_shape=(1, 4, 4), propagate="updated")
 

@@ -95,7 +95,7 @@ def test_layers_one_by_one_are_the_same_step(cuts: list[int], tile: int) -> None
         x = torch.randn(7, 3, 8, 8, dtype=FP64)
         optimizer = LocalOptimizer(net.named_parameters(), OptimConfig(lr=1e-3))
         plan = Planner(measure(net, 7, FP64, backend="reference")).fixed(cuts, tile, one_by_one)
-        assert all(r.one_by_one == (one_by_one and len(r.layers) > 1) for r in plan.runs)
+        assert all(s.one_by_one == (one_by_one and len(s.layers) > 1) for s in plan.segments)
         report = train_batch(StepContext(net, optimizer, torch.arange(7), 7, seed=3, step=5,
                                          backend="reference"), x, plan, FP64)
         made.append([*report.losses, *report.goodness, *(p.detach() for p in net.parameters())])

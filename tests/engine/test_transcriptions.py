@@ -150,13 +150,13 @@ def test_backpropagation_is_torch_s(name: str, options: dict[str, Any]) -> None:
         loss = F.cross_entropy(theirs.differentiable_logits(x), y)
         assert_same(report.losses[-1], loss)
         assert torch.equal(report.scores.argmax(1), theirs.differentiable_logits(x).argmax(1)) or (
-            any(m.couple is not None or m.pre_norm is not None for m in ours.layers))
+            any(m.batch_coupling is not None or m.pre_norm is not None for m in ours.layers))
         adam.zero_grad()
         loss.backward()
         adam.step()
     for (n, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert_same(mine, other, n)
-    if not any(m.couple is not None or m.pre_norm is not None for m in ours.layers):
+    if not any(m.batch_coupling is not None or m.pre_norm is not None for m in ours.layers):
         assert_same(ours(x), ours.differentiable_logits(x))
 
 

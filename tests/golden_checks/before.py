@@ -83,7 +83,7 @@ def phases(made: ff.Trainer) -> Iterator[tuple[int, Row]]:
         if made.schedule.planned:
             plan = made.planning.plans(SAMPLES).at(epoch)
             row = {"peak_bytes": plan.peak_bytes, "floor_bytes": plan.floor_bytes,
-                   "cuts": list(plan.cuts), "tiles": [run.tile for run in plan.runs], **row}
+                   "cuts": list(plan.cuts), "tiles": [s.tile for s in plan.segments], **row}
         yield epoch, row
 
 

@@ -186,7 +186,7 @@ def test_predictions_ignore_the_rest_of_the_batch_and_leave_no_trace(name: str) 
     assert not moved(before, net) and torch.equal(generator, torch.get_rng_state())
 
 
-def test_batch_statistics_couple_predictions_and_still_leave_no_trace() -> None:
+def test_batch_statistics_tie_predictions_and_still_leave_no_trace() -> None:
     """CaFo as published: every set is normalised by its own statistics."""
     net = network("cafo/cnn", batch_statistics=True)
     trainer(net).step(*batch(net))

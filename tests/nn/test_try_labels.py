@@ -128,7 +128,7 @@ def test_a_batch_norm_after_the_weight() -> None:
     """The pass from the first pre-activation on is the network's own."""
     torch.manual_seed(0)
     config = LocalPassConfig(groups=1, goodness="mean_sq", norm=Norm("none"))
-    layers = [LocalLinear(72 + K, 12, config=config, couple=BatchNorm()),
+    layers = [LocalLinear(72 + K, 12, config=config, batch_coupling=BatchNorm()),
               LocalLinear(12, 8, config=config)]
     net = LocalNet(layers, num_classes=K, in_shape=IMAGE, encoding=Concat(K, IMAGE),
                    input_norm="none").double()

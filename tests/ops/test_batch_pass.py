@@ -54,8 +54,8 @@ ORDER = pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("pool", ["none", "max2"])
 @ORDER
 def test_reference_is_torch(order: Any, pool: Any, goodness: Any, affine: bool) -> None:
-    config, couple = settings(goodness=goodness, pool=pool), BatchNorm(1e-4, 0.2, order)
-    given = draw((5, 20, 5, 6), config, couple, affine=affine).to(torch.float64)
+    config, coupling = settings(goodness=goodness, pool=pool), BatchNorm(1e-4, 0.2, order)
+    given = draw((5, 20, 5, 6), config, coupling, affine=affine).to(torch.float64)
     twin = Inputs(given.a.clone().requires_grad_(), given.y,
                   {k: v.clone() for k, v in given.vectors.items()})
     v = twin.vectors
@@ -72,7 +72,8 @@ def test_reference_is_torch(order: Any, pool: Any, goodness: Any, affine: bool) 
     parts = (z if goodness == "mean" else z * z).reshape(5, 4, -1)
     g = parts.sum(2) if goodness == "sum_sq" else parts.mean(2)
     F.cross_entropy(g, twin.y).backward()  # type: ignore[no-untyped-call]
-    out = batch_pass(given.a, given.y, config=config, couple=couple, want_da=True, **given.vectors)
+    out = batch_pass(given.a, given.y, config=config, coupling=coupling, want_da=True,
+                     **given.vectors)
     pairs = [(out.z, z), (out.g, g), (out.da, twin.a.grad)]
     if affine:
         pairs += [(out.dgamma, v["gamma"].grad), (out.dbeta, v["beta"].grad)]
@@ -98,7 +99,7 @@ def test_reference_peer_is_loewe_s_formula(straight: bool, weight: float) -> Non
     penalty = weight * ((mean.mean() - mean) ** 2).mean()
     logits = (h * h).sum(1) - 20
     (F.binary_cross_entropy_with_logits(logits, y.double()) + penalty).backward()  # type: ignore[no-untyped-call]
-    out = batch_pass(a.detach(), y, config=config, couple=Peer(weight), running_mean=state,
+    out = batch_pass(a.detach(), y, config=config, coupling=Peer(weight), running_mean=state,
                      want_da=True)
     for ours, theirs in ((out.da, a.grad), (out.penalty, penalty), (state, mean)):
         assert ours is not None and theirs is not None
@@ -123,8 +124,8 @@ def test_shapes_dtypes_layouts(shape: tuple[int, ...], dtype: torch.dtype,
         for pool in pools:
             for order in ORDERS:
                 config = settings(goodness=goodness, pool=pool)
-                couple = BatchNorm(order=order)  # type: ignore[arg-type]
-                check(draw(shape, config, couple, dtype=dtype, layout=layout), config, couple,
+                coupling = BatchNorm(order=order)  # type: ignore[arg-type]
+                check(draw(shape, config, coupling, dtype=dtype, layout=layout), config, coupling,
                       "cpu")
 
 
@@ -162,12 +163,12 @@ def test_a_loss_in_python_gives_what_the_built_in_one_gives() -> None:
 @pytest.mark.parametrize("mode", ["evaluation", "running"])
 def test_running_statistics(mode: str, affine: bool, order: Any,
                             layout: torch.memory_format) -> None:
-    couple = BatchNorm(order=order, use_running=mode == "running")
+    coupling = BatchNorm(order=order, use_running=mode == "running")
     for pool in ("none", "max2"):
         for relu in ("masked", "straight_through"):
             config = settings(goodness="mean_sq", pool=pool, relu_gradient=relu)
-            given = draw((3, 20, 5, 6), config, couple, layout=layout, affine=affine)
-            check(given, config, couple, "cpu", training=mode == "running")
+            given = draw((3, 20, 5, 6), config, coupling, layout=layout, affine=affine)
+            check(given, config, coupling, "cpu", training=mode == "running")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -175,10 +176,10 @@ def test_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
     for layout in (NCHW, CL):
         for pool in ("none", "max2"):
             for order in ORDERS:
-                config, couple = settings(pool=pool), BatchNorm(order=order)  # type: ignore[arg-type]
+                config, coupling = settings(pool=pool), BatchNorm(order=order)  # type: ignore[arg-type]
                 for shape in ((3, 36, 9, 6), (5, 8, 7, 4), (5, 8, 6, 8), (5, 8, 6, 16)):
-                    check(draw(shape, config, couple, dtype=dtype, layout=layout), config, couple,
-                          "cpu")
+                    given = draw(shape, config, coupling, dtype=dtype, layout=layout)
+                    check(given, config, coupling, "cpu")
     config = peer_settings()
     check(draw((5, 37), config, Peer(), dtype=dtype), config, Peer(), "cpu")
 
@@ -195,24 +196,24 @@ def test_shifted_data(layout: torch.memory_format) -> None:
 @ORDER
 def test_dead_and_constant_channels(order: Any, layout: torch.memory_format) -> None:
     """Variance 0 in every channel of the first two groups; ties everywhere."""
-    couple = BatchNorm(order=order)
+    coupling = BatchNorm(order=order)
     for relu in ("masked", "straight_through"):
         config = settings(pool="max2", goodness="mean_sq", relu_gradient=relu)
-        given = draw((3, 20, 4, 6), config, couple, layout=layout)
+        given = draw((3, 20, 4, 6), config, coupling, layout=layout)
         given.a[:, :5] = -1.0
         given.a[:, 5:10] = 2.0
         given.a[:, 10:] = given.a[:, 10:].round()
-        check(given, config, couple, "cpu")
+        check(given, config, coupling, "cpu")
 
 
 @LAYOUTS
 def test_threads_change_no_bit(layout: torch.memory_format) -> None:
-    config, couple = settings(goodness="mean_sq", pool="max2"), BatchNorm(order="norm_pool")
+    config, coupling = settings(goodness="mean_sq", pool="max2"), BatchNorm(order="norm_pool")
     runs = []
     for threads in (1, 2, 5):
         C.set_num_threads(threads)
-        given = draw((7, 20, 33, 31), config, couple, layout=layout)
-        runs.append([*batch_pass(given.a, given.y, config=config, couple=couple, want_da=True,
+        given = draw((7, 20, 33, 31), config, coupling, layout=layout)
+        runs.append([*batch_pass(given.a, given.y, config=config, coupling=coupling, want_da=True,
                                  backend="cpu", **given.vectors), *given.vectors.values()])
     for run in runs[1:]:
         for one, other in zip(runs[0], run, strict=True):
@@ -221,14 +222,14 @@ def test_threads_change_no_bit(layout: torch.memory_format) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_out_may_be_a(dtype: torch.dtype) -> None:
-    for couple, config, shape in ((BatchNorm(), settings(goodness="mean_sq"), (3, 20, 6, 6)),
+    for coupling, config, shape in ((BatchNorm(), settings(goodness="mean_sq"), (3, 20, 6, 6)),
                                   (Peer(), peer_settings(), (6, 20))):
         for layout in (NCHW, CL):
-            given, again = (draw(shape, config, couple, dtype=dtype, layout=layout)
+            given, again = (draw(shape, config, coupling, dtype=dtype, layout=layout)
                             for _ in range(2))
-            apart = batch_pass(given.a, given.y, config=config, couple=couple, want_da=True,
+            apart = batch_pass(given.a, given.y, config=config, coupling=coupling, want_da=True,
                                backend="cpu", **given.vectors)
-            over = batch_pass(again.a, again.y, config=config, couple=couple, want_da=True,
+            over = batch_pass(again.a, again.y, config=config, coupling=coupling, want_da=True,
                               out=again.a, backend="cpu", **again.vectors)
             assert over.z is again.a
             for name in ("z", "g", "loss", "coef", "da", "dgamma", "penalty"):
@@ -237,21 +238,21 @@ def test_out_may_be_a(dtype: torch.dtype) -> None:
 
 
 def test_only_what_is_asked_for() -> None:
-    config, couple = settings(pool="max2"), BatchNorm(order="norm_pool")
+    config, coupling = settings(pool="max2"), BatchNorm(order="norm_pool")
     full: Any = None
     for want_z in (True, False):
         for want_da in (True, False):
-            given = draw((3, 20, 5, 6), config, couple)
-            part = batch_pass(given.a, given.y, config=config, couple=couple, want_z=want_z,
+            given = draw((3, 20, 5, 6), config, coupling)
+            part = batch_pass(given.a, given.y, config=config, coupling=coupling, want_z=want_z,
                               want_da=want_da, backend="cpu", **given.vectors)
             full = full or part
             assert (part.z is None) == (not want_z) and (part.da is None) == (not want_da)
             assert part.dgamma is not None and torch.equal(part.dgamma, full.dgamma)
             assert part.z is None or torch.equal(part.z, full.z)
             assert part.da is None or torch.equal(part.da, full.da)
-    given = draw((3, 20, 5, 6), config, couple)
+    given = draw((3, 20, 5, 6), config, coupling)
     given.y = None
-    assert check(given, config, couple, "cpu").loss is None
+    assert check(given, config, coupling, "cpu").loss is None
 
 
 def test_peer_without_positive_rows_and_with_nan() -> None:
@@ -271,11 +272,11 @@ def test_peer_without_positive_rows_and_with_nan() -> None:
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_no_rows(backend: str) -> None:
-    for couple, config, shape in ((BatchNorm(), settings(), (0, 20, 4, 4)),
+    for coupling, config, shape in ((BatchNorm(), settings(), (0, 20, 4, 4)),
                                   (Peer(), peer_settings(), (0, 20))):
-        given = draw(shape, config, couple)
+        given = draw(shape, config, coupling)
         before = given.vectors["running_mean"].clone()
-        out = batch_pass(given.a, given.y, config=config, couple=couple, want_da=True,
+        out = batch_pass(given.a, given.y, config=config, coupling=coupling, want_da=True,
                          backend=backend, **given.vectors)
         assert out.z is not None and out.z.shape == shape and out.g.shape[0] == 0
         assert torch.equal(given.vectors["running_mean"], before)
@@ -292,10 +293,10 @@ def test_sliced_and_permuted_inputs() -> None:
 def test_fp64_goes_to_the_reference() -> None:
     config = settings()
     given = draw((3, 20, 4, 4), config, BatchNorm()).to(torch.float64)
-    out = batch_pass(given.a, given.y, config=config, couple=BatchNorm(), **given.vectors)
+    out = batch_pass(given.a, given.y, config=config, coupling=BatchNorm(), **given.vectors)
     assert out.g.dtype is torch.float64
     with pytest.raises(ValueError, match="no float64 kernels"):
-        batch_pass(given.a, config=config, couple=BatchNorm(), backend="cpu")
+        batch_pass(given.a, config=config, coupling=BatchNorm(), backend="cpu")
 
 
 A = torch.randn(4, 20, 4, 4)
@@ -313,18 +314,20 @@ NONE = settings()
     ({"gamma": V}, r"gamma and beta both or neither, got one"),
     ({"running_mean": V}, r"running_mean and running_var both or neither, got one"),
     ({"training": False}, r"expected running statistics where .* got None"),
-    ({"couple": BatchNorm(use_running=True)}, r"expected running statistics where .* got None"),
+    ({"coupling": BatchNorm(use_running=True)}, r"expected running statistics where .* got None"),
     ({"a": A[:1, :, :1, :1]}, r"more than one value a channel, got \(1, 20, 1, 1\)"),
     ({"a": A[:1, :, :2, :2], "config": settings(pool="max2")}, r"more than one value a channel"),
-    ({"couple": Peer(), "running_mean": V}, r"linear layers: a must be \(N, C\), got \(4, 20"),
-    ({"a": A[:, :, 0, 0], "couple": Peer(), "running_mean": V}, r"positive and negative rows, got"),
-    ({"a": A[:, :, 0, 0], "couple": Peer(), "config": peer_settings()}, r"Peer takes running_mean"),
+    ({"coupling": Peer(), "running_mean": V}, r"linear layers: a must be \(N, C\), got \(4, 20"),
+    ({"a": A[:, :, 0, 0], "coupling": Peer(), "running_mean": V},
+     r"positive and negative rows, got"),
+    ({"a": A[:, :, 0, 0], "coupling": Peer(), "config": peer_settings()},
+     r"Peer takes running_mean"),
     ({"out": A.double()}, r"out must be \(4, 20, 4, 4\) torch.float32"),
     ({"y": torch.full((4,), 9)}, r"labels must lie in \[0, 4\), got 9"),
     ({"backend": "fpga"}, r"backend must be one of"),
 ], ids=lambda v: v if isinstance(v, str) else " ".join(v))
 def test_bad_input_is_one_line(arguments: dict[str, Any], message: str) -> None:
-    given = {"a": A, "config": NONE, "couple": BatchNorm(), **arguments}
+    given = {"a": A, "config": NONE, "coupling": BatchNorm(), **arguments}
     with pytest.raises(ValueError, match=message) as error:
         batch_pass(given.pop("a"), **given)
     assert "\n" not in str(error.value)
@@ -332,18 +335,18 @@ def test_bad_input_is_one_line(arguments: dict[str, Any], message: str) -> None:
 
 def test_bad_types_are_one_line() -> None:
     with pytest.raises(TypeError, match="floating-point tensor, got"):
-        batch_pass(torch.ones(2, 3, dtype=torch.int64), config=NONE, couple=BatchNorm())
-    with pytest.raises(TypeError, match="couple must be BatchNorm or Peer, got str"):
-        batch_pass(A, config=NONE, couple="peer")  # type: ignore[arg-type]
+        batch_pass(torch.ones(2, 3, dtype=torch.int64), config=NONE, coupling=BatchNorm())
+    with pytest.raises(TypeError, match="coupling must be BatchNorm or Peer, got str"):
+        batch_pass(A, config=NONE, coupling="peer")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="Peer in training needs positive rows"):
-        batch_pass(A[:, :, 0, 0], config=peer_settings(), couple=Peer(), running_mean=V)
+        batch_pass(A[:, :, 0, 0], config=peer_settings(), coupling=Peer(), running_mean=V)
     with pytest.raises(ValueError, match="order must be norm_pool or pool_norm, got 'both'"):
         BatchNorm(order="both")  # type: ignore[arg-type]
 
 
 def test_backward_through_it_explains_itself() -> None:
     out = batch_pass(A.clone().requires_grad_(), torch.zeros(4, dtype=torch.int64), config=NONE,
-                     couple=BatchNorm())
+                     coupling=BatchNorm())
     assert out.loss is not None
     with pytest.raises(RuntimeError, match="local by design"):
         out.loss.sum().backward()  # type: ignore[no-untyped-call]
@@ -369,7 +372,7 @@ def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     config, results = settings(goodness="mean_sq"), []
 
     def call(a: torch.Tensor, y: torch.Tensor, **vectors: torch.Tensor) -> Any:
-        return batch_pass(a, y, config=config, couple=BatchNorm(), want_da=True, backend="cpu",
+        return batch_pass(a, y, config=config, coupling=BatchNorm(), want_da=True, backend="cpu",
                           **vectors)[:5]
 
     for run in (call, torch.compile(call, backend="aot_eager")):
@@ -389,12 +392,12 @@ def test_declared_bytes_are_the_bytes_held(goodness: Any, shape: tuple[int, ...]
     pools = ("none",) if len(shape) == 2 else ("none", "max2")
     for pool in pools:
         for want in (True, False):
-            config, couple = settings(goodness=goodness, pool=pool), BatchNorm(order="norm_pool")
-            given = draw(shape, config, couple, dtype=dtype, layout=layout)
+            config, coupling = settings(goodness=goodness, pool=pool), BatchNorm(order="norm_pool")
+            given = draw(shape, config, coupling, dtype=dtype, layout=layout)
 
             def call(given: Inputs = given, config: LocalPassConfig = config,
-                     couple: BatchNorm = couple, want: bool = want) -> Any:
-                return batch_pass(given.a, given.y, config=config, couple=couple, want_z=want,
+                     coupling: BatchNorm = coupling, want: bool = want) -> Any:
+                return batch_pass(given.a, given.y, config=config, coupling=coupling, want_z=want,
                                   want_da=want, backend="cpu", **given.vectors)
 
             call()
@@ -402,7 +405,7 @@ def test_declared_bytes_are_the_bytes_held(goodness: Any, shape: tuple[int, ...]
             with listening(declared.append), allocator_events() as events:
                 r = call()
             outputs = sum(t.untyped_storage().nbytes() for t in (r.z, r.da) if t is not None)
-            bound = extra_bytes(shape, dtype, config, couple, want_z=want, want_da=want,
+            bound = extra_bytes(shape, dtype, config, coupling, want_z=want, want_da=want,
                                 channels_last=layout is CL and len(shape) == 4)
             held = events.peak - outputs
             # the arithmetic between the sweeps is torch's: a bound, and not a loose one

@@ -58,9 +58,9 @@ def test_local_pass(pool: Any, dtype: torch.dtype, backend: str) -> None:
 
 @kernels
 @every
-@pytest.mark.parametrize("couple", [BatchNorm(), BatchNorm(order="norm_pool"), Peer()], ids=str)
-def test_batch_pass(couple: BatchNorm | Peer, dtype: torch.dtype, backend: str) -> None:
-    peer = isinstance(couple, Peer)
+@pytest.mark.parametrize("coupling", [BatchNorm(), BatchNorm(order="norm_pool"), Peer()], ids=str)
+def test_batch_pass(coupling: BatchNorm | Peer, dtype: torch.dtype, backend: str) -> None:
+    peer = isinstance(coupling, Peer)
     shape = (64, 40) if peer else (16, 40, 8, 8)
     config = LocalPassConfig(groups=1, loss=threshold(2.0)) if peer else LocalPassConfig(
         groups=10, norm=Norm("none"), pool="max2")
@@ -69,11 +69,11 @@ def test_batch_pass(couple: BatchNorm | Peer, dtype: torch.dtype, backend: str) 
         state = empty(shape[1]) if peer else None
 
         def call() -> Any:
-            return coupled.batch_pass(a, y, config=config, couple=couple, running_mean=state,
+            return coupled.batch_pass(a, y, config=config, coupling=coupling, running_mean=state,
                                       want_da=True, backend=backend)
 
         call()
-        declared = coupled.extra_bytes(shape, dtype, config, couple, backend=backend,
+        declared = coupled.extra_bytes(shape, dtype, config, coupling, backend=backend,
                                        channels_last=True)
         assert held(call, a, y, state) <= declared
 

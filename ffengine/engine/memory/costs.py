@@ -208,7 +208,7 @@ def signature(job: Job, i: int, want_z: bool, stepless: bool) -> str:
     norm = layer.pre_norm
     parts = [type(layer).__name__, net.shapes[i], net.shapes[i + 1], tuple(layer.weight.shape),
              layer.weight.dtype, layer.bias is not None, layer.geometry, layer.config,
-             layer.dropout > 0, norm and (norm.kind, norm.shape), layer.couple, net.wires[i],
-             net.propagate, want_z, sorted(kinds), job.settings.dtype,
+             layer.dropout > 0, norm and (norm.kind, norm.shape), layer.batch_coupling,
+             net.wires[i], net.propagate, want_z, sorted(kinds), job.settings.dtype,
              backends.resolve("costs", job.backend, job.device, job.settings.dtype)]
     return re.sub(r" at 0x[0-9a-f]+", "", "; ".join(map(str, parts)))

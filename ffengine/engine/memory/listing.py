@@ -13,7 +13,7 @@ from ffengine.engine.memory.budget import megabytes
 from ffengine.engine.memory.dry_run import DryRun
 from ffengine.engine.memory.plan import Plan
 from ffengine.engine.memory.planning import Planning
-from ffengine.engine.program import Instruction, Segment
+from ffengine.engine.program import Instruction, Loop
 
 #: Of ops whose line says something else than their name and their layer {i}.
 WORDS = {
@@ -56,7 +56,7 @@ def parts(dry: DryRun, plan: Plan) -> list[Values]:
     return [{"title": part.title, "tile": part.size, "pairs": part.pairs,
              "layers": sorted({line.index for line in part.lines}),
              "lines": [values(line, live) for line in part.lines]}
-            if isinstance(part, Segment) else values(part, live) for part in program.parts]
+            if isinstance(part, Loop) else values(part, live) for part in program.parts]
 
 
 def values(line: Instruction, live: dict[int, int]) -> Values:

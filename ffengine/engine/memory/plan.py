@@ -1,7 +1,8 @@
-"""The memory plan: where the network is cut into runs, and how many samples a tile holds.
+"""The memory plan: where the network is cut into segments, and how many samples a tile holds.
 
-Inside a run sample tiles go depth-first through its layers and add to the run's weight gradients;
-only at a cut does the whole batch's map (and a live shortcut) exist. planner.py chooses plans.
+Inside a segment sample tiles go depth-first through its layers and add to the segment's weight
+gradients; only at a cut does the whole batch's map (and a live shortcut) exist. planner.py chooses
+plans.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ class TurnBytes(NamedTuple):
 
 
 class Entrance(NamedTuple):
-    """Of a step's parts outside its runs, parameters and states not counted."""
+    """Of a step's parts outside its segments, parameters and states not counted."""
 
-    #: Beside the first map, while the runs go on: samples, targets, results of heads.
+    #: Beside the first map, while the segments go on: samples, targets, results of heads.
     base: int
     #: Of the first map, 0 where it is the caller's own batch.
     x: int
-    #: The most that is live before the first run and after the last.
+    #: The most that is live before the first segment and after the last.
     peak: int
 
 
 @dataclass(frozen=True)
-class Run:
+class Segment:
     """Consecutive layers trained tile by tile; `tile >= batch` is one tile without buffers."""
 
     layers: range
@@ -61,7 +62,7 @@ class Run:
 class Plan:
     """Runs in order. Bytes are of a whole training step; seconds only rank plans."""
 
-    runs: tuple[Run, ...]
+    segments: tuple[Segment, ...]
     batch: int
     floor_bytes: int
     peak_bytes: int
@@ -75,25 +76,25 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        return sum(run.seconds for run in self.runs)
+        return sum(segment.seconds for segment in self.segments)
 
     @property
     def cuts(self) -> list[int]:
         """Layers after which the whole batch's map exists."""
-        return [run.layers.stop - 1 for run in self.runs[:-1]]
+        return [segment.layers.stop - 1 for segment in self.segments[:-1]]
 
     @property
     def tile(self) -> list[int]:
-        """Samples a tile, per run."""
-        return [min(run.tile, self.batch) for run in self.runs]
+        """Samples a tile, per segment."""
+        return [min(segment.tile, self.batch) for segment in self.segments]
 
     @property
     def one_by_one(self) -> list[bool]:
         """Runs that train a layer at a time, the last first."""
-        return [run.one_by_one for run in self.runs]
+        return [segment.one_by_one for segment in self.segments]
 
 
 def one_tile(span: range, batch: int) -> Plan:
-    """The layers of a span in one run and one tile; its bytes are not known yet."""
-    run = Run(span, max(batch, 1), (), None, False, False, False, True, 0, 0.0)
-    return Plan((run,) if span else (), batch, 0, 0)
+    """The layers of a span in one segment and one tile; its bytes are not known yet."""
+    segment = Segment(span, max(batch, 1), (), None, False, False, False, True, 0, 0.0)
+    return Plan((segment,) if span else (), batch, 0, 0)

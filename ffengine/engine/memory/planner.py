@@ -1,7 +1,7 @@
 """Which plan: the cuts and tiles that are fastest within a number of bytes.
 
-A run's peak follows from what its layers' turns hold, which a dry run tells (dry_run.py); the best
-plan is a shortest path over the positions of cuts.
+A segment's peak follows from what its layers' turns hold, which a dry run tells (dry_run.py); the
+best plan is a shortest path over the positions of cuts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from ffengine.engine.memory.plan import Arriving, Plan, Run
+from ffengine.engine.memory.plan import Arriving, Plan, Segment
 from ffengine.engine.memory.shapes import NetSizes
 
 #: Seconds a layer's turn costs beside its arithmetic, and what memory traffic and arithmetic cost;
@@ -42,14 +42,15 @@ class Planner:
         self.first, self.depth = sizes.span.start, sizes.span.stop
 
     @functools.cached_property
-    def _runs(self) -> dict[tuple[int, int], list[Run]]:
-        """Every run that a plan may be made of, by its first layer and the one after its last."""
-        found: dict[tuple[int, int], list[Run]] = {}
+    def _segments(self) -> dict[tuple[int, int], list[Segment]]:
+        """Every segment that a plan may be made of, by its first layer and the one after its
+        last."""
+        found: dict[tuple[int, int], list[Segment]] = {}
         for start in self.sizes.span:
             for tile, one_by_one in itertools.product(self.tiles, (False, True)):
-                for run in self._runs_from(start, tile, one_by_one=one_by_one):
-                    found.setdefault((start, run.layers.stop), []).append(run)
-        return {at: _fastest_first(runs) for at, runs in found.items()}
+                for segment in self._segments_from(start, tile, one_by_one=one_by_one):
+                    found.setdefault((start, segment.layers.stop), []).append(segment)
+        return {at: _fastest_first(segments) for at, segments in found.items()}
 
     def fixed(self, cuts: Sequence[int], tile: int | Sequence[int],
               one_by_one: Sequence[bool] | bool = False) -> Plan:
@@ -61,27 +62,30 @@ class Planner:
             raise ValueError(f"[plan] cuts must rise within 0..{self.depth - 2}, got {list(cuts)}")
         tiles = [tile] * len(stops) if isinstance(tile, int) else list(tile)
         if len(tiles) != len(stops) or min(tiles) < 1:
-            raise ValueError(f"[plan] expected one tile >= 1 for each of {len(stops)} runs, "
+            raise ValueError(f"[plan] expected one tile >= 1 for each of {len(stops)} segments, "
                              f"got {tiles}")
-        runs, start, n = [], self.first, max(self.sizes.batch, 1)
+        segments, start, n = [], self.first, max(self.sizes.batch, 1)
         alone = [one_by_one] * len(stops) if isinstance(one_by_one, bool) else one_by_one
         for stop, size, one in zip(stops, tiles, alone, strict=True):
             size = min(size, n)
             one = one and size < n and stop - start > 1
-            found = [r for r in self._runs_from(start, size, stop, one) if r.layers.stop == stop]
+            found = [s for s in self._segments_from(start, size, stop, one)
+                     if s.layers.stop == stop]
             if not found:
                 raise ValueError(f"[plan] layers {start} to {stop - 1} expected tiles of "
                                  f"the whole batch, {n}, got {size}")
-            runs.append(found[0])
+            segments.append(found[0])
             start = stop
-        return self._plan(runs)
+        return self._plan(segments)
 
     def like(self, plan: Plan) -> Plan:
         """The cuts and tiles of another phase's or batch size's plan, where they fit in this one.
         """
-        runs = [r for r in plan.runs if r.layers.stop > self.first and r.layers.start < self.depth]
-        return self.fixed([r.layers.stop - 1 for r in runs[:-1]], [r.tile for r in runs] or 1,
-                          [r.one_by_one for r in runs] or False)
+        segments = [s for s in plan.segments
+                    if s.layers.stop > self.first and s.layers.start < self.depth]
+        return self.fixed([s.layers.stop - 1 for s in segments[:-1]],
+                          [s.tile for s in segments] or 1,
+                          [s.one_by_one for s in segments] or False)
 
     def best(self, budget: int | None = None) -> Plan:
         """The fastest plan within `budget` bytes.
@@ -116,9 +120,10 @@ class Planner:
         return self._bisect(lambda plan: plan is not None)
 
     def _bisect(self, good: Callable[[Plan | None], bool]) -> Plan:
-        """Plan under the smallest budget that is still good; budgets are the runs' own peaks."""
+        """Plan under the smallest budget that is still good; budgets are the segments' own peaks.
+        """
         peaks = sorted({self._around(), *(
-            r.peak_bytes for runs in self._runs.values() for r in runs)})
+            s.peak_bytes for segments in self._segments.values() for s in segments)})
         low, high = 0, len(peaks) - 1
         while low < high:
             middle = (low + high) // 2
@@ -131,7 +136,7 @@ class Planner:
         return plan
 
     def _around(self) -> int:
-        """What a step holds whatever its runs are, beside the floor."""
+        """What a step holds whatever its segments are, beside the floor."""
         return self.sizes.step_bytes if self.sizes.one_step else self.sizes.entrance.peak
 
     def _fastest(self, budget: int | None) -> Plan | None:
@@ -139,49 +144,50 @@ class Planner:
         room = math.inf if budget is None else budget - self.sizes.floor_bytes
         if self._around() > room:
             return None
-        best: dict[int, tuple[float, list[Run]]] = {self.first: (0.0, [])}
+        best: dict[int, tuple[float, list[Segment]]] = {self.first: (0.0, [])}
         for stop in range(self.first + 1, self.depth + 1):
             for start in range(self.first, stop):
-                runs = self._runs.get((start, stop), ()) if start in best else ()
-                run = next((r for r in runs if r.peak_bytes <= room), None)
-                if run is None:
+                segments = self._segments.get((start, stop), ()) if start in best else ()
+                segment = next((r for r in segments if r.peak_bytes <= room), None)
+                if segment is None:
                     continue
-                total = best[start][0] + run.seconds
+                total = best[start][0] + segment.seconds
                 if stop not in best or total < best[stop][0]:
-                    best[stop] = (total, [*best[start][1], run])
+                    best[stop] = (total, [*best[start][1], segment])
         return self._plan(best[self.depth][1]) if self.depth in best else None
 
-    def _plan(self, runs: list[Run]) -> Plan:
+    def _plan(self, segments: list[Segment]) -> Plan:
         floor = self.sizes.floor_bytes
-        peak = max([self._around(), *(run.peak_bytes for run in runs)])
-        return Plan(tuple(runs), self.sizes.batch, floor, peak + floor, self.sizes.main.roomy)
+        peak = max([self._around(), *(segment.peak_bytes for segment in segments)])
+        return Plan(tuple(segments), self.sizes.batch, floor, peak + floor, self.sizes.main.roomy)
 
-    def _runs_from(self, start: int, tile: int, stop: int | None = None,
-                   one_by_one: bool = False) -> list[Run]:
-        """Every run that begins at layer `start` with this tile, peaks computed incrementally."""
+    def _segments_from(self, start: int, tile: int, stop: int | None = None,
+                       one_by_one: bool = False) -> list[Segment]:
+        """Every segment that begins at layer `start` with this tile, peaks computed incrementally.
+        """
         if one_by_one and tile >= self.sizes.batch:
             return []
-        walk, runs = _Walk(self.sizes, start, tile, self.seconds, one_by_one), []
+        walk, segments = _Walk(self.sizes, start, tile, self.seconds, one_by_one), []
         for i in range(start, stop or self.depth):
             if tile < self.sizes.batch and self.sizes.takes_all(i):
                 break
             walk.layer(i)
             if i > start or not one_by_one:
-                runs.append(walk.run(range(start, i + 1)))
-        return runs
+                segments.append(walk.segment(range(start, i + 1)))
+        return segments
 
 
-def _fastest_first(runs: list[Run]) -> list[Run]:
+def _fastest_first(segments: list[Segment]) -> list[Segment]:
     """Runs of the same layers, each smaller than every faster one."""
-    kept: list[Run] = []
-    for run in sorted(runs, key=lambda r: (r.seconds, r.peak_bytes)):
-        if not kept or run.peak_bytes < kept[-1].peak_bytes:
-            kept.append(run)
+    kept: list[Segment] = []
+    for segment in sorted(segments, key=lambda r: (r.seconds, r.peak_bytes)):
+        if not kept or segment.peak_bytes < kept[-1].peak_bytes:
+            kept.append(segment)
     return kept
 
 
 class _Walk:
-    """Live bytes of a run: one tile after the other through layers from `start` on."""
+    """Live bytes of a segment: one tile after the other through layers from `start` on."""
 
     def __init__(self, sizes: NetSizes, start: int, tile: int, seconds: Seconds,
                  one_by_one: bool = False) -> None:
@@ -227,7 +233,7 @@ class _Walk:
         self.kept += made.kept
         self.arriving = made.leaving
 
-    def run(self, layers: range) -> Run:
+    def segment(self, layers: range) -> Segment:
         sizes = self.sizes
         first, last_layer = sizes.layers[layers.start], sizes.layers[layers.stop - 1]
         last = layers.stop == sizes.span.stop
@@ -235,7 +241,7 @@ class _Walk:
         kept = last_layer.shortcut_live_after
         new_shortcut = kept and not last_layer.shortcut_out_is_x
         keep_alias = first.shortcut_in_is_x and new_shortcut and carried
-        # the first run may be looking at the caller's own batch
+        # the first segment may be looking at the caller's own batch
         ours = layers.start > sizes.span.start or sizes.one_step or bool(sizes.entrance.x)
         ours = ours and not self.one_by_one  # which reads its input once more
         over_x = ours and not keep_alias and last_layer.out_shape == first.x_shape
@@ -244,7 +250,7 @@ class _Walk:
             and first.shortcut_in_shape == last_layer.shortcut_out_shape))
         peak = sizes.step_bytes if sizes.one_step else self._peak(
             over_x, over_s, last, new_shortcut, layers)
-        return Run(layers, self.tile, last_layer.out_shape,
+        return Segment(layers, self.tile, last_layer.out_shape,
                    last_layer.shortcut_out_shape if kept else None,
                    last_layer.shortcut_out_is_x, over_x, over_s, last, peak, self.seconds,
                    self.one_by_one)

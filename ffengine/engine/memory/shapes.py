@@ -151,7 +151,7 @@ def is_whole(layer: LocalLayer) -> bool:
     """The layer's turn takes the whole batch at once: pairs, batch statistics, affine inputs."""
     loss = layer.config.loss
     return (isinstance(loss, Loss) and loss.paired) or (
-        layer.couple is not None or layer.pre_norm is not None)
+        layer.batch_coupling is not None or layer.pre_norm is not None)
 
 
 def layer_sizes(net: LocalNet, dtype: torch.dtype, depth: int) -> tuple[LayerSizes, ...]:

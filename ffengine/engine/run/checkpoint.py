@@ -181,7 +181,8 @@ def architecture(net: LocalNet) -> dict[str, Any]:
             f"goodness {config.goodness}", f"pool {config.pool}", f"relu {config.relu_gradient}",
             f"norm {config.norm}", f"dropout {layer.dropout}", f"blend {config.blend}",
             str(loss) if isinstance(loss, Loss) else f"loss {function_name(loss)}", str(wire),
-            f"input {layer.pre_norm.kind if layer.pre_norm else 'as it is'}", str(layer.couple)]
+            f"input {layer.pre_norm.kind if layer.pre_norm else 'as it is'}",
+            str(layer.batch_coupling)]
     return rows
 
 

@@ -23,7 +23,7 @@ SHOWN = 1000
 class Samples:
     """A loader's (x, y) on a device, x in the compute dtype, in pieces of at most `rows`.
 
-    Inference couples nothing across the batch, so pieces change no score; but for an overlay whose
+    Inference shares nothing across the batch, so pieces change no score; but for an overlay whose
     value is the batch's largest pixel (Pezeshki's code), which is then the piece's.
     """
 

@@ -81,8 +81,8 @@ class Cascade(Layerwise):
     def stage_started(self, run: Training, loader: Any, epoch: int) -> None:
         """The block's running statistics become the cumulative average over the training set."""
         net, index = run.net, self.stage(epoch)
-        couple = net.layer(index).couple
-        if net.batch_statistics or not isinstance(couple, BatchNorm):
+        coupling = net.layer(index).batch_coupling
+        if net.batch_statistics or not isinstance(coupling, BatchNorm):
             return
         with torch.no_grad():
             for count, item in enumerate(batches_from(loader, epoch, 0), 1):
@@ -91,10 +91,10 @@ class Cascade(Layerwise):
                     last: deque[torch.Tensor] = deque(maxlen=1)
                     net.run(x, end=index - 1, backend=run.backend, features=last)
                     x = last.pop()
-                net.layer(index).couple = replace(couple, momentum=1.0 / count)
+                net.layer(index).batch_coupling = replace(coupling, momentum=1.0 / count)
                 net.layer(index).infer(net.transform(index, x), want_z=False, training=True,
                                        backend=run.backend)
-        net.layer(index).couple = couple
+        net.layer(index).batch_coupling = coupling
 
     def keeps_input(self, stage: int, shuffle: bool) -> bool:
         return not self.net.batch_statistics and self.features != "recompute"

@@ -19,7 +19,7 @@ import torch
 
 from ffengine.engine.batch import paired
 from ffengine.engine.compiling import Layers, framed
-from ffengine.engine.program import Facts, Part, Program, Segment, Store
+from ffengine.engine.program import Facts, Loop, Part, Program, Store
 from ffengine.nn.layers import LocalLinear
 from ffengine.nn.network import LocalNet
 
@@ -143,7 +143,7 @@ class Overlapped(Layers):
         made = {name for line in self.lines for name in line.writes}
         shares = dict.fromkeys(name for line in self.lines for _, name in line.reads
                                if name not in made and name not in reads)
-        self.parts.append(Segment(
+        self.parts.append(Loop(
             self.take(), size, pairs, title="tiles", reads=reads, shares=tuple(shares),
             stores=stores))
 

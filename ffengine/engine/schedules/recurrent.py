@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from ffengine.engine.compiling import Layers
 from ffengine.engine.memory.plan import Plan
-from ffengine.engine.program import Facts, Instruction, Part, Program, Segment, finished
+from ffengine.engine.program import Facts, Instruction, Loop, Part, Program, finished
 from ffengine.engine.schedules.schedule import Schedule
 from ffengine.nn.network import LocalNet
 from ffengine.nn.recurrent import RecurrentNet
@@ -45,7 +45,7 @@ class Recurrent(Schedule):
         for i in depth:
             lines.add("first_state", i, h="h", lengths="l")
         parts: list[Part] = [Instruction("states", 0, (("batch", "batch"),), ("h", "l")),
-                             Segment(lines.take(), facts.rows, title="first sweep")]
+                             Loop(lines.take(), facts.rows, title="first sweep")]
         for frame in range(self.frames):
             for i in depth:
                 lines.add("around", i, f"u{i}", h="h", lengths="l")
@@ -56,6 +56,6 @@ class Recurrent(Schedule):
                 lines.add("update", i, u=f"u{i}", d=f"d{i}")
                 lines.add("new_state", i, f"t{i}", u=f"u{i}", h="h")
             lines.add("switch", depth[-1], h="h", lengths="l", own=f"t{depth[-1]}")
-            parts.append(Segment(lines.take(), facts.rows, title=f"frame {frame}"))
+            parts.append(Loop(lines.take(), facts.rows, title=f"frame {frame}"))
         parts.append(Instruction("mean_of_frames", 0))
         return finished(parts, facts)

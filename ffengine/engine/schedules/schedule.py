@@ -225,9 +225,9 @@ class Overlapping(Schedule):
             raise ValueError("[schedule] overlapping updates expected 2 layers or more, got "
                              f"{len(net.layers)}")
         for i in range(len(net.layers)):
-            if net.layer(i).couple is not None or net.layer(i).config.norm.kind != "none" or (
-                    net.layer(i).dropout or net.wires[i].pool_before
-                    or net.wires[i].join == "concat"):
+            layer, wire = net.layer(i), net.wires[i]
+            if (layer.batch_coupling is not None or layer.config.norm.kind != "none"
+                    or layer.dropout or wire.pool_before or wire.join == "concat"):
                 raise ValueError(
                     "[schedule] overlapping updates expected layers normalised at their input "
                     f"only, without dropout, pools before or concatenation; layer {i} is not")

@@ -1,7 +1,8 @@
-"""The sides of a fair table: one network, one batch, one optimizer, one dtype, many ways to step.
+"""The contenders of a fair table: one network, one batch, one optimizer, one dtype, many ways to
+step.
 
-A side owns its network (same initial weights), steps on call, and says what memory it holds. What
-a step is, where layers train in phases (layer-wise, interleaved, overlapping schedules): one batch
+A contender owns its network (same initial weights), steps on call, and says what memory it holds.
+What a step is, where layers train in phases (layer-wise, interleaved, overlapping schedules): one batch
 in every phase, seconds summed with the phase's share of the epochs that the recipe counts. A
 layer-wise schedule so compares an epoch of every layer with one epoch of backpropagation.
 """
@@ -61,7 +62,7 @@ class Phase:
 
 
 @dataclass
-class Side:
+class Contender:
     """One row: what its step does, and which tensors live before and after it."""
 
     name: str
@@ -134,7 +135,12 @@ def allocated_bytes(call: Callable[[], Any], held: list[torch.Tensor]) -> int:
     return events.peak + known
 
 
-def engine_sides(problem: Problem, budget: int | None) -> Iterator[tuple[str, Callable[[], Side]]]:
+#: Makes a contender, on its own copy of the network.
+Builder = Callable[[], Contender]
+Named = tuple[str, Builder]
+
+
+def engine_contenders(problem: Problem, budget: int | None) -> Iterator[Named]:
     """Ours: (name, builder) of the default plan, the fastest, one for a budget, the smallest.
 
     Plans that equal an earlier one are left out. Networks with batch statistics have micro-batches
@@ -152,7 +158,7 @@ def engine_sides(problem: Problem, budget: int | None) -> Iterator[tuple[str, Ca
     if tiles:
         least = max(p.smallest().peak_bytes for p in planners)
         wanted["ffengine, smallest"] = {"memory_budget": least}
-    if any(default.net.layer(i).couples for i in range(len(default.net.layers))):
+    if any(default.net.layer(i).uses_batch_statistics for i in range(len(default.net.layers))):
         wanted |= {f"ffengine, {name}": {"micro_batch": size}
                    for size, name in pieces(problem.batch).items()}
     known: set[Any] = set()
@@ -163,29 +169,30 @@ def engine_sides(problem: Problem, budget: int | None) -> Iterator[tuple[str, Ca
         except ValueError as refused:
             yield name, functools.partial(refuse, refused)
             continue
-        trainer.budget = None  # the plan stays; sides share one allocator, which knows no side's
+        # the plan stays; contenders share one allocator, which knows whose bytes are whose no more
+        trainer.budget = None
         key = (trainer.micro_batch, tuple((epoch, tuple(plan.cuts), tuple(plan.tile))
                                           for epoch, plan in trainer.planning.plans(
                                               problem.batch).phases))
         if key not in known:
             known.add(key)
-            yield name, functools.partial(engine_side, problem, name, trainer)
+            yield name, functools.partial(engine_contender, problem, name, trainer)
     if default.schedule.by_stages and any(
             default.schedule.keeps_input(default.schedule.stage(epoch), shuffle=False)
             for _, epoch, _ in turns(default.schedule)):
         name = "ffengine, features stored"
-        yield name, functools.partial(engine_side, problem, name, default, stored=True)
+        yield name, functools.partial(engine_contender, problem, name, default, stored=True)
 
 
-def budget_side(problem: Problem, name: str, budget: int) -> Side:
+def budget_contender(problem: Problem, name: str, budget: int) -> Contender:
     """Ours under one more budget, in bytes."""
     trainer = problem.trainer(states="fp32", memory_budget=budget)
     trainer.budget = None
-    return engine_side(problem, name, trainer)
+    return engine_contender(problem, name, trainer)
 
 
-def refuse(reason: ValueError) -> Side:
-    """A side that cannot be built: the row says why."""
+def refuse(reason: ValueError) -> Contender:
+    """A contender that cannot be built: the row says why."""
     raise reason
 
 
@@ -196,7 +203,8 @@ def one_batch(problem: Problem) -> Any:
     return loader(images, batch_size=problem.batch)
 
 
-def engine_side(problem: Problem, name: str, trainer: Trainer, stored: bool = False) -> Side:
+def engine_contender(problem: Problem, name: str, trainer: Trainer,
+                     stored: bool = False) -> Contender:
     """A trainer's steps. stored: a stage reads kept features, as `fit` does where they fit."""
     whole = Batch(problem.x, problem.y)
     reads: dict[str, Any] = {"item": whole, "epoch": None}
@@ -226,12 +234,12 @@ def engine_side(problem: Problem, name: str, trainer: Trainer, stored: bool = Fa
         return {"parameter": [p.detach() for p in trainer.net.parameters()],
                 "state": trainer.optimizer.state_tensors(), "feature": held, "batch": batch}
 
-    return Side(name, "ffengine", [phase(*turn) for turn in several], tensors,
+    return Contender(name, "ffengine", [phase(*turn) for turn in several], tensors,
                 planned=lambda: trainer.plan_for(problem.batch).peak_bytes,
                 note="" if trainer.micro_batch is None else OTHER_STATISTICS)
 
 
-def eager_sides(problem: Problem, compiled: bool) -> Iterator[tuple[str, Callable[[], Side]]]:
+def eager_contenders(problem: Problem, compiled: bool) -> Iterator[Named]:
     """The step as published (autograd a layer), and an expert's; or, where a step is more than
     layers in turn, the engine's rule on its reference back-end."""
     options: dict[str, dict[str, Any]] = {
@@ -239,12 +247,12 @@ def eager_sides(problem: Problem, compiled: bool) -> Iterator[tuple[str, Callabl
     try:
         unfused(problem)
     except ValueError:
-        yield "reference back-end", lambda: replace(engine_side(
+        yield "reference back-end", lambda: replace(engine_contender(
             problem, "reference back-end", replace(problem, backend="reference").trainer()),
             kind="eager", planned=None, note="our rule in plain PyTorch")
         return
     for name, how in options.items():
-        yield name, lambda n=name, h=how: eager_side(problem, n, unfused(problem, **h))
+        yield name, lambda n=name, h=how: eager_contender(problem, n, unfused(problem, **h))
     if compiled:
         yield "eager step, torch.compile", lambda: compiled_eager(problem)
 
@@ -254,33 +262,34 @@ def unfused(problem: Problem, **how: Any) -> UnfusedStep:
                        **how)
 
 
-def eager_side(problem: Problem, name: str, step: UnfusedStep) -> Side:
+def eager_contender(problem: Problem, name: str, step: UnfusedStep) -> Contender:
     phases = [Phase(lambda e=epoch, i=iteration: step.step(problem.x, problem.y, epoch=e,
                                                            iteration=i), weight)
               for weight, epoch, iteration in turns(step.schedule)]
-    return Side(name, "eager", phases, step.tensors)
+    return Contender(name, "eager", phases, step.tensors)
 
 
-def compiled_eager(problem: Problem) -> Side:
+def compiled_eager(problem: Problem) -> Contender:
     """torch.compile of the expert's eager step, a layer's turn a graph."""
     # each layer is its own graph; the default limit would send the ninth back to eager
     torch._dynamo.config.recompile_limit = 256
     step = unfused(problem, channels_last=True, fused=True)
     step.turn = torch.compile(step.turn, dynamic=False)  # type: ignore[method-assign]
-    return eager_side(problem, "eager step, torch.compile", step)
+    return eager_contender(problem, "eager step, torch.compile", step)
 
 
-def backprop_sides(problem: Problem, only: str | None,
-                   compiled: bool) -> Iterator[tuple[str, list[Callable[[], Side]]]]:
+def backprop_contenders(problem: Problem, only: str | None,
+                        compiled: bool) -> Iterator[tuple[str, list[Builder]]]:
     """Every backpropagation recipe of the twin: (name, builders of both layouts)."""
     layouts = (False, True) if problem.x.dim() == 4 and _convolves(problem) else (False,)
     recipes = [r for r in backprop_recipes(problem.batch) if only in (None, r[0])]
     for name, options in recipes:
-        yield name, [lambda n=name, o=options, c=last: backprop_side(problem, n, c, **o)
+        yield name, [lambda n=name, o=options, c=last: backprop_contender(problem, n, c, **o)
                      for last in layouts]
     if compiled:
         yield "bp plain, torch.compile", [
-            lambda c=last: backprop_side(problem, "bp plain, torch.compile", c, compiler="inductor")
+            lambda c=last: backprop_contender(problem, "bp plain, torch.compile", c,
+                                              compiler="inductor")
             for last in layouts]
 
 
@@ -288,8 +297,8 @@ def _convolves(problem: Problem) -> bool:
     return any(p.dim() == 4 for p in problem.network().parameters())
 
 
-def backprop_side(problem: Problem, name: str, channels_last: bool, *,
-                  compiler: str | None = None, **options: Any) -> Side:
+def backprop_contender(problem: Problem, name: str, channels_last: bool, *,
+                  compiler: str | None = None, **options: Any) -> Contender:
     """A step of the twin. compiler: of torch.compile, where its forward and backward go by that."""
     step = BackpropStep(problem.network(f"bp/{problem.model}"), problem.optim, problem.dtype,
                         channels_last=channels_last, **options)
@@ -305,13 +314,13 @@ def backprop_side(problem: Problem, name: str, channels_last: bool, *,
         some = slice(0, PIECES * step.micro_batch)
         show = lambda: step.step(x[some], y[some])  # noqa: E731
     phase = Phase(lambda: step.step(x, y), show=show)
-    return Side(name, "bp", [phase], step.tensors, note=note, channels_last=channels_last)
+    return Contender(name, "bp", [phase], step.tensors, note=note, channels_last=channels_last)
 
 
-def authors_side(problem: Problem, checkout: Path) -> Side:
+def authors_contender(problem: Problem, checkout: Path) -> Contender:
     """The authors' published step, from a checkout of their code."""
     made = authors_step(problem.model, problem.network(), checkout, problem.x, problem.y,
                         problem.optim, problem.dtype)
-    return Side("authors' step", "authors",
+    return Contender("authors' step", "authors",
                 [Phase(run, 1 / len(made.runs)) for run in made.runs], made.tensors,
                 note=made.note)
