@@ -2,8 +2,8 @@
 step.
 
 A contender owns its network (same initial weights), steps on call, and says what memory it holds.
-What a step is, where layers train in phases (layer-wise, interleaved, overlapping schedules): one batch
-in every phase, seconds summed with the phase's share of the epochs that the recipe counts. A
+What a step is, where layers train in phases (layer-wise, interleaved, overlapping schedules): one
+batch in every phase, seconds summed with the phase's share of the epochs that the recipe counts. A
 layer-wise schedule so compares an epoch of every layer with one epoch of backpropagation.
 """
 
