@@ -258,7 +258,7 @@ def custom_loss(fn: LossFunction, g: torch.Tensor, y: Any, config: LocalPassConf
     with torch.enable_grad():
         leaf = g.detach().requires_grad_()
         loss = reference.own_loss(fn, leaf, y)
-        (dg,) = torch.autograd.grad(loss.sum() / max(batch, 1), leaf)
+        dg = reference.slope(loss.sum() / max(batch, 1), leaf)
     return loss.detach(), dg / group_sizes(config, shape_z, g)
 
 
