@@ -173,25 +173,31 @@ class LocalOptimizer(torch.optim.Optimizer):
                   "lr": [group["lr"] for group in self.param_groups]}
         return tensors, values
 
-    def check_state(self, values: dict[str, Any]) -> None:
-        """ValueError unless `values` are `export_state`'s of such an optimizer, of such states."""
+    def check_state(self, values: dict[str, Any], where: Any) -> None:
+        """ValueError unless `values` are `export_state`'s of such an optimizer, of such states.
+
+        where: the file that they come from.
+        """
         if values.get("kind") != self.kind:
             raise ValueError(f"[checkpoint] expected optimizer {self.kind}, "
-                             f"got {values.get('kind')!r}")
+                             f"got {values.get('kind')!r} in {where}")
         precision, saved_as = (self._configs[0].state_precision,
                                values.get("state_precision", "fp32"))
         if saved_as != precision:
-            raise ValueError(f"[checkpoint] expected {precision} optimizer states, got {saved_as}")
+            raise ValueError(f"[checkpoint] expected {precision} optimizer states, got {saved_as} "
+                             f"in {where}")
         missing = [name for name in self.states if name not in values["steps"]]
         if missing:
-            raise ValueError(f"[checkpoint] expected a number of steps of {missing[0]}, got none")
+            raise ValueError(f"[checkpoint] expected a number of steps of {missing[0]}, got none "
+                             f"in {where}")
         if len(values["lr"]) != len(self.param_groups):
             raise ValueError(f"[checkpoint] expected {len(self.param_groups)} learning rates, got "
-                             f"{len(values['lr'])}")
+                             f"{len(values['lr'])} in {where}")
 
-    def import_state(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+    def import_state(self, tensors: dict[str, torch.Tensor], values: dict[str, Any],
+                     where: Any = "what was exported") -> None:
         """Take over what `export_state` gave; ValueError if it belongs to another optimizer."""
-        self.check_state(values)
+        self.check_state(values, where)
         mine = {f"{name}.{part}": t for name, state in self.states.items()
                 for part, t in state.tensors().items()}
         for name, tensor in mine.items():
@@ -199,7 +205,7 @@ class LocalOptimizer(torch.optim.Optimizer):
             if saved is None or saved.shape != tensor.shape or saved.dtype != tensor.dtype:
                 came = "nothing" if saved is None else f"{tuple(saved.shape)} {saved.dtype}"
                 raise ValueError(f"[checkpoint] expected optimizer state {name} of "
-                                 f"{tuple(tensor.shape)} {tensor.dtype}, got {came}")
+                                 f"{tuple(tensor.shape)} {tensor.dtype}, got {came} in {where}")
         for name, tensor in mine.items():
             tensor.copy_(tensors[name])
         for name, state in self.states.items():

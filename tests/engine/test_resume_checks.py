@@ -17,7 +17,7 @@ from ffengine.engine.run import checkpoint, header
 from ffengine.engine.run.stopping import TrainingStopped
 
 
-def dense(loss: Any = None, width: int = 10, layers: int = 1) -> Any:
+def dense(loss: Any = None, width: int = 40, layers: int = 1) -> Any:
     """A small network of dense layers on images of 8 x 8, its loss the caller's."""
     torch.manual_seed(0)
     net = ff.models.create("sn/mlp", in_channels=1, image_size=8, num_classes=10,
@@ -65,7 +65,7 @@ def test_a_bad_last_update_leaves_the_last_good_checkpoint(tmp_path: Any) -> Non
      r"optimizer\.layers\.0\.weight\.v")])
 def test_statistics_and_states_are_held_to_it_too(tmp_path: Any, spoil: Any, name: str) -> None:
     t = ff.Trainer(ff.models.create("cwcomp/ffcnn", num_classes=10, in_channels=1, image_size=8,
-                                    channels=(10, 10)), progress=False)
+                                    channels=(10, 10), ilt="none"), progress=False)
     t.save(tmp_path / "a")
     kept = (tmp_path / "a").read_bytes()
     with torch.no_grad():
@@ -192,7 +192,7 @@ def test_what_no_run_wrote_is_refused_before_anything_changes(saved: Any, change
 
 def test_a_damaged_history_is_refused_before_anything_changes(saved: Any) -> None:
     table = saved.parent / "history.csv"
-    table.write_text(table.read_text().replace("0,", "none,", 1))
+    table.write_text(table.read_text().replace("\n0,", "\nnone,", 1))
     t = trainer(net=network(5), out=saved.parent)
     before = everything(t)
     with pytest.raises(ValueError, match=r"\[history\] expected the table of a run.*history\.csv"):

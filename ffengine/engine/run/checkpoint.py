@@ -129,8 +129,8 @@ def load(run: str | os.PathLike[str], name: str = LATEST) -> Checkpoint:
     """Read and verify a checkpoint.
 
     Raises:
-        ValueError: no checkpoint, not one of ours, truncated, damaged, without a value that a run
-            has, or with numbers that are not finite.
+        ValueError: no checkpoint, not one of ours, truncated, damaged, or with numbers that are not
+            finite.
         ImportError: no safetensors to read it with.
     """
     path = locate(run, name)
@@ -149,11 +149,17 @@ def load(run: str | os.PathLike[str], name: str = LATEST) -> Checkpoint:
         raise ValueError(f"[checkpoint] {path} is truncated or damaged: {error}") from None
     if known != FORMAT:
         raise ValueError(f"[checkpoint] expected format {FORMAT}, got {known} in {path}")
-    form.check(meta, tensors, path)
     if (bad := not_finite(tensors)) is not None:
         raise ValueError(f"[checkpoint] expected finite numbers, got NaN or infinity in {bad} of "
                          f"{path}")
     return Checkpoint(path, meta, tensors)
+
+
+def load_run(run: str | os.PathLike[str], name: str = LATEST) -> Checkpoint:
+    """`load`, and ValueError unless it holds all that a run's has: see header.py."""
+    found = load(run, name)
+    form.check(found.meta, found.tensors, found.path)
+    return found
 
 
 def file_digest(path: Path, claimed: str) -> str:
@@ -243,6 +249,7 @@ def check_range(found: Checkpoint, net: LocalNet) -> None:
 
 def load_network(found: Checkpoint, net: LocalNet) -> None:
     """Weights and layer range into `net`, once everything fits; else nothing changes."""
+    form.check(found.meta, found.tensors, found.path)
     rounded = found.meta["settings"].get("weights") == "bf16"
     check_architecture(found, net)
     seen = outline(net)

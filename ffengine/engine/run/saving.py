@@ -17,7 +17,7 @@ from ffengine.adapt.training import Reshaped, reshape
 from ffengine.engine.memory.planning import Planning
 from ffengine.engine.memory.plans import Job
 from ffengine.engine.optim import LocalOptimizer, optimizer_of, outline
-from ffengine.engine.run import checkpoint, fingerprint
+from ffengine.engine.run import checkpoint, fingerprint, header
 from ffengine.engine.run.history import EpochSums, History
 from ffengine.engine.run.state import TrainingRun
 from ffengine.engine.run.stopping import TrainingStopped, not_finite
@@ -154,6 +154,7 @@ def restore(trainer: Reshaped, found: checkpoint.Checkpoint) -> None:
 
     The named model of a run whose structure was edited takes that structure first.
     """
+    header.check(found.meta, found.tensors, found.path)
     edit, seen = edit_since_built(trainer, found), outline(trainer.net)
     if edit is not None:
         apply_in_place(seen, edit)
@@ -169,7 +170,7 @@ def restore(trainer: Reshaped, found: checkpoint.Checkpoint) -> None:
         reshape(trainer, edit)
     trainer.optimizer.activate(trainer.schedule.active(where["epoch"]))
     trainer.net.load_state_dict(found.part("net"))
-    trainer.optimizer.import_state(found.part("optimizer"), found.meta["optimizer"])
+    trainer.optimizer.import_state(found.part("optimizer"), found.meta["optimizer"], found.path)
     trainer.epoch, trainer.steps = where["epoch"], steps
     trainer.iteration = where["iteration"] if within else 0
     trainer.sums = EpochSums(where["sums"] if within else None)
@@ -198,12 +199,12 @@ def check_fit(trainer: Reshaped, found: checkpoint.Checkpoint, net: LocalNet) ->
     net: `outline` of the trainer's, as it will be.
     """
     meta, settings, schedule = found.meta, trainer.settings, copy.copy(trainer.schedule)
-    schedule.begin(net, settings.epochs)
+    schedule.net = net
     optimizer = optimizer_of(net, settings.optim(), owners=schedule.owners(),
                              active=schedule.active(meta["position"]["epoch"]))
     checkpoint.check_tensors(found, {**named_tensors(net, optimizer),
                                      "shuffle": torch.get_rng_state()})
-    optimizer.check_state(meta["optimizer"])
+    optimizer.check_state(meta["optimizer"], found.path)
     checkpoint.check_range(found, net)
     check_plan(trainer, found, net, schedule)
     try:
