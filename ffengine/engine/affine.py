@@ -240,8 +240,8 @@ def tap_sums(plane: torch.Tensor, geometry: ConvGeometry | None, size: torch.Siz
 def inside(kernel: int, geometry: ConvGeometry, extent: int, out: int,
            dtype: torch.dtype) -> torch.Tensor:
     """(kernel, out): 1 where tap i of output position p reads the input, 0 in the padding."""
-    at = (torch.arange(out) * geometry.stride)[None] + (
-        torch.arange(kernel) - geometry.padding)[:, None]
+    at = (torch.arange(out, device="cpu") * geometry.stride)[None] + (
+        torch.arange(kernel, device="cpu") - geometry.padding)[:, None]
     return ((at >= 0) & (at < extent)).to(dtype)
 
 

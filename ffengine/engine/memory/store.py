@@ -121,7 +121,7 @@ class FeatureStore(ABC):
         if fresh.any():
             raise ValueError(f"[store] row {int(found[fresh][0])} was read before it was written")
         with allocating("feature"):
-            out = torch.empty((len(found), *self._dense), dtype=self.dtype)
+            out = torch.empty((len(found), *self._dense), dtype=self.dtype, device="cpu")
         self._take(found, out)
         return out.permute(0, 3, 1, 2) if self.channels_last else out
 
@@ -173,7 +173,7 @@ class RamStore(FeatureStore):
         super().__init__(rows, shape, dtype, channels_last)
         try:
             with allocating("feature"):
-                self._data = torch.empty((rows, *self._dense), dtype=dtype)
+                self._data = torch.empty((rows, *self._dense), dtype=dtype, device="cpu")
         except RuntimeError:
             raise MemoryError(f"[store] expected {megabytes(self.nbytes)} of RAM for features, "
                               "got a refusal") from None

@@ -6,13 +6,14 @@ import math
 import signal
 import threading
 from collections.abc import Mapping, Sequence
-from itertools import islice, pairwise
+from itertools import islice
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
 import torch
 
 from ffengine.nn.network import LocalNet
+from ffengine.ops.overflow import goodness_limit
 
 #: What rounds to infinity in fp16.
 HALF_LIMIT = 65520.0
@@ -136,19 +137,9 @@ def largest(x: torch.Tensor, dtype: torch.dtype) -> float:
 
 
 def goodness_limits(net: LocalNet, dtype: torch.dtype) -> list[float]:
-    """What each layer's goodness must stay below for the squares of a sample's activations to have
-    a finite sum: activations are not negative, so that sum is at most (their own sum) squared."""
-    most = torch.finfo(dtype if dtype is torch.float64 else torch.float32).max
-    limits = []
-    for i in range(len(net.layers)):
-        layer = net.layer(i)
-        channels, *pixels = layer.z_shape(net.input_of(i, net.shapes[i]))
-        offsets = layer.config.offsets(channels)
-        width = max(b - a for a, b in pairwise(offsets)) * math.prod(pixels)
-        limits.append({"mean": math.sqrt(most) / width / math.sqrt(len(offsets) - 1),
-                       "mean_sq": most / width / (len(offsets) - 1),
-                       "sum_sq": most / (len(offsets) - 1)}[layer.config.goodness])
-    return limits
+    """What each layer's goodness must stay below: see ffengine.ops.overflow."""
+    return [goodness_limit(layer.config, layer.z_shape(net.input_of(i, net.shapes[i])), dtype)
+            for i, layer in enumerate(map(net.layer, range(len(net.layers))))]
 
 
 def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
