@@ -106,7 +106,7 @@ def test_a_run_past_its_recipe_that_gets_worse_says_so_once(
         watch.look(epoch, valid, best)
     found = [r.getMessage() for r in caplog.records]
     assert len(found) == told
-    assert not told or "93.0 %" in found[0] and "2.0 points" in found[0] and "10 ep" in found[0]
+    assert not told or ("93.0 %" in found[0] and "2.0 points" in found[0] and "10 ep" in found[0])
 
 
 def test_the_trainer_watches_past_the_recipes_epochs(caplog: Any) -> None:
