@@ -29,7 +29,8 @@ class Verdict:
     """What the gate has found so far.
 
     compared: what was compared, with what. skipped: what was not, and why. undecided: cases whose
-    time says neither, and all of them where the history here ends at this commit. red: a line for each thing that moved, "<part>: ...".
+    time says neither, and all of them where the history here ends at this commit. red: a line for
+    each thing that moved, "<part>: ...".
     """
 
     compared: list[str] = field(default_factory=list)
