@@ -45,8 +45,8 @@ def sweep(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, *, want_z: bool
                 da_out=None if want_z else out, tile=tile, shortcut=shortcut, clock=clock,
                 h_prev=h_prev, g0=g0, backend=ctx.backend)
         except Overflowed as error:
-            raise TrainingStopped(f"[train] the activations of layer {i} are too large at step "
-                                  f"{ctx.step}: {error}; try a lower --lr") from None
+            raise TrainingStopped(f"[train] the loss of layer {i} is of activations that are too "
+                                  f"large at step {ctx.step}: {error}; try a lower --lr") from None
         if g0 is not None and made.coef is not None:
             ctx.coef.setdefault(i, []).append(made.coef)
         return SweepResult(made.z, made.g, made.loss, made.da, made.da_scale)

@@ -76,9 +76,9 @@ class FiniteCheck:
         for (i, _), value in zip(made, most, strict=True):
             if value >= self._limits[1][i]:
                 raise TrainingStopped(
-                    f"[train] the goodness of layer {i} reached {value:.3g} at step {step} of epoch"
-                    f" {epoch}: expected activations whose squares are finite numbers; try a lower "
-                    "--lr or smaller samples")
+                    f"[train] the loss of layer {i} is of a goodness of {value:.3g} at step {step} "
+                    f"of epoch {epoch}: expected activations whose squares are finite numbers; try "
+                    "a lower --lr or smaller samples")
 
     def flags(self, x: torch.Tensor, y: torch.Tensor, count: int,
               losses: list[torch.Tensor | None],
@@ -146,7 +146,7 @@ def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
     """The name of the first tensor that holds NaN or infinity; None if there is none. Waits for a
     device once."""
     floats = {name: t.detach() for name, t in tensors.items()
-              if t.is_floating_point() and t.numel()}
+              if t.is_floating_point() and t.numel() and t.element_size() > 1}
     found = torch.stack([finite(t) for t in floats.values()]).tolist() if floats else []
     return next((name for name, good in zip(floats, found, strict=True) if not good), None)
 
