@@ -12,8 +12,8 @@ import torch
 from ffengine.ops.config import LocalPassConfig
 from ffengine.ops.layout import numel
 
-#: The root of fp32's largest number.
-SMALLEST = 1.8e19
+#: The root of fp32's largest number: a square above it is infinite.
+LARGEST = 1.8e19
 
 
 class Overflowed(ValueError):
@@ -38,4 +38,4 @@ def overflows(g: torch.Tensor, config: LocalPassConfig, shape: tuple[int, ...]) 
         return False
     most = float(np.abs(g.detach().numpy()).max())  # numpy's scratch is no tensor
     # no limit is below this one, which takes a microsecond
-    return most * numel(shape) >= SMALLEST and most >= goodness_limit(config, shape, g.dtype)
+    return most * numel(shape) >= LARGEST and most >= goodness_limit(config, shape, g.dtype)

@@ -82,6 +82,17 @@ def test_activations_whose_squares_overflow_are_normalised_all_the_same(kind: An
         local_pass(a, config=config, out=a, backend=backend)
 
 
+@pytest.mark.parametrize("name", ["deeperforward/tinycnn", "hinton/threshold", "fflib/ffnn"])
+def test_predictions_do_not_depend_on_the_scale_of_huge_samples(name: str) -> None:
+    """Inputs are normalised: 1e20 and 1e30 times an image is the same image."""
+    torch.manual_seed(0)
+    net = network(name)
+    right = net(1e10 * X)
+    for scale in (1e20, 1e30):
+        found = net(scale * X)
+        assert right.std() > 0 and (found - right).abs().max() < 1e-4 * right.abs().max()
+
+
 def test_a_step_whose_activations_overflow_is_stopped_by_name() -> None:
     t = made("deeperforward/tinycnn")
     with torch.no_grad():
