@@ -20,6 +20,14 @@ class Overflowed(ValueError):
     """Squares of activations are not finite, and the activations are gone."""
 
 
+def check_variance(running: torch.Tensor | None) -> None:
+    """Overflowed if running variances (C,) on the CPU took in an infinite one."""
+    if running is not None and running.device.type == "cpu" and np.isinf(
+            running.detach().numpy()).any():
+        raise Overflowed("[batch_pass] expected activations whose variance is finite, got an "
+                         "infinite running variance")
+
+
 def goodness_limit(config: LocalPassConfig, shape: tuple[int, ...], dtype: torch.dtype) -> float:
     """What the goodness of a sample must stay below for the squares of its activations, of shape
     (C, *spatial), to have a finite sum in fp32 (fp64): activations are not negative, so that sum is
