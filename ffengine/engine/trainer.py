@@ -190,7 +190,6 @@ class Trainer:
         report = self._train(item, plan)
         self.finite.after(item.x, item.y, label_count(self.net), report.mean_losses, self.epoch,
                          self.steps, first, self.dtype)
-        self.finite.reached(report.goodness, self.net, self.dtype, self.epoch, self.steps)
         self.steps += 1
         self.iteration += 1
         return report

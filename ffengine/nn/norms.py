@@ -16,6 +16,9 @@ from torch import nn
 
 from ffengine.ops import pieces
 from ffengine.ops.config import LocalPassConfig, Norm
+from ffengine.ops.memory_accounting import is_fake
+from ffengine.ops.overflow import LARGEST
+from ffengine.ops.tracing import traced
 from ffengine.reference import local_pass as reference
 
 Kind = Literal["batch", "batch-running", "layer", "layer-no-mean"]
@@ -169,6 +172,16 @@ def input_scale(norm: Literal["layer", "none"] | Norm, mean: torch.Tensor, squar
     return rstd, -rstd * mean
 
 
+def squares_overflow(x: torch.Tensor) -> bool:
+    """The squares of a sample of x, all of them finite numbers on the CPU, may add up to infinity
+    in fp32."""
+    if x.device.type != "cpu" or x.dtype is torch.float64 or not x.numel() or (
+            is_fake(x) or traced()):
+        return False
+    low, high = (float(v) for v in torch.aminmax(x.detach()))
+    return math.inf > max(high, -low) >= LARGEST / math.sqrt(x[:1].numel())
+
+
 def normalise_input(x: torch.Tensor, norm: Literal["layer", "none"] | Norm,
                     ours: bool = False) -> torch.Tensor:
     """x with every sample normalised over all its elements; written over x if that is `ours`.
@@ -178,6 +191,9 @@ def normalise_input(x: torch.Tensor, norm: Literal["layer", "none"] | Norm,
     """
     if norm == "none":
         return x
+    if squares_overflow(x):
+        wide = normalise_input(x.double(), norm).to(x.dtype)
+        return x.copy_(wide) if ours else wide
     if ours and isinstance(norm, Norm) and norm.kind == "length":
         length = torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True)
         if norm.length == "rms":

@@ -25,6 +25,8 @@ from ffengine.ops.local_pass import (
     local_pass,
 )
 from ffengine.ops.local_pass import extra_bytes as local_extra_bytes
+from ffengine.ops.memory_accounting import is_fake
+from ffengine.ops.overflow import check_variance
 from ffengine.ops.params import (
     PHASE_APPLY,
     PHASE_PEER_APPLY,
@@ -33,6 +35,7 @@ from ffengine.ops.params import (
     BatchPassCall,
     BatchPassTensors,
 )
+from ffengine.ops.tracing import traced
 from ffengine.reference import batch_pass as reference
 
 Coupling = BatchNorm | Peer
@@ -169,6 +172,8 @@ def batch_pass(
         result = _run_norm(request, coupling, name)
     else:
         result = _run_peer(request, coupling, name)
+    if request.training and name in ("cpu", "reference") and not (is_fake(a) or traced()):
+        check_variance(running_var)
     return cast(BatchPassOutput, forbid_backward(a, result)) if record else result
 
 

@@ -158,7 +158,7 @@ def local_pass(
     request = _Request(a.detach() if record else a, y, config, g0, h_prev, shortcut, clock, out,
                        want_z, want_da, tile, shape_z, scale, da_out)
     result = _run_reference(request) if name == "reference" else _run_kernel(request, name)
-    if want_z and a.device.type == "cpu" and not (is_fake(a) or traced()):
+    if want_z and name in ("cpu", "reference") and not (is_fake(a) or traced()):
         _mend_overflow(request, result)
     return forbid_backward(a, result) if record else result
 
@@ -197,7 +197,7 @@ def _run_reference(r: _Request) -> LocalPassOutput:
 def _mend_overflow(r: _Request, result: LocalPassOutput) -> None:
     """Where squares overflowed fp32, z once more, in fp64; Overflowed if `a` is gone by then."""
     z = result.z
-    if z is None or r.a.dtype is torch.float64 or not overflows(
+    if z is None or r.a.device.type != "cpu" or r.a.dtype is torch.float64 or not overflows(
             result.g, r.config, r.shape_z[1:]):
         return
     if r.out is not None and r.out.data_ptr() == r.a.data_ptr():

@@ -131,15 +131,15 @@ def train(job: Job, cases: Sequence[Case], folder: Path, deadline: float | None,
     if not job.args.quiet:
         print(job.name, file=sys.stderr)
         announce(argparse.Namespace(**{**vars(args), "quiet": False}), trainer)
-    count = None
-    if (folder / checkpoint.LATEST).exists():
-        trainer.resume(folder)
-        shown.resumed(trainer.epoch, trainer.epochs)
-        # other threads would add up in another order
-        count = checkpoint.load(folder).meta["notes"]["threads"]
+    begun = (folder / checkpoint.LATEST).exists()
+    # other threads would add up in another order
+    count = checkpoint.load(folder).meta["notes"]["threads"] if begun else None
     if stopped():
         raise KeyboardInterrupt
     with threads(count):
+        if begun:
+            trainer.resume(folder)
+            shown.resumed(trainer.epoch, trainer.epochs)
         trainer.notes |= {"threads": torch.get_num_threads(), "epochs_in_all": trainer.epochs}
         read_off(job, args, trainer, splits, ahead(cases, trainer),
                  Supervisor(shown, deadline, stopped))
