@@ -20,7 +20,7 @@ from ffengine.nn.layers import LocalLayer, Operands
 from ffengine.nn.norms import Normalised, PreNorm
 from ffengine.ops import pieces
 from ffengine.ops.host import constant
-from ffengine.ops.optim import ConvGeometry
+from ffengine.ops.optim import ConvGeometry, Parameter
 from ffengine.ops.optimizer_step import step_dtype
 from ffengine.ops.product_rule import exact
 from ffengine.ops.weight_update import bias_gradient, gradient_update, weight_update
@@ -53,7 +53,7 @@ def update(ctx: StepContext, i: int, u: torch.Tensor, made: Normalised | None, s
         owner: whose optimizer states (OLU).
         du: dL/du times da_scale, where the caller has it (unfolded norms; else computed here).
     """
-    layer, opt = ctx.net.layer(i), ctx.optimizer
+    layer = ctx.net.layer(i)
     da, scale = swept.da, swept.da_scale
     assert da is not None
     if made is None:
@@ -62,13 +62,11 @@ def update(ctx: StepContext, i: int, u: torch.Tensor, made: Normalised | None, s
                 ctx.adding(p, owner) for p in (layer.weight, layer.bias))
             buffers, finish, scale = (total, bias_total), finish and last, scale / share
         weight_update(
-            layer.weight.detach(), u, da, optim=opt.config(layer.weight),
-            state=opt.state_of(layer.weight, owner), geometry=layer.geometry,
-            accumulate=buffers[0], finish=finish, da_scale=scale,
-            grad_out=ctx.grad_of(i, "weight"), backend=ctx.backend,
-            bias=None if layer.bias is None else layer.bias.detach(),
-            bias_state=opt.state_of(layer.bias, owner), bias_accumulate=buffers[1],
-            bias_grad_out=ctx.grad_of(i, "bias"))
+            ctx.parameter(i, "weight", layer.weight, owner, buffers[0]), u, da,
+            optim=ctx.optimizer.config(layer.weight), geometry=layer.geometry,
+            bias=None if layer.bias is None else ctx.parameter(i, "bias", layer.bias, owner,
+                                                               buffers[1]),
+            finish=finish, da_scale=scale, backend=ctx.backend)
     else:
         step_all(ctx, i, normalised_gradients(ctx, i, u, made, da, scale, du), owner)
     for name, grad in (("norm_weight", swept.dgamma), ("norm_bias", swept.dbeta)):
@@ -79,16 +77,13 @@ def update(ctx: StepContext, i: int, u: torch.Tensor, made: Normalised | None, s
 def step(ctx: StepContext, i: int | str, name: str, parameter: nn.Parameter, grad: torch.Tensor,
          owner: str = "", scale: float = 1.0) -> None:
     """Step one parameter with a gradient that exists, times `scale`."""
-    state = ctx.optimizer.state_of(parameter, owner)
-    assert state is not None
     total, last, share = ctx.adding(parameter, owner)
     if total is not None:
         grad, scale = total.add_(grad, alpha=share / scale), 1.0
     if not last:
         return
-    gradient_update(parameter.detach(), grad.to(step_dtype(parameter.dtype)), state=state,
-                    optim=ctx.optimizer.config(parameter), grad_out=ctx.grad_of(i, name),
-                    scale=scale, backend=ctx.backend)
+    gradient_update(ctx.parameter(i, name, parameter, owner), grad.to(step_dtype(parameter.dtype)),
+                    optim=ctx.optimizer.config(parameter), scale=scale, backend=ctx.backend)
 
 
 Gradients = list[tuple[str, nn.Parameter, torch.Tensor]]
@@ -128,9 +123,9 @@ class GradientSums:
         """Add some rows: what the weight saw of them, x̂ (unfolded norms), da times `scale`."""
         layer, ctx, norm = self.layer, self.ctx, self.layer.pre_norm
         self.da_scale = scale
-        weight_update(layer.weight.detach(), u, da, optim=ctx.optimizer.config(layer.weight),
-                      state=None, geometry=layer.geometry, accumulate=self.against, finish=False,
-                      da_scale=scale, backend=ctx.backend)
+        weight_update(Parameter(layer.weight.detach(), accumulate=self.against), u, da,
+                      optim=ctx.optimizer.config(layer.weight), geometry=layer.geometry,
+                      finish=False, da_scale=scale, backend=ctx.backend)
         if norm is not None and norm.folded:
             self._size = u.shape[2:]
             self._more("plane", plane_sums(da, self._wide), scale)

@@ -13,6 +13,7 @@ from ffengine.engine.batch import joined
 from ffengine.engine.optim import LocalOptimizer
 from ffengine.nn.network import LocalNet
 from ffengine.ops.config import LocalPassConfig, Tile
+from ffengine.ops.optim import Parameter
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,12 @@ class StepContext:
 
     def grad_of(self, i: int | str, name: str) -> torch.Tensor | None:
         return None if self.grads is None else self.grads.get((i, name))
+
+    def parameter(self, i: int | str, name: str, value: torch.Tensor, owner: str = "",
+                  accumulate: torch.Tensor | None = None) -> Parameter:
+        """A parameter of layer i, or of what i names, as the ops take it."""
+        return Parameter(value.detach(), self.optimizer.state_of(value, owner), accumulate,
+                         self.grad_of(i, name))
 
     def adding(self, parameter: torch.Tensor | None, owner: str = "") -> Accumulation:
         """Where a parameter's gradient goes: by default it is all there is of it."""

@@ -37,19 +37,18 @@ def own_features(ctx: StepContext, index: int, item: Batch, dtype: torch.dtype) 
 def train_head(ctx: StepContext, index: int, features: torch.Tensor,
                y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(mean loss, logits (N, K)) before the step."""
-    head, opt = of(ctx.net, index), ctx.optimizer
+    head = of(ctx.net, index)
     logits = head(features.detach()).detach()
     loss, dlogits = loss_and_gradient(head, logits, y)
-    total, last, share = ctx.adding(head.weight)
+    (total, last, share), of_bias = ctx.adding(head.weight), ctx.adding(head.bias).total
+    owner = f"heads.{index}"
     weight_update(
-        head.weight.detach(), features.to(head.weight.dtype).contiguous(), dlogits,
-        optim=opt.config(head.weight), state=opt.state_of(head.weight),
-        accumulate=total, bias_accumulate=ctx.adding(head.bias).total, finish=last,
-        da_scale=1.0 / share,
-        grad_out=ctx.grad_of(f"heads.{index}", "weight"), backend=ctx.backend,
-        bias=None if head.bias is None else head.bias.detach(),
-        bias_state=opt.state_of(head.bias),
-        bias_grad_out=ctx.grad_of(f"heads.{index}", "bias"))
+        ctx.parameter(owner, "weight", head.weight, accumulate=total),
+        features.to(head.weight.dtype).contiguous(), dlogits,
+        optim=ctx.optimizer.config(head.weight), finish=last, da_scale=1.0 / share,
+        bias=None if head.bias is None else ctx.parameter(owner, "bias", head.bias,
+                                                          accumulate=of_bias),
+        backend=ctx.backend)
     return loss, logits
 
 

@@ -110,14 +110,12 @@ def local_pass(at: Place, line: Instruction, given: Tensors) -> Made:
 def linear_step(at: Place, line: Instruction, given: Tensors) -> Made:
     """The whole of a dense layer's turn without its activations ever being stored."""
     ctx, i, x = at.ctx, line.index, given["x"]
-    layer, opt = ctx.net.layer(i), ctx.optimizer
-    bias = layer.bias
+    layer = ctx.net.layer(i)
     made = linear.linear_step(
-        layer.weight.detach(), x, ctx.targets(i, at.tile, x.shape[0]),
-        config=layer.settings(ctx.seed, i, ctx.step), optim=opt.config(layer.weight),
-        state=opt.state_of(layer.weight), bias=None if bias is None else bias.detach(),
-        bias_state=opt.state_of(bias), g0=ctx.g0.get(i), grad_out=ctx.grad_of(i, "weight"),
-        bias_grad_out=ctx.grad_of(i, "bias"), backend=ctx.backend)
+        ctx.parameter(i, "weight", layer.weight), x, ctx.targets(i, at.tile, x.shape[0]),
+        config=layer.settings(ctx.seed, i, ctx.step), optim=ctx.optimizer.config(layer.weight),
+        bias=None if layer.bias is None else ctx.parameter(i, "bias", layer.bias),
+        g0=ctx.g0.get(i), backend=ctx.backend)
     ctx.note(i, made.loss, made.g)
     if i in ctx.g0:
         ctx.coef[i] = [made.coef]
