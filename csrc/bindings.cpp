@@ -28,16 +28,40 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-// name: a literal, whose Python string is made once: local_pass's thirty then take 2.0 us a call, not
-// 4.2.
+int64_t whole(PyObject* number) {
+  const int64_t found = PyLong_AsLongLong(number);
+  if (found == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return found;
+}
+
+// Of a list or tuple.
+template <class T, size_t count>
+void read(std::array<T, count>& to, const py::object& from) {
+  FF_CHECK(size_t(PySequence_Fast_GET_SIZE(from.ptr())) == count,
+           "[bindings] expected " << count << " numbers, got " << py::len(from));
+  for (size_t i = 0; i < count; ++i) to[i] = T(whole(PySequence_Fast_GET_ITEM(from.ptr(), i)));
+}
+
+// name: a literal, whose Python string is made once, and numbers are read without pybind11's casts:
+// local_pass's thirty then take 2.0 us a call, not 4.2.
 template <class T>
 T get(const py::object& object, const char* name) {
   static std::unordered_map<const char*, PyObject*> names;
   PyObject*& key = names[name];
   if (key == nullptr) key = PyUnicode_InternFromString(name);
-  PyObject* value = PyObject_GetAttr(object.ptr(), key);
-  if (value == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(value).cast<T>();
+  const auto value = py::reinterpret_steal<py::object>(PyObject_GetAttr(object.ptr(), key));
+  if (!value) throw py::error_already_set();
+  if constexpr (std::is_same_v<T, bool>) {
+    return PyObject_IsTrue(value.ptr()) == 1;
+  } else if constexpr (std::is_floating_point_v<T>) {
+    const double found = PyFloat_AsDouble(value.ptr());
+    if (found == -1.0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+    return T(found);
+  } else if constexpr (std::is_signed_v<T>) {
+    return T(whole(value.ptr()));
+  } else {
+    return value.cast<T>();
+  }
 }
 
 DType dtype_of(int code) {
@@ -61,8 +85,9 @@ void read_dropout(DropoutParams& dropout, const py::object& call) {
   dropout.keep_scale = get<float>(call, "keep_scale");
 }
 
-// Every number of a LocalPassCall; the tensors are the caller's to fill.
-LocalPassParams local_pass_params(const Sizes<4>& shape, int dtype, const py::object& call) {
+// By LocalPassTensors.
+LocalPassParams local_pass(const Addresses<13>& t, const Sizes<4>& shape, int dtype,
+                           const py::object& call) {
   LocalPassParams p{};
   p.N = shape[0], p.C = shape[1], p.H = shape[2], p.W = shape[3];
   p.z_channels = get<int64_t>(call, "z_channels");
@@ -85,13 +110,6 @@ LocalPassParams local_pass_params(const Sizes<4>& shape, int dtype, const py::ob
   p.start = get<int64_t>(call, "start");
   p.half = get<int64_t>(call, "half");
   p.half_start = get<int64_t>(call, "half_start");
-  return p;
-}
-
-// By LocalPassTensors.
-LocalPassParams local_pass(const Addresses<13>& t, const Sizes<4>& shape, int dtype,
-                           const py::object& call) {
-  LocalPassParams p = local_pass_params(shape, dtype, call);
   p.a = at<const void>(t[0]);
   p.y = at<const int64_t>(t[1]);
   p.g0 = at<const float>(t[2]);
@@ -171,7 +189,7 @@ OptimParams optim_params(const py::object& optim) {
   return o;
 }
 
-// By StepTensors and a StepCall, as all optimizer steps.
+// By a StepCall, as all optimizer steps.
 using StepAddresses = Addresses<8>;
 template <class Params>
 Params step_params(const StepAddresses& t, const Sizes<1>& n, int dtype, const py::object& call) {
@@ -215,17 +233,12 @@ CompressedStepParams compressed_step(const StepAddresses& t, const Sizes<1>& n, 
 }
 
 // s: N, C, H, W, O, P, Q, kH, kW, stride, pad.
-WeightUpdateParams conv_params(const Sizes<11>& s, int dtype) {
+WeightUpdateParams weight_update(const Addresses<7>& t, const Sizes<11>& s, int dtype,
+                                 const py::object& call) {
   WeightUpdateParams p{};
   p.N = s[0], p.C = s[1], p.H = s[2], p.W = s[3], p.O = s[4], p.P = s[5], p.Q = s[6];
   p.kH = s[7], p.kW = s[8], p.stride = s[9], p.pad = s[10];
   p.dtype = dtype_of(dtype);
-  return p;
-}
-
-WeightUpdateParams weight_update(const Addresses<7>& t, const Sizes<11>& s, int dtype,
-                                 const py::object& call) {
-  WeightUpdateParams p = conv_params(s, dtype);
   p.x = at<const void>(t[0]);
   p.da = at<const void>(t[1]);
   p.weight = at<float>(t[2]);
@@ -296,27 +309,47 @@ RoutesParams along_routes(const Addresses<3>& t, const Sizes<4>& shape, int dtyp
   return routes_params(t[2], t[1], t[0], shape, dtype, call);
 }
 
-// Registers a kernel under its name: `read` makes its params of what Python hands over.
-template <class Params, class Tensors, class Shape>
-void define_cpu(py::module_& module, const char* name,
-                Params (*read)(const Tensors&, const Shape&, int, const py::object&),
+// Makes a kernel's params of what Python hands over.
+template <class Params, size_t tensors, size_t sizes>
+using Reader = Params (*)(const Addresses<tensors>&, const Sizes<sizes>&, int, const py::object&);
+
+template <class Params, size_t tensors, size_t sizes>
+Params params_of(Reader<Params, tensors, sizes> reader, const py::list& t, const py::tuple& s,
+                 int dtype, const py::object& call) {
+  Addresses<tensors> addresses;
+  Sizes<sizes> shape;
+  read(addresses, t), read(shape, s);
+  return reader(addresses, shape, dtype, call);
+}
+
+template <class Params, size_t tensors, size_t sizes>
+void define_cpu(py::module_& module, const char* name, Reader<Params, tensors, sizes> reader,
                 void (*kernel)(const Params&)) {
-  module.def(name, [read, kernel](const Tensors& tensors, const Shape& shape, int dtype,
-                                  const py::object& call) {
-    const Params p = read(tensors, shape, dtype, call);
+  module.def(name, [reader, kernel](const py::list& t, const py::tuple& s, int dtype,
+                                    const py::object& call) {
+    const Params p = params_of(reader, t, s, dtype, call);
     NoGil released;
     kernel(p);
   });
 }
 
+// Scratch bytes of a kernel, which looks at no address but for whether it is null.
+template <class Params, size_t tensors, size_t sizes>
+void define_scratch(py::module_& module, const char* name, Reader<Params, tensors, sizes> reader,
+                    int64_t (*scratch)(const Params&)) {
+  module.def(name, [reader, scratch](const py::list& present, const py::tuple& s, int dtype,
+                                     const py::object& call) {
+    return scratch(params_of(reader, present, s, dtype, call));
+  });
+}
+
 #if defined(FFENGINE_CUDA)
-template <class Params, class Tensors, class Shape>
-void define_cuda(py::module_& module, const char* name,
-                 Params (*read)(const Tensors&, const Shape&, int, const py::object&),
+template <class Params, size_t tensors, size_t sizes>
+void define_cuda(py::module_& module, const char* name, Reader<Params, tensors, sizes> reader,
                  void (*kernel)(const Params&, void*)) {
-  module.def(name, [read, kernel](const Tensors& tensors, const Shape& shape, int dtype,
-                                  const py::object& call, Address stream) {
-    const Params p = read(tensors, shape, dtype, call);
+  module.def(name, [reader, kernel](const py::list& t, const py::tuple& s, int dtype,
+                                    const py::object& call, Address stream) {
+    const Params p = params_of(reader, t, s, dtype, call);
     NoGil released;
     kernel(p, at<void>(stream));
   });
@@ -328,13 +361,15 @@ void define_cuda_kernels(py::module_& module) {
   define_cuda(module, "compressed_step_cuda", compressed_step, compressed_step_cuda);
   define_cuda(module, "linear_prepare_cuda", linear_prepare, linear_prepare_cuda);
   define_cuda(module, "linear_finish_cuda", linear_finish, linear_finish_cuda);
-  module.def("batch_pass_cuda", [](const BatchAddresses& tensors, const Sizes<4>& shape, int dtype,
+  module.def("batch_pass_cuda", [](const py::list& t, const py::tuple& s, int dtype,
                                    const py::object& call, Address stream) {
-    const BatchPassParams p = batch_pass(tensors, shape, dtype, call);
+    const BatchPassParams p = params_of(batch_pass, t, s, dtype, call);
     if (p.phase != BatchPhase::middle) {
       NoGil released;
       return batch_pass_cuda(p, at<void>(stream));
     }
+    BatchAddresses tensors;
+    read(tensors, t);
     const BatchMiddleParams m = batch_middle(tensors, call);
     NoGil released;
     batch_middle_cuda(p, m, at<void>(stream));
@@ -342,26 +377,8 @@ void define_cuda_kernels(py::module_& module) {
 }
 #endif
 
-// Scratch bytes of kernels: they look at no address but for whether it is null.
-void define_scratch(py::module_& module) {
-  module.def("local_pass_scratch_cpu",
-             [](const Addresses<13>& present, const Sizes<4>& shape, int dtype,
-                const py::object& call) {
-               LocalPassParams p = local_pass_params(shape, dtype, call);
-               p.h_prev = at<const void>(present[3]), p.shortcut = at<const void>(present[4]);
-               p.z = at<void>(present[6]);
-               return local_pass_scratch_cpu(p);
-             });
-  module.def("batch_pass_scratch_cpu",
-             [](const BatchAddresses&, const Sizes<4>& shape, int dtype, const py::object& call) {
-               return batch_pass_scratch_cpu(batch_pass({}, shape, dtype, call));
-             });
-  module.def("weight_update_scratch_cpu",
-             [](const Addresses<7>& present, const Sizes<11>& s, int dtype, const py::object&) {
-               WeightUpdateParams p = conv_params(s, dtype);
-               p.grad = at<float>(present[5]);
-               return weight_update_scratch_cpu(p, num_threads());
-             });
+int64_t weight_update_scratch(const WeightUpdateParams& p) {
+  return weight_update_scratch_cpu(p, num_threads());
 }
 
 // The enum values, for the test that holds them against ffengine/ops/config.py.
@@ -437,7 +454,9 @@ PYBIND11_MODULE(_C, module) {
   define_cpu(module, "linear_finish_cpu", linear_finish, linear_finish_cpu);
   define_cpu(module, "routes_cpu", routes, routes_cpu);
   define_cpu(module, "along_routes_cpu", along_routes, along_routes_cpu);
-  define_scratch(module);
+  define_scratch(module, "local_pass_scratch_cpu", local_pass, local_pass_scratch_cpu);
+  define_scratch(module, "batch_pass_scratch_cpu", batch_pass, batch_pass_scratch_cpu);
+  define_scratch(module, "weight_update_scratch_cpu", weight_update, weight_update_scratch);
 #if defined(FFENGINE_CUDA)
   define_cuda_kernels(module);
 #endif

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
+
 from ffengine.kernels import philox, states
 from ffengine.kernels.forms import Form, on_device_of
 from ffengine.kernels.launch import grid
 
 if TYPE_CHECKING:
     from ffengine.ops.optim import OptimCall
-    from ffengine.ops.params import StepCall, StepTensors
+    from ffengine.ops.params import StepCall
 
+Tensors = tuple[torch.Tensor | None, ...]
 #: Elements a program owns: 128 threads with two 16-byte loads of an fp32 tensor each.
 BLOCK = 1024
 #: By the codes of csrc/params.h.
@@ -164,7 +166,7 @@ class Bound(NamedTuple):
 _BOUND: dict[Any, Bound] = {}
 
 
-def optimizer_step(tensors: StepTensors, call: StepCall) -> None:
+def optimizer_step(tensors: Tensors, call: StepCall) -> None:
     """Step a weight (fp32 or bf16) and its states in place with grad * inv_scale.
 
     m: first moment or SGD's momentum buffer, zeros before step 1; v: second moment. grad: fp32,
@@ -203,16 +205,16 @@ def _pattern(t: torch.Tensor | None) -> torch.Tensor | None:
     return t.view(torch.int16) if t is not None and t.dtype is torch.bfloat16 else t
 
 
-def _bind(tensors: StepTensors, call: StepCall) -> Bound:
+def _bind(tensors: Tensors, call: StepCall) -> Bound:
     """Check a call's tensors, once for all of their form."""
-    grad, weight, half = tensors.grad, tensors.weight, tensors.half
+    grad, weight, *held, half, row = tensors
     kind = KINDS[call.optim.kind]
     variant = Variant(kind, kind == "sgd" and call.optim.momentum != 0.0,
                       kind == "sgd" and call.optim.nesterov, FORMATS[call.format],
                       weight.dtype is torch.bfloat16,
                       half is not None and half.dtype is torch.bfloat16, BLOCK)
-    _check(tensors, variant)
-    _check_row_and_half(weight, tensors.row, half)
+    _check(weight, grad, held, variant)
+    _check_row_and_half(weight, row, half)
     numel = weight.numel()
     return Bound(Form(optimizer_kernel, v=variant, warps=4),
                  grid("weight_update", -(-numel // BLOCK)), numel, not _same_order(grad, weight))
@@ -225,8 +227,8 @@ def _same_order(t: torch.Tensor, weight: torch.Tensor) -> bool:
                if f is torch.contiguous_format or weight.dim() == 4)
 
 
-def _check(tensors: StepTensors, variant: Variant) -> None:
-    grad, weight, *held = tensors[:6]
+def _check(weight: torch.Tensor, grad: torch.Tensor, held: list[torch.Tensor | None],
+           variant: Variant) -> None:
     _expect("grad", grad, weight, grad.dtype)
     if not variant.bf16_weight:
         _expect("weight", weight, weight, torch.float32)

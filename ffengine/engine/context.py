@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from ffengine.engine.accumulator import Accumulation, GradientAccumulator
 from ffengine.engine.batch import joined
@@ -113,7 +114,7 @@ class StepContext:
     def grad_of(self, i: int | str, name: str) -> torch.Tensor | None:
         return None if self.grads is None else self.grads.get((i, name))
 
-    def parameter(self, i: int | str, name: str, value: torch.Tensor, owner: str = "",
+    def parameter(self, i: int | str, name: str, value: nn.Parameter, owner: str = "",
                   accumulate: torch.Tensor | None = None) -> Parameter:
         """A parameter of layer i, or of what i names, as the ops take it."""
         return Parameter(value.detach(), self.optimizer.state_of(value, owner), accumulate,

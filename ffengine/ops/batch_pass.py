@@ -33,6 +33,7 @@ from ffengine.ops.params import (
     BatchPassCall,
     BatchPassTensors,
 )
+from ffengine.ops.tracing import unrecorded
 from ffengine.reference import batch_pass as reference
 
 Coupling = BatchNorm | Peer
@@ -258,7 +259,7 @@ def _run_peer(r: _Request, coupling: Peer, backend: str) -> BatchPassOutput:
     a = r.a.contiguous()
     call = BatchPassCall(PHASE_PEER_STATS, False, False, False, False,
                          r.config.relu_gradient == "straight_through")
-    with torch.no_grad():
+    with unrecorded():
         penalty, answer = _peer_penalty(r, coupling, backend, a, call)
     late = r.want_da and r.out is r.a  # the mask is read from a: z may cover it only at the end
     local = local_pass(a, r.y, config=r.config, out=None if late else r.out,

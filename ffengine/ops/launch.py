@@ -61,23 +61,23 @@ def launch(kernel: str, backend: str, tensors: Tensors, sizes: tuple[int, ...], 
     """
     first = tensors[0]
     assert first is not None
-    if backend == "cpu" and listeners.get() and kernel in _HOLDING:
+    if backend == "cpu" and kernel in _HOLDING and listeners.get():
         declare(scratch(kernel, [t is not None for t in tensors], sizes, first.dtype, call))
     if is_fake(first):
         return
     if backend == "triton":
         _triton(kernel)(tensors, call)
         return
-    given = ([0 if t is None else t.data_ptr() for t in tensors], sizes, DTYPE_CODES[first.dtype],
-             call)
-    function = getattr(compiled(), f"{kernel}_{backend}")
+    function = _compiled(backends.extension(), kernel, backend)
+    addresses = [0 if t is None else t.data_ptr() for t in tensors]
     if backend == "cpu":
-        function(*given)
+        function(addresses, sizes, DTYPE_CODES[first.dtype], call)
     else:
-        function(*given, torch.cuda.current_stream(first.device).cuda_stream)
+        function(addresses, sizes, DTYPE_CODES[first.dtype], call,
+                 torch.cuda.current_stream(first.device).cuda_stream)
 
 
-def scratch(kernel: str, present: Sequence[bool], sizes: tuple[int, ...], dtype: torch.dtype,
+def scratch(kernel: str, present: list[bool], sizes: tuple[int, ...], dtype: torch.dtype,
             call: Any) -> int:
     """Bytes that the C++ kernel's threads hold beside the tensors, of which `present` are there."""
     extension = backends.extension()
@@ -86,6 +86,12 @@ def scratch(kernel: str, present: Sequence[bool], sizes: tuple[int, ...], dtype:
     held: int = getattr(extension, f"{kernel}_scratch_cpu")(
         present, sizes, DTYPE_CODES[dtype], call)
     return held
+
+
+@functools.cache
+def _compiled(extension: ModuleType, kernel: str, backend: str) -> Callable[..., None]:
+    found: Callable[..., None] = getattr(extension, f"{kernel}_{backend}")
+    return found
 
 
 @functools.cache
@@ -244,10 +250,10 @@ def _build(hint: Any, take: dict[Any, Iterator[Any]]) -> Any:
         return several[0] if len(several) == 1 else tuple(several)
     there = not kind.optional or next(take[int])
     if kind.inside:
-        values = {name: _build(inner, take) for name, inner in kind.inside}
-        if kind.of is tuple:
-            return tuple(values.values()) if there else None
-        return kind.of(**values) if there else None
+        values: dict[Any, Any] = {name: _build(inner, take) for name, inner in kind.inside}
+        if not there:
+            return None
+        return tuple(values.values()) if kind.of is tuple else kind.of(**values)
     value = next(take[int if kind.of is bool else kind.of])
     if kind.mark == UNSIGNED:
         value %= 2**64

@@ -27,7 +27,7 @@ from ffengine.ops.memory_accounting import allocating
 from ffengine.ops.optim import DTYPE_CODES, OptimConfig, Parameter, state_bytes
 from ffengine.ops.optimizer_step import check_state, step_dtype
 from ffengine.ops.params import LinearStepOutput, LinearStepRequest
-from ffengine.ops.tracing import traced
+from ffengine.ops.tracing import traced, unrecorded
 from ffengine.reference import linear_step as reference
 
 __all__ = ["LinearStepOutput", "bytes_moved", "extra_bytes", "linear_step"]
@@ -139,7 +139,7 @@ def linear_step(weight: Parameter, x: torch.Tensor, y: Any, *, config: LocalPass
     is_recorded = torch.is_grad_enabled() and x.requires_grad
     call = call._replace(x=x.detach(), config=replace(config, norm=NO_NORM))
     result = _results(call)
-    with torch.no_grad():
+    with unrecorded():
         if traced() and not isinstance(config.loss, Loss):  # no schema holds a function
             torch.compiler.disable(run)(name, call, result)  # type: ignore[no-untyped-call]
         else:

@@ -173,9 +173,7 @@ class OptimState:
     @property
     def format(self) -> StatePrecision:
         """What m and v are stored as (fp64 states count as fp32: they are not rounded)."""
-        if self.m is None or self.m.dtype in (torch.float32, torch.float64):
-            return "fp32"
-        return "bf16" if self.m.dtype is torch.bfloat16 else "8bit"
+        return "fp32" if self.m is None else FORMATS.get(self.m.dtype, "fp32")
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What the state holds in memory, by name."""
@@ -201,6 +199,7 @@ class Parameter(NamedTuple):
 
 
 FORMAT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "8bit": torch.uint8}
+FORMATS: dict[torch.dtype, StatePrecision] = {torch.bfloat16: "bf16", torch.uint8: "8bit"}
 
 
 def stream_of(name: str) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from ffengine.ops.launch import launch
+from ffengine.ops.launch import Tensors, launch
 from ffengine.ops.memory_accounting import is_fake
 from ffengine.ops.optim import (
     DTYPE_CODES,
@@ -24,7 +24,7 @@ from ffengine.ops.optim import (
     optim_call,
     state_format,
 )
-from ffengine.ops.params import StepCall, StepTensors
+from ffengine.ops.params import StepCall
 from ffengine.reference import state_formats
 from ffengine.reference import weight_update as reference
 
@@ -64,7 +64,7 @@ def optimizer_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
         if backend == "cpu":
             grad = grad.float()
         else:
-            half, row = state.half and state.half.copy, state.row
+            half, row = None if state.half is None else state.half.copy, state.row
         launch("compressed_step" if is_compressed(weight, state) else "optimizer_step", backend,
                *step_arguments(weight, grad, state, optim, inv_scale, half, row))
     stepped(weight, state, backend)
@@ -72,13 +72,15 @@ def optimizer_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
 
 def step_arguments(weight: torch.Tensor, grad: torch.Tensor, state: OptimState, optim: OptimConfig,
                    inv_scale: float, half: torch.Tensor | None = None,
-                   row: torch.Tensor | None = None) -> tuple[StepTensors, tuple[int], StepCall]:
+                   row: torch.Tensor | None = None) -> tuple[Tensors, tuple[int], StepCall]:
     """The tensors, sizes and numbers of a step's kernel."""
-    return (StepTensors(grad, weight, state.m, state.v, state.m_scale, state.v_scale, half, row),
-            (weight.numel(),),
-            StepCall(optim_call(optim, state.step + 1), inv_scale,
-                     0 if half is None else DTYPE_CODES[half.dtype], STATE_CODES[state.format],
-                     weight.dtype is torch.bfloat16, state.seed, state.stream))
+    call = StepCall(optim_call(optim, state.step + 1), inv_scale,
+                    0 if half is None else DTYPE_CODES[half.dtype])
+    if is_compressed(weight, state):
+        call = StepCall(*call[:3], STATE_CODES[state.format], weight.dtype is torch.bfloat16,
+                        state.seed, state.stream)
+    return ((grad, weight, state.m, state.v, state.m_scale, state.v_scale, half, row),
+            (weight.numel(),), call)
 
 
 def _reference_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,

@@ -135,30 +135,21 @@ class WeightUpdateRequest(NamedTuple):
 class WeightUpdateCall(NamedTuple):
     """The numbers of the CPU's kernel (csrc/params.h: WeightUpdateParams)."""
 
-    x_channels_last: bool
-    da_channels_last: bool
-    weight_channels_last: bool
-    accumulate: bool
-    finish: bool
-    inv_scale: float
-    optim: OptimCall | None
-
-
-class StepTensors(NamedTuple):
-    """One optimizer step (csrc/params.h: OptimizerStepParams, CompressedStepParams)."""
-
-    grad: torch.Tensor
-    weight: torch.Tensor
-    m: torch.Tensor | None
-    v: torch.Tensor | None
-    m_scale: torch.Tensor | None = None
-    v_scale: torch.Tensor | None = None
-    half: torch.Tensor | None = None  # gpu: gets the weight in 16 bits
-    row: torch.Tensor | None = None  # gpu: (8,) fp32, in place of lr, weight_decay and step
+    x_channels_last: bool = False
+    da_channels_last: bool = False
+    weight_channels_last: bool = False
+    accumulate: bool = False
+    finish: bool = False
+    inv_scale: float = 1.0
+    optim: OptimCall | None = None
 
 
 class StepCall(NamedTuple):
-    """Its numbers."""
+    """The numbers of an optimizer step (csrc/params.h: OptimizerStepParams, CompressedStepParams).
+
+    Its tensors: grad, weight, m, v, m_scale, v_scale; and on a GPU half, which gets the weight in
+    16 bits, and row, (8,) fp32 in place of lr, weight_decay and step, or None.
+    """
 
     optim: OptimCall
     inv_scale: float

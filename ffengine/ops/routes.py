@@ -97,12 +97,13 @@ def _kernel_takes(backend: str, *maps: torch.Tensor) -> bool:
     """The CPU's kernels are asked for, or taken by themselves where they take these maps."""
     dtypes = {t.dtype for t in maps} - {torch.uint8}
     chosen = backends.resolve("routes", backend, maps[0].device.type, *dtypes)
-    laid_out = all(t.is_contiguous(memory_format=_layout(t)) for t in maps)
-    if backend in ("triton", "cuda") or (backend == "cpu" and not laid_out):
+    if chosen == "cpu" and all(t.is_contiguous(memory_format=_layout(t)) for t in maps):
+        return True
+    if backend not in ("auto", "reference"):
         raise ValueError(f"[routes] backend {backend!r} has no kernel for maps of strides "
                          f"{', '.join(str(t.stride()) for t in maps)}: expected auto, reference "
                          "or, on maps in channels_last, cpu")
-    return chosen == "cpu" and laid_out
+    return False
 
 
 def _pooled(shape: tuple[int, ...], pool: bool) -> tuple[int, ...]:

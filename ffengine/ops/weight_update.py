@@ -41,6 +41,7 @@ from ffengine.ops.optimizer_step import (
     stepped,
 )
 from ffengine.ops.params import WeightUpdateCall, WeightUpdateRequest
+from ffengine.ops.tracing import unrecorded
 from ffengine.reference import weight_update as reference
 from ffengine.reference.state_formats import SCRATCH_BYTES
 
@@ -115,8 +116,8 @@ def extra_bytes(x_shape: tuple[int, ...], da_shape: tuple[int, ...],
     bias_bytes += wide * min(n_da, BIAS_CHUNK) * bias
     if backend == "cpu" and shape[1] == weight_shape[1] and choose(shape, dtype) == "im2col":
         buffer = wide * n_w * (compressed and not accumulate)
-        given = (*[True] * 5, accumulate or compressed, False)
-        inside = scratch("weight_update", given, shape, dtype, None)
+        given = [*[True] * 5, accumulate or compressed, False]
+        inside = scratch("weight_update", given, shape, dtype, WeightUpdateCall())
         return max(buffer + inside, bias_bytes)
     casts = wide * (n_x + n_da) if item < 4 else 0
     casts += wide * n_w * (kept.itemsize < wide)  # the gradient's operator wants an fp32 weight
@@ -149,7 +150,7 @@ def weight_update(weight: Parameter, x: torch.Tensor, da: torch.Tensor, *, optim
     """
     _check(weight, bias, x, da, optim, geometry, finish)
     name = backends.resolve("weight_update", backend, x.device.type, x.dtype)
-    with torch.no_grad():
+    with unrecorded():
         _update(name, WeightUpdateRequest(weight, x, da, optim, geometry, bias, finish, da_scale))
     if finish:
         for p in (weight, bias):
@@ -258,7 +259,7 @@ def gradient_update(p: Parameter, grad: torch.Tensor, *, optim: OptimConfig, sca
         grad: of the value's shape, times `scale`.
     """
     name = backends.resolve("weight_update", backend, p.value.device.type, p.value.dtype)
-    with torch.no_grad():
+    with unrecorded():
         finish_gradient(p, as_laid_out(grad, p.value), optim, True, scale, name)
     if p.state is not None:
         p.state.step += 1
