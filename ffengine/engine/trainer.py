@@ -223,7 +223,7 @@ class Trainer:
         if self._limit is None:
             self._limit = limit_for(self.budget, [
                 *self.net.parameters(), *self.optimizer.state_tensors(),
-                *self.optimizer.half_tensors(), item.x, item.y], self.device)
+                *self.optimizer.half_tensors(), *item.tensors()], self.device)
         with enforced(self._limit, self.device), flushed(self.device), product_rule.exact(
                 self.device.type):
             if self.micro_batch is None:
@@ -241,7 +241,7 @@ class Trainer:
         self._meter_next = False
         held = [*self.optimizer.half_tensors(), *(self.stored.tensors() if self.stored else ())]
         with MemoryMeter(parameter=self.net.parameters(), state=self.optimizer.state_tensors(),
-                         feature=[item.x, item.y, *held]) as meter:
+                         feature=[*item.tensors(), *held]) as meter:
             report = self.update(item, plan)
         self.peak_bytes = max(self.peak_bytes, meter.report.peak_bytes)
         return report
