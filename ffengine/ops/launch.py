@@ -68,7 +68,7 @@ def launch(kernel: str, backend: str, tensors: Tensors, sizes: tuple[int, ...], 
     if backend == "triton":
         _triton(kernel)(tensors, call)
         return
-    function = _compiled(backends.extension(), kernel, backend)
+    function = getattr(compiled(), f"{kernel}_{backend}")
     addresses = [0 if t is None else t.data_ptr() for t in tensors]
     if backend == "cpu":
         function(addresses, sizes, DTYPE_CODES[first.dtype], call)
@@ -86,12 +86,6 @@ def scratch(kernel: str, present: list[bool], sizes: tuple[int, ...], dtype: tor
     held: int = getattr(extension, f"{kernel}_scratch_cpu")(
         present, sizes, DTYPE_CODES[dtype], call)
     return held
-
-
-@functools.cache
-def _compiled(extension: ModuleType, kernel: str, backend: str) -> Callable[..., None]:
-    found: Callable[..., None] = getattr(extension, f"{kernel}_{backend}")
-    return found
 
 
 @functools.cache
