@@ -50,7 +50,7 @@ from ffengine.ops import backends
 
 
 def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    found = checkpoint.load(args.resume) if args.resume else None
+    found = checkpoint.load_run(args.resume) if args.resume else None
     if found is not None:
         take_from_run(args, found)
     if args.model is None or args.data is None:

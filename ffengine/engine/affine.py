@@ -61,28 +61,53 @@ def update(ctx: StepContext, i: int, u: torch.Tensor, made: Normalised | None, s
             (total, last, share), (bias_total, *_) = (
                 ctx.adding(p, owner) for p in (layer.weight, layer.bias))
             buffers, finish, scale = (total, bias_total), finish and last, scale / share
+        weight = ctx.parameter(i, "weight", layer.weight, owner, buffers[0])
+        bias = ctx.parameter(i, "bias", layer.bias, owner, buffers[1])
+        if weight is None:
+            update_bias(ctx, layer.bias, bias, da, finish, scale)
+            return norms(ctx, i, swept, owner)
         weight_update(
-            ctx.parameter(i, "weight", layer.weight, owner, buffers[0]), u, da,
-            optim=ctx.optimizer.config(layer.weight), geometry=layer.geometry,
-            bias=None if layer.bias is None else ctx.parameter(i, "bias", layer.bias, owner,
-                                                               buffers[1]),
-            finish=finish, da_scale=scale, backend=ctx.backend)
+            weight, u, da, optim=ctx.optimizer.config(layer.weight), geometry=layer.geometry,
+            bias=bias, finish=finish, da_scale=scale, backend=ctx.backend)
     else:
         step_all(ctx, i, normalised_gradients(ctx, i, u, made, da, scale, du), owner)
+    norms(ctx, i, swept, owner)
+
+
+def norms(ctx: StepContext, i: int, swept: SweepResult, owner: str) -> None:
+    """Step the affine map of the normalisation after layer i."""
+    layer = ctx.net.layer(i)
     for name, grad in (("norm_weight", swept.dgamma), ("norm_bias", swept.dbeta)):
         if grad is not None:
             step(ctx, i, name, getattr(layer, name), grad, owner)
 
 
+def update_bias(ctx: StepContext, bias: nn.Parameter | None, p: Parameter | None, da: torch.Tensor,
+                finish: bool, scale: float) -> None:
+    """Step a bias `p`, or None, whose weight is frozen; arguments as `update` gives
+    weight_update."""
+    if p is None:
+        return
+    grad = bias_gradient(da, p.value.dtype)
+    if p.accumulate is not None:
+        grad, scale = p.accumulate.add_(grad, alpha=1.0 / scale), 1.0
+    if finish:
+        gradient_update(p._replace(accumulate=None), grad, optim=ctx.optimizer.config(bias),
+                        scale=scale, backend=ctx.backend)
+
+
 def step(ctx: StepContext, i: int | str, name: str, parameter: nn.Parameter, grad: torch.Tensor,
          owner: str = "", scale: float = 1.0) -> None:
-    """Step one parameter with a gradient that exists, times `scale`."""
+    """Step one parameter, unless it is frozen, with a gradient that exists, times `scale`."""
+    p = ctx.parameter(i, name, parameter, owner)
+    if p is None:
+        return
     total, last, share = ctx.adding(parameter, owner)
     if total is not None:
         grad, scale = total.add_(grad, alpha=share / scale), 1.0
     if not last:
         return
-    gradient_update(ctx.parameter(i, name, parameter, owner), grad.to(step_dtype(parameter.dtype)),
+    gradient_update(p, grad.to(step_dtype(parameter.dtype)),
                     optim=ctx.optimizer.config(parameter), scale=scale, backend=ctx.backend)
 
 
@@ -203,8 +228,8 @@ def tap_sums(plane: torch.Tensor, geometry: ConvGeometry | None, size: torch.Siz
 def inside(kernel: int, geometry: ConvGeometry, extent: int, out: int,
            dtype: torch.dtype) -> torch.Tensor:
     """(kernel, out): 1 where tap i of output position p reads the input, 0 in the padding."""
-    at = (torch.arange(out) * geometry.stride)[None] + (
-        torch.arange(kernel) - geometry.padding)[:, None]
+    at = (torch.arange(out, device="cpu") * geometry.stride)[None] + (
+        torch.arange(kernel, device="cpu") - geometry.padding)[:, None]
     return ((at >= 0) & (at < extent)).to(dtype)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ffengine.engine import affine
 from ffengine.engine.batch import Batch
 from ffengine.engine.context import StepContext
 from ffengine.nn.heads import LinearHead
@@ -41,14 +42,15 @@ def train_head(ctx: StepContext, index: int, features: torch.Tensor,
     logits = head(features.detach()).detach()
     loss, dlogits = loss_and_gradient(head, logits, y)
     (total, last, share), of_bias = ctx.adding(head.weight), ctx.adding(head.bias).total
-    owner = f"heads.{index}"
-    weight_update(
-        ctx.parameter(owner, "weight", head.weight, accumulate=total),
-        features.to(head.weight.dtype).contiguous(), dlogits,
-        optim=ctx.optimizer.config(head.weight), finish=last, da_scale=1.0 / share,
-        bias=None if head.bias is None else ctx.parameter(owner, "bias", head.bias,
-                                                          accumulate=of_bias),
-        backend=ctx.backend)
+    where = f"heads.{index}"
+    weight = ctx.parameter(where, "weight", head.weight, accumulate=total)
+    bias = ctx.parameter(where, "bias", head.bias, accumulate=of_bias)
+    if weight is None:
+        affine.update_bias(ctx, head.bias, bias, dlogits, last, 1.0 / share)
+        return loss, logits
+    weight_update(weight, features.to(head.weight.dtype).contiguous(), dlogits,
+                  optim=ctx.optimizer.config(head.weight), bias=bias, finish=last,
+                  da_scale=1.0 / share, backend=ctx.backend)
     return loss, logits
 
 

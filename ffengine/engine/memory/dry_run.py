@@ -300,7 +300,8 @@ class DryRun:
         trained = [*layer.parameters(), *(() if shown is None else shown.parameters())]
         optim = [replace(self.optimizer.config(p), lr=1.0) for p in trained if p.requires_grad]
         self._keys[i] = (
-            tuple((n, tuple(t.shape), t.stride(), t.dtype) for n, t in tensors.items()),
+            tuple((n, tuple(t.shape), t.stride(), t.dtype, t.requires_grad)
+                  for n, t in tensors.items()),
             layer.config, layer.dropout, layer.batch_coupling, layer.geometry,
             layer.pre_norm and layer.pre_norm.kind, tuple(optim), net.wires[i], net.shapes[i],
             shown and tuple(shown.weight.shape),

@@ -163,11 +163,15 @@ class Planning:
                 "phases": [[epoch, plan.cuts, plan.tile, plan.one_by_one]
                            for epoch, plan in self.base.phases]}
 
+    def exported(self, saved: dict[str, Any]) -> TrainingPlan:
+        """The plans that `export` gave; ValueError if they are of another network."""
+        return TrainingPlan(tuple(
+            (epoch, self.planner(saved["samples"], epoch).fixed(cuts, tile, alone))
+            for epoch, cuts, tile, alone in saved["phases"]))
+
     def keep(self, saved: dict[str, Any]) -> None:
         """Use what `export` gave from now on, unless it breaks the budget."""
-        samples = saved["samples"]
-        made = TrainingPlan(tuple((epoch, self.planner(samples, epoch).fixed(cuts, tile, alone))
-                             for epoch, cuts, tile, alone in saved["phases"]))
+        samples, made = saved["samples"], self.exported(saved)
         if self.budget is None or made.peak_bytes <= self.budget:
             self.base, self._samples, self._made = made, samples, {}
             self.costs, self.seconds = saved["costs"], saved["seconds"]

@@ -111,7 +111,7 @@ class FeatureStore(ABC):
         """
         found = self._found(index)
         with allocating("feature"):
-            out = torch.empty((len(found), *self._dense), dtype=self.dtype)
+            out = torch.empty((len(found), *self._dense), dtype=self.dtype, device="cpu")
         self._take(found, out)
         return self._as_maps(out)
 
@@ -191,7 +191,7 @@ class RamStore(FeatureStore):
         super().__init__(rows, shape, dtype, channels_last)
         try:
             with allocating("feature"):
-                self._data = torch.empty((rows, *self._dense), dtype=dtype)
+                self._data = torch.empty((rows, *self._dense), dtype=dtype, device="cpu")
         except RuntimeError:
             raise MemoryError(f"[store] expected {megabytes(self.nbytes)} of RAM for features, "
                               "got a refusal") from None
