@@ -19,6 +19,7 @@ from bench import batch_pass as coupled
 from bench import linear_step as linear
 from bench import local_pass as local
 from ffengine.engine.memory.plan import Plan
+from ffengine.engine.memory.plans import Memory
 from ffengine.engine.run.recipe import Recipe
 from ffengine.nn.convolution import convolve
 from ffengine.ops import linear_step
@@ -126,7 +127,7 @@ def training_step(model: str, precision: str, options: dict[str, Any]) -> Call:
         torch.manual_seed(0)
         net = ff.models.create(model, num_classes=10, in_channels=1, **options)
         return ff.Trainer(net, recipe=recipe, batch_size=BATCH, backend=backend, precision=kind,
-                          plan=plan, progress=False)
+                          memory=Memory(plan=plan), progress=False)
 
     ours = trainer("auto", precision)
     generator = torch.Generator().manual_seed(0)
