@@ -16,6 +16,14 @@ from ffengine.ops.host import send
 
 
 @dataclass
+class Arrived:
+    """What the stage before sent of a batch: maps by their buffers, goodness by layer."""
+
+    maps: dict[str, torch.Tensor]
+    goodness: dict[int, torch.Tensor]
+
+
+@dataclass
 class Batch:
     """Samples and labels, and what some variants need beside them (None: drawn from the seed)."""
 
@@ -29,6 +37,8 @@ class Batch:
     features: torch.Tensor | None = None
     #: Goodness summed over the layers below, one value a row (collaborative FF).
     below: torch.Tensor | None = None
+    #: In a pipeline's later stages; the samples themselves are not there then.
+    arrived: Arrived | None = None
 
 
 def whole(pieces: list[torch.Tensor], dim: int = 0) -> torch.Tensor:

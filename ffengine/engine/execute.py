@@ -21,13 +21,15 @@ from ffengine.engine.compiling import compile_step
 from ffengine.engine.context import BatchReport, StepContext
 from ffengine.engine.instructions import Place, Tensors
 from ffengine.engine.memory.plan import Plan
+from ffengine.engine.parallel import stage_ops
 from ffengine.engine.program import Facts, Instruction, Loop, Program, Store
 from ffengine.engine.rows import Rows, empty
 from ffengine.engine.schedules import backprop_ops, frames, overlap_ops
 from ffengine.nn.network import LocalNet
 
 #: The module of every op, where profiles find it by its name.
-HOME = {name: module for module in (instructions, overlap_ops, frames, backprop_ops)
+HOME = {name: module
+        for module in (instructions, overlap_ops, frames, backprop_ops, stage_ops)
         for name, value in vars(module).items()
         if isinstance(value, FunctionType) and value.__module__ == module.__name__
         and "line" in value.__annotations__}

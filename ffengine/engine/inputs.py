@@ -39,10 +39,15 @@ def entrance(ctx: StepContext, item: Batch | torch.Tensor, dtype: torch.dtype) -
         x = net.prepare(item.x.to(dtype))
     if item.negatives is not None and label_channel.learned(net) is not None:
         ctx.labels = item.y, item.negatives
-    if paired(net) and ctx.y.shape[0] != x.shape[0]:
-        half = x.shape[0] // 2
-        ctx.y = torch.cat([ctx.y.new_ones(half), ctx.y.new_zeros(half)])
+    set_targets(ctx, x.shape[0])
     return as_laid_out(x)
+
+
+def set_targets(ctx: StepContext, rows: int) -> None:
+    """ctx.y becomes the layers' targets: 1 and 0 where so many rows are pairs of the samples'."""
+    if paired(ctx.net) and ctx.y.shape[0] != rows:
+        half = rows // 2
+        ctx.y = torch.cat([ctx.y.new_ones(half), ctx.y.new_zeros(half)])
 
 
 def differing_columns(net: LocalNet, item: Batch, dtype: torch.dtype) -> slice | None:

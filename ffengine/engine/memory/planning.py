@@ -113,6 +113,12 @@ class Planning:
         if self.base is not None:
             self.base = self._cut_like(self.base, self._samples)
 
+    def follow(self, other: Planning) -> None:
+        """The cuts and tiles of another run's plans, where they fit in this one."""
+        if other.base is not None:
+            self.base, self._samples = self._cut_like(other.base, other._samples), other._samples
+            self._made = {}
+
     def _start(self, epoch: int) -> int:
         """The first epoch of an epoch's phase."""
         return [start for start in phase_starts(self.job.schedule) if start <= epoch][-1]
@@ -154,7 +160,7 @@ class Planning:
     def keep(self, saved: dict[str, Any]) -> None:
         """Use what `export` gave from now on, unless it breaks the budget."""
         samples = saved["samples"]
-        made = TrainingPlan(tuple((epoch, self.planner(samples, epoch).fixed(cuts, tile, alone))
+        made = TrainingPlan(tuple((epoch, self.planner(samples, epoch).clipped(cuts, tile, alone))
                              for epoch, cuts, tile, alone in saved["phases"]))
         if self.budget is None or made.peak_bytes <= self.budget:
             self.base, self._samples, self._made = made, samples, {}

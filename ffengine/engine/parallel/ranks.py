@@ -1,0 +1,157 @@
+"""The processes of a run: torch.distributed's group of them, and the store that they share.
+
+torchrun starts them, or `launch.local` does on one machine; either way RANK, WORLD_SIZE,
+MASTER_ADDR and MASTER_PORT say who is who.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+from ffengine.version import __version__
+
+#: torch.distributed.Store, which type checkers are not shown.
+Store = Any
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+#: Of single operations of the group: the watch (watch.py) ends a run long before.
+FOREVER = timedelta(days=30)
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class Ranks:
+    """This process among the others.
+
+    Args:
+        rank, size: which one of how many.
+        connect: makes a client of the store that all of them see.
+    """
+
+    def __init__(self, rank: int, size: int, connect: Callable[[], Store]) -> None:
+        self.rank, self.size, self.connect = rank, size, connect
+
+    def collect(self, value: Any) -> list[Any] | None:
+        """Every rank's value, in order, on rank 0; None elsewhere. Tensors lie on the CPU."""
+        found: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        dist.gather_object(value, found)
+        return found
+
+    def tell(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        found = [value]
+        dist.broadcast_object_list(found)
+        return found[0]
+
+    def everyone(self) -> None:
+        """Wait until all ranks are here."""
+        dist.barrier()
+
+    def agree(self, said: Mapping[str, str]) -> None:
+        """Compare what every rank says of its code and of what it is to do.
+
+        Raises:
+            ValueError: on every rank, naming the first that differs from rank 0.
+        """
+        found, wrong = self.collect(dict(said)), None
+        for rank, other in enumerate(found or ()):
+            differs = [name for name, mine in said.items() if other.get(name) != mine]
+            if differs and wrong is None:
+                wrong = (f"[pipeline] expected the same {differs[0]} on every rank, got another "
+                         f"on rank {rank}: {other.get(differs[0])} instead of {said[differs[0]]}")
+        self.refuse(wrong)
+
+    def refuse(self, wrong: str | None) -> None:
+        """ValueError on every rank if rank 0 has something against going on; rank 0 says it."""
+        found = self.tell(wrong)
+        if found is not None:
+            error = ValueError(found)
+            error.said = self.rank != 0  # type: ignore[attr-defined]
+            raise error
+
+
+def environment(stages: int) -> Mapping[str, str]:
+    """What the starter of the processes has told this one.
+
+    Raises:
+        ValueError: nobody has, or of another number of processes.
+    """
+    missing = [name for name in VARIABLES if name not in os.environ]
+    if missing:
+        raise ValueError(f"[pipeline] expected a rendezvous, as torchrun --nproc-per-node {stages} "
+                         f"gives, got no {', '.join(missing)}")
+    if os.environ["WORLD_SIZE"] != str(stages):
+        raise ValueError(f"[pipeline] expected {stages} processes, one a stage, got WORLD_SIZE="
+                         f"{os.environ['WORLD_SIZE']}")
+    return os.environ
+
+
+def join(stages: int, device: torch.device, timeout: float) -> Ranks:
+    """Meet the other processes.
+
+    Raises:
+        ValueError: no rendezvous, or one of another size; the others do not come in time.
+    """
+    env = environment(stages)
+    rank, host, port = int(env["RANK"]), env["MASTER_ADDR"], int(env["MASTER_PORT"])
+    if host in LOOPBACK:
+        names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", names[0] if names else "")
+    wait = timedelta(seconds=timeout)
+    try:
+        # torchrun's agent keeps the store, and keeps it when it starts the ranks again
+        agent = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        store = TCPStore(host, port, stages, is_master=rank == 0 and not agent, timeout=wait,
+                              wait_for_workers=False)
+        start = f"start {env.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        mine = PrefixStore(start, store)
+        if not dist.is_initialized():
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            meet(mine, rank, stages, wait)
+            dist.init_process_group(backend, store=mine, rank=rank, world_size=stages,
+                                    timeout=FOREVER)
+    except (dist.DistError, RuntimeError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"[pipeline] expected {stages} ranks to meet at {host}:{port} within "
+                         f"{timeout:g} s, got: {why}") from None
+
+    def connect() -> Store:
+        return PrefixStore(start, TCPStore(
+            host, port, is_master=False, timeout=wait, wait_for_workers=False))
+
+    return Ranks(rank, stages, connect)
+
+
+def meet(store: Store, rank: int, size: int, wait: timedelta) -> None:
+    """Wait until all ranks have come to the store."""
+    store.set(f"came/{rank}", "")
+    store.wait([f"came/{r}" for r in range(size)], wait)
+
+
+def leave() -> None:
+    """End the group of processes, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def digest(net: torch.nn.Module, **said: Any) -> dict[str, str]:
+    """What has to be the same on every rank: the code, the weights, and whatever else is said."""
+    code, weights = hashlib.sha256(), hashlib.sha256()
+    for path in sorted(Path(__file__).parents[2].rglob("*.py")):
+        code.update(path.read_bytes())
+    for name, t in net.state_dict().items():
+        weights.update(name.encode())
+        weights.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return {"ffengine": f"{__version__} ({code.hexdigest()[:12]})", "torch": torch.__version__,
+            **{name: json.dumps(value, default=str, sort_keys=True)
+               for name, value in said.items()},
+            "weights": weights.hexdigest()[:12]}
