@@ -49,7 +49,16 @@ from ffengine.env import instruction_set
 from ffengine.ops import backends
 
 
-def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any] | None]:
+    if args.stages is None:
+        return trained(args)
+    from ffengine.commands import staged
+
+    return staged.run(args, trained)
+
+
+def trained(args: argparse.Namespace) -> tuple[str, dict[str, Any] | None]:
+    """Train, as the flags say, on this process or on this rank of several."""
     found = checkpoint.load(args.resume) if args.resume else None
     if found is not None:
         take_from_run(args, found)
@@ -65,6 +74,7 @@ def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     data_options = scaled(args.model, args.data, assignments(args.data_options, "--data-set"))
     refuse_early(args, recipe, options, data_options)
     check_watch(args)
+    check_out(args)
     splits = load_data(args.model, args.data, options, data_options, seed, args.data_root,
                        None if found is None else found.meta["notes"].get("classes"))
     if args.baselines and f"bp/{args.model}" not in models.names():
@@ -74,13 +84,17 @@ def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     trainer = make_trainer(args, within(recipe, len(splits.train)), options, data_options, seed,
                            structure=None if found is None else found.meta.get("structure"))
     trainer.notes |= told(splits, args, data_options)
-    trainer.write_into(run_folder(args))
+    first = getattr(trainer, "first", True)  # of a pipeline's ranks one reads and writes
+    trainer.write_into(run_folder(args) if first else None)
     if not args.augment or args.augment == "none":
         size, count = trainer.settings.batch_size, len(splits.train)
         trainer.schedule.expect(trainer.planning, count, size, shuffles(size, count), trainer.out)
     announce(args, trainer)
     if found is not None:
         trainer.resume(found.path)
+    if not first:
+        trainer.fit(())
+        return "", None
     text, result = train_and_test(args, trainer, splits, augment.by_name(args.augment or "none"),
                                   watchers_of(args, splits))
     if emulated is not None:
@@ -209,14 +223,18 @@ def announce(args: argparse.Namespace, trainer: Trainer) -> None:
               f"{budget_text(trainer.planning)}", file=sys.stderr)
 
 
+def check_out(args: argparse.Namespace) -> None:
+    """ValueError for a folder in which another run lives."""
+    if args.out is not None and args.resume is None and (
+            Path(args.out) / checkpoint.LATEST).exists():
+        raise ValueError(f"[cli] --out expected a folder without a run, got {Path(args.out)}; "
+                         f"--resume {Path(args.out)} goes on with it")
+
+
 def run_folder(args: argparse.Namespace) -> Path:
-    """--out, unless another run lives there; else a new folder under runs/."""
+    """--out, or a new folder under runs/."""
     if args.out is not None:
-        out = Path(args.out)
-        if args.resume is None and (out / checkpoint.LATEST).exists():
-            raise ValueError(f"[cli] --out expected a folder without a run, got {out}; "
-                             f"--resume {out} goes on with it")
-        return out
+        return Path(args.out)
     return new_folder(f"{args.model.replace('/', '-')}-{data.own.slug(args.data)}")
 
 
