@@ -184,8 +184,8 @@ def _train_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--out", help="run folder (default: a new one under runs/)")
     made.add_argument("--resume", metavar="RUN", help="go on where this run stands")
     made.add_argument("--stages", type=int, metavar="N",
-                      help="spread the layers over N processes, torchrun's or ones that are started "
-                           "here (docs/distributed.md)")
+                      help="spread the layers over N processes, torchrun's or ones started here "
+                           "(docs/distributed.md)")
     made.add_argument("--timeout", type=float, metavar="SECONDS",
                       help="with --stages: without progress a rank then counts as hanging "
                            "(default: 120)")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,10 @@ def trained(args: argparse.Namespace) -> tuple[str, dict[str, Any] | None]:
         return "", None
     text, result = train_and_test(args, trainer, splits, augment.by_name(args.augment or "none"),
                                   watchers_of(args, splits))
+    if args.stages is not None:
+        from ffengine.commands import staged
+
+        result["stages"] = staged.stages_of(trainer)
     if emulated is not None:
         size = trainer.settings.batch_size
         said, result["device_profile"] = emulation(
@@ -118,7 +123,7 @@ def refuse_early(args: argparse.Namespace, recipe: Recipe, options: dict[str, An
     """ValueError for a memory budget that cannot be met, where that is known without the data."""
     budget = parse_bytes(args.memory_budget)
     seen = outline(args.model, args.data, options, data_options)
-    if budget is None or seen is None or recipe.batch_size > seen.train:
+    if budget is None or seen is None or args.stages or recipe.batch_size > seen.train:
         return
     fitted = shaped_like(args.model, fitted_options(args.model, seen, options))
     job = job_of(args, recipe, fitted)
@@ -205,11 +210,16 @@ def make_trainer(args: argparse.Namespace, recipe: Recipe, options: dict[str, An
     restructure(net, structure)
     notes = {"data": args.data, "data_options": words(data_options),
              "augment": getattr(args, "augment", None) or "none"}
-    return Trainer(net, recipe=recipe, epochs=args.epochs, lr=args.lr,
-                   batch_size=recipe.batch_size, backend=args.backend or "auto",
-                   precision=args.precision or "fp32", memory_budget=args.memory_budget,
-                   states=args.states, weights=args.weights, costs=args.costs,
-                   seed=seed, device=device_of(args), progress=not args.quiet, notes=notes, **more)
+    make: Callable[..., Trainer] = Trainer
+    if getattr(args, "stages", None) is not None:
+        from ffengine.commands import staged
+
+        make = functools.partial(staged.trainer_of, args)
+    return make(net, recipe=recipe, epochs=args.epochs, lr=args.lr,
+                batch_size=recipe.batch_size, backend=args.backend or "auto",
+                precision=args.precision or "fp32", memory_budget=args.memory_budget,
+                states=args.states, weights=args.weights, costs=args.costs,
+                seed=seed, device=device_of(args), progress=not args.quiet, notes=notes, **more)
 
 
 def announce(args: argparse.Namespace, trainer: Trainer) -> None:
@@ -220,7 +230,7 @@ def announce(args: argparse.Namespace, trainer: Trainer) -> None:
         name = trainer.notes.get("data_label", args.data)
         print(f"{args.model} on {name}: {count:,} parameters, plan "
               f"{plan_text(trainer.plan if trainer.schedule.planned else None)}{where}"
-              f"{budget_text(trainer.planning)}", file=sys.stderr)
+              f"{budget_text(trainer.planning)}{stages_text(trainer)}", file=sys.stderr)
 
 
 def check_out(args: argparse.Namespace) -> None:
@@ -331,7 +341,16 @@ def report_of(trainer: Trainer, result: dict[str, Any]) -> str:
             f"({result['images_per_second']:.0f} images/s, {result['backend']}); peak "
             f"{megabytes(result['peak_bytes'])}, of it {megabytes(trainer.floor_bytes)} parameters "
             f"and states; plan {plan_text(plan)}; run in {trainer.out}"
-            f"{budget_text(trainer.planning)}")
+            f"{budget_text(trainer.planning)}{stages_text(trainer)}")
+
+
+def stages_text(trainer: Trainer) -> str:
+    """Further lines of a pipeline: a stage each."""
+    if not hasattr(trainer, "stages"):
+        return ""
+    from ffengine.commands import staged
+
+    return staged.stages_text(trainer)
 
 
 def plan_values(plan: Plan) -> dict[str, Any]:

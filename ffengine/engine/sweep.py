@@ -22,12 +22,13 @@ def preactivation(ctx: StepContext, i: int, u: torch.Tensor) -> torch.Tensor:
 
 
 def sweep(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, *, want_z: bool,
-          shortcut: torch.Tensor | None = None,
+          shortcut: torch.Tensor | None = None, g0: torch.Tensor | None = None,
           into: torch.Tensor | None = None, h_prev: torch.Tensor | None = None) -> SweepResult:
     """The layer's goodness, loss and gradients at a; z, or da, over a unless it pools.
 
     Args:
         shortcut: added to z.
+        g0: (rows, K), added to the goodness (collaborative FF).
         into: where z goes instead.
         h_prev: the layer's old state (recurrent networks).
     """
@@ -36,13 +37,11 @@ def sweep(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, *, want_z: bool
     y, out = ctx.targets(i, tile, n), a if config.pool == "none" else None
     out = out if into is None else into
     if layer.batch_coupling is None:
-        g0 = ctx.g0.get(i)
         made = local_pass(
             a, y, config=config, out=out if want_z else None, want_z=want_z, want_da=True,
             da_out=None if want_z else out, tile=tile, shortcut=shortcut, clock=clock,
-            h_prev=h_prev,
-            g0=None if g0 is None else g0[tile.start:tile.start + n], backend=ctx.backend)
-        if i in ctx.g0 and made.coef is not None:
+            h_prev=h_prev, g0=g0, backend=ctx.backend)
+        if g0 is not None and made.coef is not None:
             ctx.coef.setdefault(i, []).append(made.coef)
         return SweepResult(made.z, made.g, made.loss, made.da, made.da_scale)
     both = batch_pass(

@@ -13,7 +13,8 @@ from golden_paired import Watched
 import ffengine as ff
 from ffengine.engine.batch import Batch
 from ffengine.engine.schedules import layerwise
-from ffengine.engine.schedules.layerwise import Collaborative, Layerwise
+from ffengine.engine.schedules.collaborative import Collaborative
+from ffengine.engine.schedules.layerwise import Layerwise
 from ffengine.engine.schedules.schedule import Schedule
 
 FP64 = torch.float64

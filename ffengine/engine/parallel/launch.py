@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -22,30 +21,40 @@ def is_started() -> bool:
     return "RANK" in os.environ
 
 
-@contextlib.contextmanager
-def local(words: Sequence[str], stages: int) -> Iterator[None]:
-    """Inside, this is rank 0 of as many processes, the others running `ffengine WORDS`.
+class Local:
+    """`with Local() as processes:` this process is rank 0 from `start` on, until the block ends."""
 
-    Cores are dealt out evenly, unless OMP_NUM_THREADS says how many threads a process has.
-    """
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // stages))
-    meeting = {"WORLD_SIZE": str(stages), "MASTER_ADDR": "127.0.0.1",
-               "MASTER_PORT": str(free_port())}
-    before, used = dict(os.environ), torch.get_num_threads()
-    torch.set_num_threads(int(threads))
-    os.environ.update(meeting, RANK="0", LOCAL_RANK="0")
-    started: list[subprocess.Popen[bytes]] = []
-    try:
-        started += [subprocess.Popen(
-            [sys.executable, "-m", "ffengine", *words], stdout=subprocess.DEVNULL,
-            env={**before, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank),
-                 "OMP_NUM_THREADS": threads, STARTED: "1"}) for rank in range(1, stages)]
-        yield
-    finally:
-        end(started)
-        os.environ.clear()
-        os.environ.update(before)
-        torch.set_num_threads(used)
+    def __init__(self) -> None:
+        self._started: list[subprocess.Popen[bytes]] = []
+        self._before: tuple[dict[str, str], int] | None = None
+
+    def start(self, words: Sequence[str], stages: int) -> None:
+        """Run `ffengine WORDS` as the other ranks.
+
+        Cores are dealt out evenly, unless OMP_NUM_THREADS says how many threads a process has.
+        """
+        before = dict(os.environ)
+        self._before = before, torch.get_num_threads()
+        threads = before.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // stages))
+        meeting = {"WORLD_SIZE": str(stages), "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": str(free_port())}
+        for rank in range(1, stages):
+            self._started.append(subprocess.Popen(
+                [sys.executable, "-m", "ffengine", *words], stdout=subprocess.DEVNULL,
+                env={**before, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank),
+                     "OMP_NUM_THREADS": threads, STARTED: "1"}))
+        os.environ.update(meeting, RANK="0", LOCAL_RANK="0")
+        torch.set_num_threads(int(threads))
+
+    def __enter__(self) -> Local:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        end(self._started)
+        if self._before is not None:
+            os.environ.clear()
+            os.environ.update(self._before[0])
+            torch.set_num_threads(self._before[1])
 
 
 def end(started: Sequence[subprocess.Popen[bytes]]) -> None:

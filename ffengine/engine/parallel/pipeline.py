@@ -30,13 +30,17 @@ class Pipeline:
     timeout: float = 120.0
     layers: tuple[int, ...] | None = None
 
-    def check(self, net: LocalNet, schedule: Schedule | None = None) -> None:
-        """ValueError, with the reason, for a network that cannot be cut into so many stages."""
-        depth = len(net.layers)
+    def sane(self) -> None:
+        """ValueError for numbers that no network could do with."""
         whole("stages", self.stages)
         whole("queue", self.queue, MOST_WAITING)
         if not self.timeout > 0:
             raise ValueError(f"[pipeline] timeout expected seconds above 0, got {self.timeout}")
+
+    def check(self, net: LocalNet, schedule: Schedule | None = None) -> None:
+        """ValueError, with the reason, for a network that cannot be cut into so many stages."""
+        self.sane()
+        depth = len(net.layers)
         if self.stages > depth:
             raise ValueError(f"[pipeline] stages expected at most {depth}, one a layer, got "
                              f"{self.stages}")
@@ -72,6 +76,8 @@ def uncuttable(net: LocalNet, schedule: Schedule) -> str | None:
     if schedule.crosses:
         return ("a loss trains the layer before its own too, at every boundary in turn, so that no "
                 "neighbours may part")
+    if not schedule.writer.cuts:
+        return "its layers share more than the maps between them"
     if net.negatives == "hardest":
         return "the hardest negatives are drawn by the goodness of all layers"
     if any(heads.of(net, h).image != "pass" for h in range(len(net.heads))):

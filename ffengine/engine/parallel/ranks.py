@@ -6,11 +6,12 @@ MASTER_ADDR and MASTER_PORT say who is who.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,14 @@ FOREVER = timedelta(days=30)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
+#: Seconds that ranks which find something wrong wait for others that find it too.
+TOGETHER = timedelta(seconds=5)
+
+
+class RankLost(RuntimeError):
+    """Another rank is there no more."""
+
+
 class Ranks:
     """This process among the others.
 
@@ -43,18 +52,46 @@ class Ranks:
     def collect(self, value: Any) -> list[Any] | None:
         """Every rank's value, in order, on rank 0; None elsewhere. Tensors lie on the CPU."""
         found: list[Any] | None = [None] * self.size if self.rank == 0 else None
-        dist.gather_object(value, found)
+        with self._all_there():
+            dist.gather_object(value, found)
         return found
 
     def tell(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
         found = [value]
-        dist.broadcast_object_list(found)
+        with self._all_there():
+            dist.broadcast_object_list(found)
         return found[0]
 
     def everyone(self) -> None:
         """Wait until all ranks are here."""
-        dist.barrier()
+        with self._all_there():
+            dist.barrier()
+
+    @contextlib.contextmanager
+    def _all_there(self) -> Iterator[None]:
+        """RankLost, naming what a rank has found wrong, where a connection closes."""
+        try:
+            yield
+        except RuntimeError as error:
+            wrong = f"[pipeline] lost another rank: {str(error).splitlines()[0]}"
+            with contextlib.suppress(RuntimeError):
+                store = self.connect()
+                for rank in range(self.size):
+                    if store.check([f"wrong/{rank}"]):
+                        wrong = f"[pipeline] rank {rank}: {store.get(f'wrong/{rank}').decode()}"
+            raise RankLost(wrong) from None
+
+    def spoken(self, error: Exception) -> None:
+        """Mark an error (`said`) that rank 0 has, too: of what all find wrong, one speaks."""
+        with contextlib.suppress(RuntimeError):
+            store, text = self.connect(), str(error)
+            store.set(f"wrong/{self.rank}", text)
+            if self.rank == 0:
+                store.wait([f"wrong/{rank}" for rank in range(self.size)], TOGETHER)
+            else:
+                store.wait(["wrong/0"], TOGETHER)
+                error.said = store.get("wrong/0").decode() == text  # type: ignore[attr-defined]
 
     def agree(self, said: Mapping[str, str]) -> None:
         """Compare what every rank says of its code and of what it is to do.
@@ -79,6 +116,10 @@ class Ranks:
             raise error
 
 
+#: This process among those that it has met.
+_met: Ranks | None = None
+
+
 def environment(stages: int) -> Mapping[str, str]:
     """What the starter of the processes has told this one.
 
@@ -101,7 +142,10 @@ def join(stages: int, device: torch.device, timeout: float) -> Ranks:
     Raises:
         ValueError: no rendezvous, or one of another size; the others do not come in time.
     """
+    global _met
     env = environment(stages)
+    if _met is not None:
+        return _met
     rank, host, port = int(env["RANK"]), env["MASTER_ADDR"], int(env["MASTER_PORT"])
     if host in LOOPBACK:
         names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
@@ -114,11 +158,10 @@ def join(stages: int, device: torch.device, timeout: float) -> Ranks:
                               wait_for_workers=False)
         start = f"start {env.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         mine = PrefixStore(start, store)
-        if not dist.is_initialized():
-            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            meet(mine, rank, stages, wait)
-            dist.init_process_group(backend, store=mine, rank=rank, world_size=stages,
-                                    timeout=FOREVER)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        meet(mine, rank, stages, wait)
+        dist.init_process_group(backend, store=mine, rank=rank, world_size=stages,
+                                timeout=FOREVER)
     except (dist.DistError, RuntimeError) as error:
         why = str(error).splitlines()[0]
         raise ValueError(f"[pipeline] expected {stages} ranks to meet at {host}:{port} within "
@@ -128,7 +171,8 @@ def join(stages: int, device: torch.device, timeout: float) -> Ranks:
         return PrefixStore(start, TCPStore(
             host, port, is_master=False, timeout=wait, wait_for_workers=False))
 
-    return Ranks(rank, stages, connect)
+    _met = Ranks(rank, stages, connect)
+    return _met
 
 
 def meet(store: Store, rank: int, size: int, wait: timedelta) -> None:
@@ -138,9 +182,17 @@ def meet(store: Store, rank: int, size: int, wait: timedelta) -> None:
 
 
 def leave() -> None:
-    """End the group of processes, if there is one."""
-    if dist.is_initialized():
+    """End the group of processes, if this one is in it."""
+    global _met
+    if _met is not None:
         dist.destroy_process_group()
+        _met = None
+
+
+def spoken(error: Exception) -> None:
+    """As Ranks.spoken, if this process has met any."""
+    if _met is not None and not hasattr(error, "said"):
+        _met.spoken(error)
 
 
 def digest(net: torch.nn.Module, **said: Any) -> dict[str, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
@@ -18,14 +17,11 @@ import torch
 from ffengine.data.batches import Loader
 from ffengine.engine.batch import Batch, paired, whole
 from ffengine.engine.context import StepContext, Turn
-from ffengine.engine.inputs import completed, entrance
+from ffengine.engine.inputs import entrance, rows_of
 from ffengine.engine.memory.budget import megabytes
-from ffengine.engine.memory.plan import Plan
 from ffengine.engine.memory.store import FeatureStore, choose_store, free_disk
-from ffengine.engine.program import Facts, Instruction, Program
 from ffengine.engine.schedules.schedule import Schedule
 from ffengine.engine.schedules.training import Budgeted, Training
-from ffengine.nn.collaborative import CollaborativeNet, gamma_owner
 from ffengine.nn.layers import as_laid_out
 from ffengine.nn.network import LocalNet
 from ffengine.ops.host import send
@@ -172,10 +168,10 @@ class Layerwise(Schedule):
     def stored_rows(self, run: Training, stage: int,
                     batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(the stage's input for all rows of a batch, the goodness summed below it)."""
-        net, n = run.net, batch.x.shape[0]
-        ctx = StepContext(net, run.optimizer, batch.y, n, run.settings.seed, 0,
-                          run.backend)
-        rows = entrance(ctx, completed(ctx, batch, run.dtype), run.dtype)
+        net = run.net
+        ctx = StepContext(net, run.optimizer, batch.y, rows_of(net, batch.x.shape[0]),
+                          run.settings.seed, 0, run.backend)
+        rows = entrance(ctx, batch, run.dtype)
         last: deque[torch.Tensor] = deque(maxlen=1)
         goodness = net.run(rows, end=stage - 1, backend=run.backend, features=last)
         below = torch.stack(goodness).sum(0)[:, 0] if goodness[0].shape[1] == 1 else None
@@ -261,54 +257,3 @@ class StoredLoader:
             features = send(as_laid_out(whole(parts)), device)
             below = self.stored.below[:, send(rows, self.stored.below.device)].flatten()
             yield Batch(features, send(labels[rows], device), features=features, below=below)
-
-
-class Collaborative(Layerwise):
-    """Layer-wise training where a layer's goodness holds the other layers' (collaborative FF).
-
-    G_l = g_l + gamma_l sum_{m != l} w stopgrad(g_m): lower layers are frozen, upper ones answer
-    with their current weights. A learned gamma steps by dL/dG (A-CFF).
-    """
-
-    runs_below = False
-
-    def begin(self, net: LocalNet, epochs: int) -> None:
-        if not isinstance(net, CollaborativeNet):
-            raise ValueError("[schedule] collaborative training expected a CollaborativeNet, got "
-                             f"{type(net).__name__}")
-        super().begin(net, epochs)
-
-    def active(self, epoch: int) -> list[str]:
-        assert isinstance(self.net, CollaborativeNet)
-        own = ["gamma"] if self.net.gamma.requires_grad else []
-        return [*super().active(epoch), *own]
-
-    def owners(self) -> dict[str, tuple[str, ...]]:
-        """Every layer's gamma has moments and a step count of its own."""
-        return {"gamma": tuple(gamma_owner(i) for i in range(1, len(self.net.layers)))}
-
-    @torch.no_grad()
-    def enter(self, ctx: StepContext, item: Batch, dtype: torch.dtype) -> Batch:
-        """One pass through all layers first: the stage's input, and what is added to its goodness.
-        """
-        net, stage = ctx.net, ctx.whose().layers[0]
-        assert isinstance(net, CollaborativeNet)
-        item = completed(ctx, item, dtype)
-        kept, first = deque([entrance(ctx, item, dtype)], 1), 0 if item.features is None else stage
-        goodness = [] if first == stage else net.run(
-            kept.pop(), end=stage - 1, backend=ctx.backend, features=kept)
-        above = net.run(kept[0], start=stage, backend=ctx.backend)
-        others = net.pooled([*goodness, *above[1:]])
-        if item.below is not None and first:
-            others = others + item.below[:, None].to(others.dtype) * net.pair_weight
-        gamma = net.gamma.detach()[stage]
-        ctx.g0[stage], ctx.others = gamma.to(others.dtype) * others, others
-        return replace(item, features=kept.pop())
-
-    def compile(self, net: LocalNet, plan: Plan, facts: Facts) -> Program:
-        """The stage's step, then gamma's."""
-        made, (stage,) = super().compile(net, plan, facts), facts.turn.layers
-        assert isinstance(net, CollaborativeNet)
-        if not net.gamma.requires_grad:
-            return made
-        return replace(made, parts=(*made.parts, Instruction("update_gamma", stage)))
