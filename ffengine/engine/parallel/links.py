@@ -126,9 +126,9 @@ class Side:
         """Pass one message on; its kind."""
         raise NotImplementedError
 
-    def join(self) -> None:
-        """Wait until the last message has passed."""
-        self._thread.join()
+    def join(self, seconds: float | None = None) -> None:
+        """Wait until the last message has passed, or its thread has failed; so long at most."""
+        self._thread.join(seconds)
 
 
 class Outlet(Side):

@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 #: Seconds that ranks which find something wrong wait for others that find it too.
-TOGETHER = timedelta(seconds=5)
+TOGETHER = 5.0
 
 
 class RankLost(RuntimeError):
@@ -68,6 +69,16 @@ class Ranks:
         with self._all_there():
             dist.barrier()
 
+    def abort(self, groups: Sequence[dist.ProcessGroup]) -> None:
+        """Close the connections of these groups and of all ranks', so that threads end which wait
+        in vain: gloo does so where any operation has waited for too long."""
+        other = (self.rank + 1) % self.size
+        for group in (*groups, None):
+            with contextlib.suppress(RuntimeError):
+                work = dist.irecv(torch.empty(1), other, group, tag=1)
+                if work is not None:
+                    work.wait(timedelta(milliseconds=1))
+
     @contextlib.contextmanager
     def _all_there(self) -> Iterator[None]:
         """RankLost, naming what a rank has found wrong, where a connection closes."""
@@ -87,10 +98,11 @@ class Ranks:
         with contextlib.suppress(RuntimeError):
             store, text = self.connect(), str(error)
             store.set(f"wrong/{self.rank}", text)
-            if self.rank == 0:
-                store.wait([f"wrong/{rank}" for rank in range(self.size)], TOGETHER)
-            else:
-                store.wait(["wrong/0"], TOGETHER)
+            wanted = [f"wrong/{rank}" for rank in (range(self.size) if self.rank == 0 else [0])]
+            end = time.monotonic() + TOGETHER
+            while time.monotonic() < end and not store.check(wanted):
+                time.sleep(0.1)
+            if self.rank > 0 and store.check(wanted):
                 error.said = store.get("wrong/0").decode() == text  # type: ignore[attr-defined]
 
     def agree(self, said: Mapping[str, str]) -> None:

@@ -31,7 +31,7 @@ from ffengine.engine.parallel import balance, ranks, sharing
 from ffengine.engine.parallel.cutting import Piece, piece_of
 from ffengine.engine.parallel.links import CLOSE, EPOCH, STOP, Form, Inlet, Message, Outlet
 from ffengine.engine.parallel.pipeline import Pipeline
-from ffengine.engine.parallel.watch import Watch
+from ffengine.engine.parallel.watch import GRACE, StageFailed, Watch
 from ffengine.engine.run import checkpoint, saving
 from ffengine.engine.run.callbacks import Callback
 from ffengine.engine.run.history import EpochSums, History
@@ -161,6 +161,18 @@ class PipelineTrainer(Trainer):
             StageFailed: a rank died, hung or failed; on every rank, naming it.
         """
         self._until = self.epochs if until is None else until
+        try:
+            return self._watched(train_loader, valid_loader, until, callbacks)
+        except StageFailed:
+            self.ranks.abort(self._groups)
+            for side in (self._outlet, self._inlet):
+                if side is not None:
+                    side.join(GRACE)
+            ranks.leave()
+            raise
+
+    def _watched(self, train_loader: Iterable[Any], valid_loader: Iterable[Any] | None,
+                 until: int | None, callbacks: Sequence[Callback]) -> History:
         with Watch(self.ranks, self.stage, self.pipeline.timeout) as watch:
             self._watch = watch
             self._saves = self._together(lambda: self.ranks.tell(self.out is not None))

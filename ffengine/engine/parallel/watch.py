@@ -21,10 +21,11 @@ from ffengine.engine.parallel.ranks import Ranks
 from ffengine.engine.run.stopping import TrainingStopped
 
 T = TypeVar("T")
-#: Seconds between two looks at the store, and without a sign of life until a rank counts as dead.
-EVERY, DEAD = 0.25, 10.0
+#: Seconds between two looks at the store, and without a sign of life until a rank counts as dead
+#: where some connection has closed.
+EVERY, DEAD = 0.25, 3.0
 #: Seconds that a rank has to raise, and others to read why, before its process is ended.
-GRACE = 4.0
+GRACE = 2.0
 
 
 class StageFailed(TrainingStopped):
@@ -43,6 +44,7 @@ class Watch:
         self.ranks, self.name, self.timeout = ranks, name, timeout
         self.store = ranks.connect()  # a client's calls wait for each other
         self.found: str | None = None
+        self._closed = False
         self._beat, self._waits = time.monotonic(), ""
         self._over, self._raised = threading.Event(), threading.Event()
         self._seen: dict[int, tuple[bytes, float]] = {}
@@ -88,19 +90,31 @@ class Watch:
         self.beat()
 
     def call(self, collective: Callable[[], T], what: str) -> T:
-        """Do what all ranks do together, which waits for the last of them."""
-        self.beat()
-        self._waits = what
-        try:
-            made = collective()
-        except RuntimeError as error:  # a closed connection; the watch soon knows whose
-            self._over.wait(GRACE / 2)
-            self.beat()
-            raise StageFailed(f"[pipeline] lost {what}: {str(error).splitlines()[0]}") from None
-        finally:
-            self._waits = ""
-        self.beat()
-        return made
+        """Do what all ranks do together, which waits for the last of them: in a thread, so that
+        this one hears why it may wait in vain."""
+        made: list[T] = []
+        lost: list[Exception] = []
+
+        def run() -> None:
+            try:
+                made.append(collective())
+            except Exception as error:
+                lost.append(error)
+
+        thread = threading.Thread(target=run, daemon=True, name="together")
+        thread.start()
+
+        def ready(seconds: float) -> bool:
+            thread.join(seconds)
+            return not thread.is_alive()
+
+        self.until(ready, what)
+        if lost:
+            self._closed, end = True, time.monotonic() + DEAD + GRACE
+            # the watch soon knows whose connection has closed
+            self.until(lambda seconds: self._over.wait(seconds) or time.monotonic() > end, what)
+            raise lost[0]
+        return made[0]
 
     def lost(self, rank: int) -> None:
         """A rank's connection closed; one that ends for a reason has given it by then."""
@@ -147,8 +161,8 @@ class Watch:
         before, since = self._seen.get(rank, (None, now))
         if sign != before:
             self._seen[rank] = sign, now
-        elif now - since > DEAD and rank != self.ranks.rank:
-            self.report(rank, f"died: no sign of life in {DEAD:g} s")
+        elif rank != self.ranks.rank and now - since > (DEAD if self._closed else self.timeout):
+            self.report(rank, f"died: no sign of life in {now - since:.0f} s")
 
     def _ending(self) -> None:
         """The main thread raises at its next beat; one that has none is ended with its process."""
@@ -157,9 +171,10 @@ class Watch:
             os._exit(2)
 
     def _told(self) -> None:
-        """Who keeps the store keeps it until the others have read why."""
+        """Who keeps the store keeps it until the others, if they live, have read why."""
         self._raised.set()
+        end, keys = time.monotonic() + GRACE, [f"told/{r}" for r in range(self.ranks.size)]
         with contextlib.suppress(RuntimeError):
-            self.store.set(f"told/{self.ranks.rank}", "")
-            self.store.wait([f"told/{r}" for r in range(self.ranks.size)],
-                            timedelta(seconds=GRACE))
+            self.store.set(keys[self.ranks.rank], "")
+            while time.monotonic() < end and not self.store.check(keys):
+                time.sleep(EVERY / 2)

@@ -1,0 +1,138 @@
+"""A rank of test_pipeline.py: `python -m tests.engine.pipeline_worker SCENARIO FOLDER`, with
+torchrun's variables in its environment. What it says goes to FOLDER/SCENARIO-RANK.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ffengine as ff
+from ffengine.engine.memory.plans import Job, planner_for
+from ffengine.engine.parallel.pipeline import Pipeline
+from ffengine.engine.parallel.trainer import PipelineTrainer
+from ffengine.engine.run.settings import Settings
+from ffengine.engine.schedules.schedule import of
+from tests.engine.training import loaders, network
+
+#: Three layers' segments in small tiles, of which stages of nine and eight layers cut one.
+CUTS, TILES = [2, 10], [4, 8, 5]
+
+
+def build(name: str, seed: int = 0) -> Any:
+    """A small network."""
+    torch.manual_seed(seed)
+    if name == "resnet":
+        return ff.models.create("deeperforward/resnet17", in_channels=1, image_size=8,
+                                planes=(10, 20, 40, 80))
+    if name == "pairs":
+        return ff.models.create("fflib/ffnn", in_channels=1, image_size=8, layers=(30, 20, 20))
+    return network(seed)
+
+
+def settings(name: str, precision: str = "fp64") -> dict[str, Any]:
+    """Of a trainer of it, in one process or in several."""
+    return {"epochs": 10, "batch_size": 16, "seed": 3, "progress": False, "costs": "modelled",
+            "precision": precision, "plan": plan(name, precision)}
+
+
+def plan(name: str, precision: str) -> Any:
+    """One without a search, in tiles where the network takes them."""
+    net = build(name)
+    if precision == "fp64":
+        net.double()
+    schedule = of(net, None)
+    schedule.begin(net, 1)
+    made = Settings.resolve(net.recipe, optimizer=None, lr=None, lr_min=None, weight_decay=None,
+                            epochs=1, batch_size=16, seed=0, precision=precision)
+    planner = planner_for(Job(net, schedule, made), 16)
+    return planner.fixed(CUTS, TILES) if name == "resnet" else planner.one_tile()
+
+
+def train(name: str, folder: Path, until: int, stages: int = 1, precision: str = "fp64",
+          resume: Path | None = None, callbacks: tuple[ff.Callback, ...] = (),
+          pipeline: dict[str, Any] | None = None) -> Any:
+    """The trainer, after its epoch `until`: of this process alone, or of a rank."""
+    options = {**settings(name, precision), "out": folder}
+    made = ff.Trainer(build(name), **options) if stages == 1 else PipelineTrainer(
+        build(name), Pipeline(stages, **(pipeline or {})), **options)
+    if resume is not None:
+        made.resume(resume)
+    first = getattr(made, "first", True)
+    shown, valid, _ = loaders()
+    made.fit(shown if first else (), valid if first else None, until=until, callbacks=callbacks)
+    return made
+
+
+class At(ff.Callback):
+    """Does something at a step."""
+
+    def __init__(self, step: int, act: Any) -> None:
+        self.step, self.act = step, act
+
+    def on_step(self, trainer: Any, batch: Any, report: Any) -> None:
+        if trainer.steps == self.step:
+            self.act(trainer)
+
+
+def poison(trainer: Any) -> None:
+    """Weights that are not finite, in the layers of this rank."""
+    with torch.no_grad():
+        trainer.net.layer(trainer.piece.layers.start).weight.fill_(torch.nan)
+
+
+ACTS = {"killed": lambda _: os.kill(os.getpid(), signal.SIGKILL),
+        "hangs": lambda _: time.sleep(600), "fails": poison}
+
+
+def same(folder: Path, rank: int) -> dict[str, Any]:
+    """Ranks of other weights are refused; then networks of two stages, each for some epochs."""
+    said: dict[str, Any] = {}
+    try:
+        PipelineTrainer(build("tiny", seed=rank), Pipeline(2), **settings("tiny"))
+    except ValueError as error:
+        said["refused"] = str(error)
+    for name, precision in (("tiny", "fp64"), ("pairs", "fp64"), ("resnet", "fp64"),
+                            ("resnet", "fp32")):
+        made = train(name, folder / f"{name}-{precision}", 10 if name != "resnet" else 2,
+                     2, precision)
+        said[name] = [made.piece.layers.start, made.piece.layers.stop,
+                      sum(s.numel() for s in made.optimizer.state_tensors()),
+                      sum(p.untyped_storage().nbytes() for p in made.net.parameters())]
+    return said
+
+
+def more(folder: Path, rank: int) -> dict[str, Any]:
+    """Four stages go on where one process was interrupted within an epoch."""
+    made = train("resnet", folder / "more", 3, 4, resume=folder / "interrupted.safetensors")
+    return {"layers": [[s.start, s.stop] for s in made.stages], "steps": made.steps}
+
+
+def faults(folder: Path, rank: int, how: str) -> dict[str, Any]:
+    """Rank 1 comes to a bad end in the second epoch."""
+    began = time.monotonic()
+    try:
+        train("tiny", folder / how, 10, 2, callbacks=(At(5, ACTS[how]),) if rank else (),
+              pipeline={"timeout": 3.0})
+    except RuntimeError as error:
+        return {"error": str(error), "kind": type(error).__name__,
+                "seconds": time.monotonic() - began}
+    return {}
+
+
+def main(scenario: str, folder: Path) -> None:
+    torch.set_num_threads(1)
+    rank = int(os.environ["RANK"])
+    known = {"same": same, "more": more}
+    said = known[scenario](folder, rank) if scenario in known else faults(folder, rank, scenario)
+    (folder / f"{scenario}-{rank}.json").write_text(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
