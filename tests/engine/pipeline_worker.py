@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from ffengine.engine.run.settings import Settings
 from ffengine.engine.schedules.schedule import of
 from tests.engine.training import loaders, network
 
-#: Three layers' segments in small tiles, of which stages of nine and eight layers cut one.
-CUTS, TILES = [2, 10], [4, 8, 5]
+#: Networks, precisions and epochs (of three batches) that two stages train.
+RUNS = (("tiny", "fp64", 10), ("pairs", "fp64", 10), ("resnet", "fp64", 3))
+#: Segments in small tiles, some of which stages cut once more; a shortcut is live after layer 3.
+CUTS, TILES = [3, 10], [4, 8, 5]
 
 
 def build(name: str, seed: int = 0) -> Any:
@@ -56,7 +59,7 @@ def plan(name: str, precision: str) -> Any:
 
 
 def train(name: str, folder: Path, until: int, stages: int = 1, precision: str = "fp64",
-          resume: Path | None = None, callbacks: tuple[ff.Callback, ...] = (),
+          resume: Path | None = None, *, callbacks: tuple[ff.Callback, ...] = (),
           pipeline: dict[str, Any] | None = None) -> Any:
     """The trainer, after its epoch `until`: of this process alone, or of a rank."""
     options = {**settings(name, precision), "out": folder}
@@ -73,22 +76,12 @@ def train(name: str, folder: Path, until: int, stages: int = 1, precision: str =
 class At(ff.Callback):
     """Does something at a step."""
 
-    def __init__(self, step: int, act: Any) -> None:
+    def __init__(self, step: int, act: Callable[[Any], None]) -> None:
         self.step, self.act = step, act
 
     def on_step(self, trainer: Any, batch: Any, report: Any) -> None:
         if trainer.steps == self.step:
             self.act(trainer)
-
-
-def poison(trainer: Any) -> None:
-    """Weights that are not finite, in the layers of this rank."""
-    with torch.no_grad():
-        trainer.net.layer(trainer.piece.layers.start).weight.fill_(torch.nan)
-
-
-ACTS = {"killed": lambda _: os.kill(os.getpid(), signal.SIGKILL),
-        "hangs": lambda _: time.sleep(600), "fails": poison}
 
 
 def same(folder: Path, rank: int) -> dict[str, Any]:
@@ -98,10 +91,8 @@ def same(folder: Path, rank: int) -> dict[str, Any]:
         PipelineTrainer(build("tiny", seed=rank), Pipeline(2), **settings("tiny"))
     except ValueError as error:
         said["refused"] = str(error)
-    for name, precision in (("tiny", "fp64"), ("pairs", "fp64"), ("resnet", "fp64"),
-                            ("resnet", "fp32")):
-        made = train(name, folder / f"{name}-{precision}", 10 if name != "resnet" else 2,
-                     2, precision)
+    for name, precision, epochs in RUNS:
+        made = train(name, folder / f"{name}-{precision}", epochs, 2, precision)
         said[name] = [made.piece.layers.start, made.piece.layers.stop,
                       sum(s.numel() for s in made.optimizer.state_tensors()),
                       sum(p.untyped_storage().nbytes() for p in made.net.parameters())]
@@ -109,18 +100,25 @@ def same(folder: Path, rank: int) -> dict[str, Any]:
 
 
 def more(folder: Path, rank: int) -> dict[str, Any]:
-    """Four stages go on where one process was interrupted within an epoch."""
-    made = train("resnet", folder / "more", 3, 4, resume=folder / "interrupted.safetensors")
-    return {"layers": [[s.start, s.stop] for s in made.stages], "steps": made.steps}
+    """Four stages go on where one process was interrupted within an epoch; then one is killed."""
+    made = train("resnet", folder / "more", 3, 4, "fp32", folder / "interrupted.safetensors")
+    said = {"layers": [[s.start, s.stop] for s in made.stages], "steps": made.steps}
+    kill = At(11, lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    return {**said, **failure(made, (kill,) if rank == 2 else ())}
 
 
-def faults(folder: Path, rank: int, how: str) -> dict[str, Any]:
-    """Rank 1 comes to a bad end in the second epoch."""
+def hangs(folder: Path, rank: int) -> dict[str, Any]:
+    """The second of two stages hangs in the second epoch."""
+    made = train("tiny", folder / "hangs", 1, 2, "fp32", pipeline={"timeout": 3.0})
+    return failure(made, (At(5, lambda _: time.sleep(600)),) if rank else ())
+
+
+def failure(made: Any, callbacks: tuple[ff.Callback, ...]) -> dict[str, Any]:
+    """How training on comes to a bad end, and how many seconds later."""
     began = time.monotonic()
     try:
-        train("tiny", folder / how, 10, 2, callbacks=(At(5, ACTS[how]),) if rank else (),
-              pipeline={"timeout": 3.0})
-    except RuntimeError as error:
+        made.fit(loaders()[0] if made.first else (), until=10, callbacks=callbacks)
+    except ff.TrainingStopped as error:
         return {"error": str(error), "kind": type(error).__name__,
                 "seconds": time.monotonic() - began}
     return {}
@@ -129,8 +127,7 @@ def faults(folder: Path, rank: int, how: str) -> dict[str, Any]:
 def main(scenario: str, folder: Path) -> None:
     torch.set_num_threads(1)
     rank = int(os.environ["RANK"])
-    known = {"same": same, "more": more}
-    said = known[scenario](folder, rank) if scenario in known else faults(folder, rank, scenario)
+    said = {"same": same, "more": more, "hangs": hangs}[scenario](folder, rank)
     (folder / f"{scenario}-{rank}.json").write_text(json.dumps(said))
 
 

@@ -165,19 +165,20 @@ def join(stages: int, device: torch.device, timeout: float) -> Ranks:
     wait = timedelta(seconds=timeout)
     try:
         # torchrun's agent keeps the store, and keeps it when it starts the ranks again
-        agent = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        store = TCPStore(host, port, stages, is_master=rank == 0 and not agent, timeout=wait,
-                              wait_for_workers=False)
+        keeps = rank == 0 and env.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        if not keeps:
+            reach(host, port, timeout)
+        store = TCPStore(host, port, stages, is_master=keeps, timeout=wait, wait_for_workers=False)
         start = f"start {env.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         mine = PrefixStore(start, store)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        meet(mine, rank, stages, wait)
+        meet(mine, rank, stages, timeout)
         dist.init_process_group(backend, store=mine, rank=rank, world_size=stages,
                                 timeout=FOREVER)
-    except (dist.DistError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         why = str(error).splitlines()[0]
         raise ValueError(f"[pipeline] expected {stages} ranks to meet at {host}:{port} within "
-                         f"{timeout:g} s, got: {why}") from None
+                         f"{timeout:g} s, got {why}") from None
 
     def connect() -> Store:
         return PrefixStore(start, TCPStore(
@@ -187,10 +188,28 @@ def join(stages: int, device: torch.device, timeout: float) -> Ranks:
     return _met
 
 
-def meet(store: Store, rank: int, size: int, wait: timedelta) -> None:
-    """Wait until all ranks have come to the store."""
+def reach(host: str, port: int, timeout: float) -> None:
+    """Wait until somebody listens there; OSError if nobody does in time. torch's own client fills
+    a page where nobody does."""
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=timeout).close()
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(0.1)
+
+
+def meet(store: Store, rank: int, size: int, timeout: float) -> None:
+    """Wait until all ranks have come to the store; OSError naming those that do not."""
     store.set(f"came/{rank}", "")
-    store.wait([f"came/{r}" for r in range(size)], wait)
+    end, away = time.monotonic() + timeout, list(range(size))
+    while away := [r for r in away if not store.check([f"came/{r}"])]:
+        if time.monotonic() > end:
+            raise OSError(f"no rank {', '.join(map(str, away))}")
+        time.sleep(0.05)
 
 
 def leave() -> None:
