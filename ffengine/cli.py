@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -299,6 +300,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parser().parse_args(words)
         args.words = words
+        if getattr(args, "stages", None) is not None:  # torch's pages of a closed connection
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         module, _, name = args.run.partition(":")
         handler = getattr(importlib.import_module(module), f"run_{name}")
         emit(handler(args), args.json)

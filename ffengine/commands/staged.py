@@ -37,8 +37,13 @@ def run(args: argparse.Namespace, train: Callable[[argparse.Namespace], Result])
                 go_on(args)
             return train(args)
         except TrainingStopped as error:
-            # the line names a rank; of those that were started here, rank 0 says it for all
-            error.said = launch.STARTED in os.environ  # type: ignore[attr-defined]
+            # of ranks that were started here, rank 0 says it for all, unless it is what died
+            error.said = launch.STARTED in os.environ and (  # type: ignore[attr-defined]
+                "rank 0," not in str(error))
+            raise
+        except KeyboardInterrupt:
+            if launch.STARTED in os.environ:  # rank 0 says it
+                raise SystemExit(130) from None
             raise
         except Exception as error:
             ranks.spoken(error)

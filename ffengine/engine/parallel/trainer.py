@@ -242,6 +242,8 @@ class PipelineTrainer(Trainer):
         if self._outlet is not None:
             self._outlet.put(Message(STOP))
         self.meet()
+        if self._saves and not self.first:
+            self.save()
         super()._interrupted()
 
     def _interrupted(self) -> None:
