@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ffengine import models as models
     from ffengine import nn as nn
     from ffengine.engine.batch import Batch as Batch
+    from ffengine.engine.parallel.pipeline import Pipeline as Pipeline
+    from ffengine.engine.parallel.trainer import PipelineTrainer as PipelineTrainer
     from ffengine.engine.run.callbacks import Callback as Callback
     from ffengine.engine.run.stopping import TrainingInterrupted as TrainingInterrupted
     from ffengine.engine.run.stopping import TrainingStopped as TrainingStopped
@@ -32,14 +34,16 @@ _MODULES = ("data", "losses", "models", "nn")
 _NAMES = {
     "Batch": "ffengine.engine.batch",
     "Callback": "ffengine.engine.run.callbacks",
+    "Pipeline": "ffengine.engine.parallel.pipeline",
+    "PipelineTrainer": "ffengine.engine.parallel.trainer",
     "Trainer": "ffengine.engine.trainer",
     "TrainingInterrupted": "ffengine.engine.run.stopping",
     "TrainingStopped": "ffengine.engine.run.stopping",
     "env_report": "ffengine.env",
 }
 __all__ = [
-    "Batch", "Callback", "Trainer", "TrainingInterrupted", "TrainingStopped", "__version__", "data",
-    "env_report", "losses", "models", "nn",
+    "Batch", "Callback", "Pipeline", "PipelineTrainer", "Trainer", "TrainingInterrupted",
+    "TrainingStopped", "__version__", "data", "env_report", "losses", "models", "nn",
 ]
 
 

@@ -133,7 +133,7 @@ _met: Ranks | None = None
 
 
 def environment(stages: int) -> Mapping[str, str]:
-    """What the starter of the processes has told this one.
+    """The rendezvous, as the starter of the processes has told this one.
 
     Raises:
         ValueError: nobody has, or of another number of processes.
