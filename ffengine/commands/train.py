@@ -60,7 +60,7 @@ def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any] | None]:
 
 def trained(args: argparse.Namespace) -> tuple[str, dict[str, Any] | None]:
     """Train, as the flags say, on this process or on this rank of several."""
-    found = checkpoint.load(args.resume) if args.resume else None
+    found = checkpoint.load_run(args.resume) if args.resume else None
     if found is not None:
         take_from_run(args, found)
     if args.model is None or args.data is None:

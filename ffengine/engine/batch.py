@@ -13,6 +13,7 @@ from ffengine.nn.network import LocalNet
 from ffengine.nn.recurrent import RecurrentNet
 from ffengine.ops.config import Loss
 from ffengine.ops.host import send
+from ffengine.ops.memory_accounting import tensors_in
 
 
 @dataclass
@@ -39,6 +40,10 @@ class Batch:
     below: torch.Tensor | None = None
     #: In a pipeline's later stages; the samples themselves are not there then.
     arrived: Arrived | None = None
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All that it holds."""
+        return list(tensors_in(*vars(self).values()))
 
 
 def whole(pieces: list[torch.Tensor], dim: int = 0) -> torch.Tensor:

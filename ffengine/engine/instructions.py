@@ -115,13 +115,23 @@ def linear_step(at: Place, line: Instruction, given: Tensors) -> Made:
     """The whole of a dense layer's turn without its activations ever being stored."""
     ctx, i, x = at.ctx, line.index, given["x"]
     layer, opt = ctx.net.layer(i), ctx.optimizer
-    bias = layer.bias
+    bias, finish = layer.bias, all(p.requires_grad for p in (layer.weight, layer.bias)
+                                   if p is not None)
+    # a part that is frozen: the gradients alone, of which the other part takes its own
+    grads = (ctx.grad_of(i, "weight"), ctx.grad_of(i, "bias")) if finish else (
+        zeros_like_parameters(layer))
     made = linear.linear_step(
         layer.weight.detach(), x, ctx.targets(i, at.tile, x.shape[0]),
         config=layer.settings(ctx.seed, i, ctx.step), optim=opt.config(layer.weight),
-        state=opt.state_of(layer.weight), bias=None if bias is None else bias.detach(),
-        bias_state=opt.state_of(bias), g0=given.get("g0"), grad_out=ctx.grad_of(i, "weight"),
-        bias_grad_out=ctx.grad_of(i, "bias"), backend=ctx.backend)
+        state=opt.state_of(layer.weight) if finish else None,
+        bias=None if bias is None else bias.detach(),
+        bias_state=opt.state_of(bias) if finish else None, g0=given.get("g0"), grad_out=grads[0],
+        bias_grad_out=grads[1], finish=finish, backend=ctx.backend)
+    if not finish:
+        affine.step_all(ctx, i, [
+            (name, p, grad) for name, p, grad in zip(
+                ("weight", "bias"), (layer.weight, bias), grads, strict=True)
+            if p is not None and grad is not None], "")
     ctx.note(i, made.loss, made.g)
     if "g0" in given:
         ctx.coef[i] = [made.coef]

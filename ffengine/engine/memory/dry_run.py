@@ -167,7 +167,7 @@ class DryRun:
         """Peak of a whole step; `told` of every instruction and of the bytes that live after it."""
         with self.on():
             item = self.batch()
-            with self._meter(item.x, item.y) as meter:
+            with self._meter(*item.tensors()) as meter:
                 # what an epoch gathers is all there from the second step on
                 for _ in range(1 if self.schedule.resumes_within else 2):
                     ctx = self.context(item.y)
@@ -180,22 +180,36 @@ class DryRun:
         """What a step holds outside its segments."""
         plan = one_tile(range(self.first, self.turn.depth), self.rows)
         parts = compile_step(self.net, plan, self.facts, self.schedule.writer).parts
-        before = itertools.takewhile(lambda part: isinstance(part, Instruction), parts)
-        after = [p for p in parts if isinstance(p, Instruction) and p.op == "head"]
+        before = list(itertools.takewhile(lambda part: isinstance(part, Instruction), parts))
+        after = [part for part in parts[len(before):] if isinstance(part, Instruction)]
         with self.on():
             item = self.batch()
-            with self._meter(item.x, item.y) as meter:
+            with self._meter(*item.tensors()) as meter:
                 ctx = self.context(item.y)
                 at = Place(ctx, self.dtype, Rows(0, self.rows))
                 tensors: Tensors = {"batch": item}
                 for line in before:
                     perform(at, cast(Instruction, line), tensors)
                 live = meter.live_bytes - self.floor_bytes
+                for i in self.turn.layers:
+                    self._leave(ctx, i)
                 for line in after:
-                    perform(at, line, {
-                        name: self._empty((self.rows, *self.net.shapes[int(name[1:])]))
-                        for _, name in line.reads})
+                    perform(at, line, {name: self._empty(
+                        (self.rows, *self.net.shapes[int(name[1:])])) if line.op == "head"
+                        else self._tiles(1) for _, name in line.reads})
         return Entrance(live, meter.report.peak_bytes - self.floor_bytes)
+
+    def _leave(self, ctx: StepContext, i: int) -> None:
+        """What layer i has left for the step's report when its rows have gone through it."""
+        layer, wide = self.net.layer(i), step_dtype(self.dtype)
+        groups = len(layer.config.offsets(layer.weight.shape[0])) - 1
+        ctx.note(i, self._empty((self.rows,), wide), self._empty((self.rows, groups), wide))
+        ctx.coef[i] = self._tiles(groups)
+
+    def _tiles(self, columns: int) -> list[torch.Tensor]:
+        """What several tiles have left, small values a row: whoever reads it puts it together."""
+        return [self._empty((rows, columns), step_dtype(self.dtype))
+                for rows in (self.rows // 2, self.rows - self.rows // 2)]
 
     def layer(self, i: int, tile: int, arriving: Arriving, shortcut: tuple[int, ...] | None,
               mode: Mode) -> TurnBytes:
@@ -250,7 +264,7 @@ class DryRun:
                 held.add(f"g{i}")
             mine = {name for name in (x, "s") if name in tensors and name not in held}
             known = tensors_in({name: t for name, t in tensors.items() if name not in mine},
-                               vars(item), ctx.y, *self.net.layer(i).buffers())
+                               item.tensors(), ctx.y, *self.net.layer(i).buffers())
             with self._meter(*known) as meter:
                 before = meter.live_bytes
                 for name in mine:
@@ -286,11 +300,13 @@ class DryRun:
         trained = [*layer.parameters(), *(() if shown is None else shown.parameters())]
         optim = [replace(self.optimizer.config(p), lr=1.0) for p in trained if p.requires_grad]
         self._keys[i] = (
-            tuple((n, tuple(t.shape), t.stride(), t.dtype) for n, t in tensors.items()),
+            tuple((n, tuple(t.shape), t.stride(), t.dtype, t.requires_grad)
+                  for n, t in tensors.items()),
             layer.config, layer.dropout, layer.batch_coupling, layer.geometry,
             layer.pre_norm and layer.pre_norm.kind, tuple(optim), net.wires[i], net.shapes[i],
             shown and tuple(shown.weight.shape),
             net.shortcut_live_after(i, joining(net, turn)), net.propagate, self.schedule.writer,
+            len(self.schedule.writer(net, self.facts).keeps(i)),
             i in turn.layers, i >= turn.start, i + 1 < turn.depth,
             i in self.read_by_heads, self._entering(i), self.sums is None, self.dtype, self.device,
             self.backend, self.roomy, torch.get_num_threads())

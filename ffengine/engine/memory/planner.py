@@ -124,6 +124,8 @@ class Planner:
         """
         segments = [s for s in plan.segments
                     if s.layers.stop > self.first and s.layers.start < self.depth]
+        if not self.sizes.cuts:
+            return self.fixed([], min((s.tile for s in segments), default=1))
         return self.fixed([s.layers.stop - 1 for s in segments[:-1]],
                           [s.tile for s in segments] or 1,
                           [s.one_by_one for s in segments] or False)

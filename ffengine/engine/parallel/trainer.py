@@ -177,8 +177,8 @@ class PipelineTrainer(Trainer):
             self._watch = watch
             self._saves = self._together(lambda: self.ranks.tell(self.out is not None))
             self._open(watch)
-            history = super().fit(train_loader if self.first else (),
-                                  valid_loader if self.first else None, until=until,
+            valid = Beating(self, valid_loader) if self.first and valid_loader is not None else None
+            history = super().fit(train_loader if self.first else (), valid, until=until,
                                   callbacks=callbacks)
             self._close()
         self._watch = None
@@ -203,17 +203,13 @@ class PipelineTrainer(Trainer):
         """Do what all ranks do."""
         return collective() if self._watch is None else self._watch.call(collective, "other ranks")
 
-    def _beat(self) -> None:
+    def beat(self) -> None:
+        """This rank makes progress."""
         if self._watch is not None:
             self._watch.beat()
 
-    def _beating(self, loader: Iterable[Any]) -> Iterator[Any]:
-        for item in loader:
-            self._beat()
-            yield item
-
     def _context(self, item: Batch) -> StepContext:
-        self._beat()
+        self.beat()
         ctx, outlet, y = super()._context(item), self._outlet, item.y
         if outlet is not None:
             ctx.send = lambda maps, goodness: outlet.hand_on(maps, goodness, y)
@@ -250,13 +246,10 @@ class PipelineTrainer(Trainer):
         if self.first and self.epoch < self._until and not self.ended:
             self.stopped()
 
-    def _validate(self, loader: Iterable[Any]) -> float:
-        return super()._validate(self._beating(loader))
-
     def evaluate(self, loader: Iterable[Any]) -> float:
         """Accuracy (0 to 1) of the class scores on a loader of (x, y); on rank 0, outside of
         epochs."""
-        return super().evaluate(self._beating(loader))
+        return super().evaluate(Beating(self, loader))
 
     def _finish_epoch(self, *seen: Any) -> None:
         if self.first:
@@ -272,7 +265,7 @@ class PipelineTrainer(Trainer):
 
     def save(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Write a checkpoint as one process would, atomically; all ranks call it, rank 0 writes."""
-        self.finite.check()
+        saving.check_finite(self)
         if not self._whole:
             self.meet()
         states, values = self.optimizer.export_state()
@@ -296,6 +289,18 @@ class PipelineTrainer(Trainer):
         saving.restore(self, sharing.part(found, self.piece))
         last = self.ranks.rank == self.ranks.size - 1
         self.sums = sharing.share(self.sums, self.piece.layers, last=last)
+
+
+class Beating:
+    """A loader, every batch of which is progress."""
+
+    def __init__(self, trainer: PipelineTrainer, loader: Iterable[Any]) -> None:
+        self.trainer, self.loader = trainer, loader
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self.loader:
+            self.trainer.beat()
+            yield item
 
 
 class Reading:

@@ -69,6 +69,17 @@ def accuracy(net: LocalNet, samples: Iterable[tuple[torch.Tensor, torch.Tensor]]
     return int(hits) / total if hits is not None and total else 0.0
 
 
+def validated(run: TrainingRun, loader: Iterable[Any]) -> float:
+    """Accuracy on the loader, by the layer range that SIP selects there (which sets it), or by the
+    one there is."""
+    if not run.sip:
+        return accuracy(run.net, samples_of(run, loader), run.backend)
+    from ffengine.adapt import sip  # which imports the engine
+
+    return sip.select(run.net, samples_of(run, loader), backend=run.backend,
+                      dtype=run.dtype).accuracy
+
+
 def class_accuracy(net: LocalNet, samples: Iterable[tuple[torch.Tensor, torch.Tensor]],
                    backend: str = "auto") -> tuple[float, list[float | None]]:
     """(share of all samples, of each class's samples) whose class has the highest score; None of

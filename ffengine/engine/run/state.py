@@ -32,6 +32,8 @@ class TrainingRun(Training, Protocol):
     steps: int
     best_accuracy: float | None
     ended: bool
+    #: The layer range is selected on validation data.
+    sip: bool
 
     @property
     def planning(self) -> Planning: ...

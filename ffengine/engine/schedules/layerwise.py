@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeGuard
 import torch
 
 from ffengine.data.batches import Loader
-from ffengine.engine.batch import Batch, paired, whole
+from ffengine.engine.batch import Batch, paired
 from ffengine.engine.context import StepContext, Turn
 from ffengine.engine.inputs import entrance, rows_of
 from ffengine.engine.memory.budget import megabytes
@@ -128,7 +128,9 @@ class Layerwise(Schedule):
         if kind == "recompute":
             return loader
         run.stored = Stored(run, loader, self, stage, kind)
-        run.planning.keeps(epoch, sum(t.nbytes for t in run.stored.tensors()))
+        seen = self.seen_bytes(run.planning, stage, len(loader.image_set), loader.batch_size,
+                               loader.shuffle, kind)
+        run.planning.keeps(epoch, sum(t.nbytes for t in run.stored.tensors()), seen)
         return run.stored.over(loader)
 
     def expect(self, planning: Budgeted, samples: int, batch_size: int, shuffle: bool,
@@ -140,12 +142,21 @@ class Layerwise(Schedule):
             if self.keeps_input(stage, shuffle) and (
                     self.chosen_store(planning, samples, batch_size, epoch, folder) == "ram"):
                 below = (1 + self.pairs) * samples * planning.settings.weight_dtype.itemsize
-                planning.keeps(epoch, samples * self.row_bytes(planning, stage) + below)
+                planning.keeps(epoch, samples * self.row_bytes(planning, stage) + below,
+                               self.seen_bytes(planning, stage, samples, batch_size, shuffle))
 
     def row_bytes(self, planning: Budgeted, stage: int) -> int:
         """Of what a stage sees of a sample, of both halves where there are."""
         return (1 + self.pairs) * math.prod(
             self.stored_shape(stage)) * planning.settings.dtype.itemsize
+
+    def seen_bytes(self, planning: Budgeted, stage: int, samples: int, batch_size: int,
+                   shuffle: bool, kind: Features = "ram") -> int:
+        """Of what a stage sees of a sample, as far as a batch is no copy of the store's rows: on a
+        CPU, in the set's order, of pairs the whole set at once."""
+        neighbours = not shuffle and (not self.pairs or batch_size >= samples)
+        return self.row_bytes(planning, stage) * (
+            neighbours and kind == "ram" and planning.device == "cpu")
 
     def chosen_store(self, planning: Budgeted, samples: int, batch_size: int, epoch: int,
                      folder: Path | None) -> Features:
@@ -203,9 +214,9 @@ class Stored:
                  kind: str) -> None:
         self.stage, pairs, count = stage, schedule.pairs, len(loader.image_set)
         shape = schedule.stored_shape(stage)
-        self.stores = [FeatureStore.create(kind, count, shape, run.dtype, run.out,
-                                           channels_last=len(shape) == 3)
-                       for _ in range(1 + pairs)]
+        #: Of all samples, of pairs all positive rows and then all negative ones.
+        self.store = FeatureStore.create(kind, (1 + pairs) * count, shape, run.dtype, run.out,
+                                         channels_last=len(shape) == 3)
         #: Sum over the layers below of their goodness, a row each half (collaborative FF).
         self.below = torch.zeros(1 + pairs, count, dtype=run.settings.weight_dtype,
                                  device=run.device)
@@ -217,10 +228,11 @@ class Stored:
             for x, y in plain:
                 rows, below = schedule.stored_rows(run, stage, Batch(x, y))
                 n = x.shape[0]
-                for half, store in enumerate(self.stores):
-                    store.write(start, rows[half * n:(half + 1) * n].to(run.dtype))
+                for half in range(1 + pairs):
+                    mine = slice(half * n, (half + 1) * n)
+                    self.store.write(half * count + start, rows[mine].to(run.dtype))
                     if below is not None:
-                        self.below[half, start:start + n] = below[half * n:(half + 1) * n]
+                        self.below[half, start:start + n] = below[mine]
                 start += n
 
     def over(self, loader: Loader) -> StoredLoader:
@@ -228,11 +240,10 @@ class Stored:
 
     def tensors(self) -> list[torch.Tensor]:
         """What lies in RAM, for the meter."""
-        return [self.below, *(t for store in self.stores for t in store.tensors())]
+        return [self.below, *self.store.tensors()]
 
     def close(self) -> None:
-        for store in self.stores:
-            store.close()
+        self.store.close()
 
 
 class StoredLoader:
@@ -253,7 +264,8 @@ class StoredLoader:
     def batches(self, start: int = 0) -> Iterator[Batch]:
         labels, device = self.loader.image_set.labels, self.loader.device
         for rows in self.loader.indices(start):
-            parts = [store.read(rows) for store in self.stored.stores]
-            features = send(as_laid_out(whole(parts)), device)
-            below = self.stored.below[:, send(rows, self.stored.below.device)].flatten()
+            halves, count = self.stored.below.shape
+            both = torch.cat([rows + half * count for half in range(halves)])
+            features = send(as_laid_out(self.stored.store.look(both)), device)
+            below = self.stored.below.flatten()[send(both, self.stored.below.device)]
             yield Batch(features, send(labels[rows], device), features=features, below=below)

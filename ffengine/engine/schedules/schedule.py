@@ -67,7 +67,7 @@ class Schedule:
         self.net, self.epochs = net, epochs
         self.__dict__.pop("_programs", None)
         frozen = [i for i in self.turn(0, 0).layers if not net.layer(i).weight.requires_grad]
-        if frozen:
+        if frozen and len(frozen) == len(self.turn(0, 0).layers):  # nothing would train
             raise ValueError(f"[schedule] {type(self).__name__} expected layers that train, got "
                              f"layer {frozen[0]} frozen (requires_grad=False)")
 
