@@ -13,9 +13,9 @@ from ffengine import cli
 from ffengine.engine.parallel import launch
 from ffengine.engine.run import checkpoint
 
-TINY = ["train", "deeperforward/tinycnn", "--data", "synthetic", "--data-set", "train=40",
-        "--data-set", "shape=(1,8,8)", "--set", "image_size=8", "--set", "widths=(10,20,20,20)",
-        "--batch-size", "16", "--epochs", "1", "--costs", "modelled"]
+SMALL = ["--data", "synthetic", "--data-set", "train=40", "--data-set", "shape=(1,8,8)",
+         "--set", "image_size=8", "--batch-size", "16", "--epochs", "1", "--costs", "modelled"]
+TINY = ["train", "deeperforward/tinycnn", "--set", "widths=(10,20,20,20)", *SMALL]
 
 
 def test_a_plain_command_starts_the_other_stages(
@@ -51,8 +51,8 @@ def test_a_plain_command_starts_the_other_stages(
     ([*TINY, "--stages", "0"], "stages expected a whole number of at least 1, got 0"),
     ([*TINY, "--stages", "2", "--timeout", "-1"], "timeout expected seconds above 0, got -1.0"),
     ([*TINY, "--stages", "2", "--watch", "gradient"], "--watch expected a run of one process"),
-    (["train", "sn/mlp", "--data", "digits", "--stages", "2"], "trains one layer at a time"),
-    (["train", "trifecta/shallow", "--data", "digits", "--stages", "2"],
+    (["train", "sn/mlp", *SMALL, "--stages", "2"], "trains one layer at a time"),
+    (["train", "trifecta/shallow", *SMALL, "--stages", "2"],
      "a loss trains the layer before its own too"),
 ])
 def test_what_cannot_be_a_pipeline_is_refused_at_once(

@@ -23,7 +23,7 @@ from ffengine.engine.schedules.schedule import of
 from tests.engine.training import loaders, network
 
 #: Networks, precisions and epochs (of three batches) that two stages train.
-RUNS = (("tiny", "fp64", 10), ("pairs", "fp64", 10), ("resnet", "fp64", 3))
+RUNS = (("tiny", "fp64", 10), ("pairs", "fp64", 10), ("resnet", "fp64", 1))
 #: Segments in small tiles, some of which stages cut once more; a shortcut is live after layer 3.
 CUTS, TILES = [3, 10], [4, 8, 5]
 
