@@ -18,12 +18,15 @@ import ffengine as ff
 from ffengine.engine.memory.plans import Job, planner_for
 from ffengine.engine.parallel.pipeline import Pipeline
 from ffengine.engine.parallel.trainer import PipelineTrainer
+from ffengine.engine.run.recipe import Recipe
 from ffengine.engine.run.settings import Settings
 from ffengine.engine.schedules.schedule import of
+from ffengine.nn import LinearHead, LocalLinear, LocalNet, Readout
+from ffengine.ops.config import LocalPassConfig
 from tests.engine.training import loaders, network
 
 #: Networks, precisions and epochs (of three batches) that two stages train.
-RUNS = (("tiny", "fp64", 10), ("pairs", "fp64", 10), ("resnet", "fp64", 1))
+RUNS = (("tiny", "fp64", 10), ("pairs", "fp64", 10), ("resnet", "fp64", 1), ("heads", "fp32", 2))
 #: Segments in small tiles, some of which stages cut once more; a shortcut is live after layer 3.
 CUTS, TILES = [3, 10], [4, 8, 5]
 
@@ -36,6 +39,11 @@ def build(name: str, seed: int = 0) -> Any:
                                 planes=(10, 20, 40, 80))
     if name == "pairs":
         return ff.models.create("fflib/ffnn", in_channels=1, image_size=8, layers=(30, 20, 20))
+    if name == "heads":  # one on layers of both stages
+        layers = [LocalLinear(i, o, config=LocalPassConfig(groups=10))
+                  for i, o in ((64, 30), (30, 20), (20, 20), (20, 10))]
+        return LocalNet(layers, num_classes=10, in_shape=(1, 8, 8), readout=Readout("head"),
+                        heads=[LinearHead((0, 1, 3), 60, 10), LinearHead((1,), 20, 10)])
     return network(seed)
 
 
@@ -52,8 +60,8 @@ def plan(name: str, precision: str) -> Any:
         net.double()
     schedule = of(net, None)
     schedule.begin(net, 1)
-    made = Settings.resolve(net.recipe, optimizer=None, lr=None, lr_min=None, weight_decay=None,
-                            epochs=1, batch_size=16, seed=0, precision=precision)
+    made = Settings.resolve(net.recipe or Recipe(), optimizer=None, lr=None, lr_min=None,
+                            weight_decay=None, epochs=1, batch_size=16, seed=0, precision=precision)
     planner = planner_for(Job(net, schedule, made), 16)
     return planner.fixed(CUTS, TILES) if name == "resnet" else planner.one_tile()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ffengine.engine.memory.dry_run import DryRun
 from ffengine.engine.memory.plan import Plan
@@ -81,8 +81,10 @@ def sizes_for(job: Job, batch: int, epoch: int = 0, *, stored: bool = False, hel
 def planner_for(job: Job, batch: int, epoch: int = 0, *, stored: bool = False, held: int = 0,
                 micro: bool = False, seconds: Seconds | None = None) -> Planner:
     """The planner of an epoch's phase; `seconds`: measured costs. Else as `sizes_for`."""
-    made = Planner(sizes_for(job, batch, epoch, stored=stored, held=held, micro=micro), seconds)
-    return made if job.schedule.piece is None else part_of(made, job, job.schedule.piece)
+    piece = job.schedule.piece
+    whole = job if piece is None else replace(job, schedule=job.schedule.of(None))
+    made = Planner(sizes_for(whole, batch, epoch, stored=stored, held=held, micro=micro), seconds)
+    return made if piece is None else part_of(made, job, piece)
 
 
 def part_of(planner: Planner, job: Job, piece: Piece) -> Planner:

@@ -26,7 +26,7 @@ from ffengine.engine.memory.budget import parse_bytes
 from ffengine.engine.memory.plan import Plan
 from ffengine.engine.memory.planning import Planning
 from ffengine.engine.memory.plans import Job
-from ffengine.engine.optim import floor_bytes
+from ffengine.engine.optim import floor_bytes, outline
 from ffengine.engine.parallel import balance, ranks, sharing
 from ffengine.engine.parallel.cutting import Piece, piece_of
 from ffengine.engine.parallel.links import CLOSE, EPOCH, STOP, Form, Inlet, Message, Outlet
@@ -97,8 +97,7 @@ class PipelineTrainer(Trainer):
 
     def _dealt(self, plan: Plan | None, costs: str) -> tuple[list[range], list[float]]:
         """Whose layers are whose, the same on every rank; ValueError where nothing fits."""
-        self.schedule.piece, size = None, self.settings.batch_size
-        job = Job(self.net, self.schedule, self.settings, self.device.type, self.backend)
+        size, job = self.settings.batch_size, self._job(None)
         self._network = Planning(job, plan=plan, costs=costs)
         self._network.begin(size, fixed=True)
         planner, seconds = self._network.planner(size), None
@@ -120,13 +119,18 @@ class PipelineTrainer(Trainer):
             for layers, (_, seconds) in zip(cuts, found or (), strict=True)]))
         return told
 
+    def _job(self, piece: Piece | None) -> Job:
+        """What is planned for: the network without memory, of which a rank holds a part only."""
+        schedule = self.schedule.of(piece)
+        schedule.net = outline(self.net)
+        return Job(schedule.net, schedule, self.settings, self.device.type, self.backend)
+
     def _settle(self, plan: Plan | None, costs: str) -> None:
         """Plan and states of this rank's layers alone."""
         self.schedule.piece = self.piece
         self.schedule.begin(self.net, self.settings.epochs)  # programs are the piece's from here
         self.optimizer.activate(self.schedule.active(self.epoch))
-        job = replace(self._network.job, roomy=False)
-        self.planning = Planning(job, self.budget, costs=costs)
+        self.planning = Planning(self._job(self.piece), self.budget, costs=costs)
         if self.budget is None or plan is not None:
             self.planning.follow(self._network)
         self.planning.begin(self.settings.batch_size, fixed=True)

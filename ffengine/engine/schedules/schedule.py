@@ -6,6 +6,7 @@ batch. `begin` ties it to a network and refuses one it cannot train.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -70,6 +71,13 @@ class Schedule:
         if frozen and len(frozen) == len(self.turn(0, 0).layers):  # nothing would train
             raise ValueError(f"[schedule] {type(self).__name__} expected layers that train, got "
                              f"layer {frozen[0]} frozen (requires_grad=False)")
+
+    def of(self, piece: Piece | None) -> Schedule:
+        """The same schedule of a piece of the network, or of all of it."""
+        made = copy.copy(self)
+        made.piece = piece
+        made.__dict__.pop("_programs", None)
+        return made
 
     @property
     def total(self) -> int:
