@@ -112,6 +112,8 @@ class Planner:
 
     def clipped(self, cuts: Sequence[int], tile: Sequence[int], one_by_one: Sequence[bool]) -> Plan:
         """`fixed`, of cuts and tiles of the whole network, as far as they are of these layers."""
+        if self._floor is None:
+            return self.fixed(cuts, tile, one_by_one)
         stops = [*(c + 1 for c in cuts), self.sizes.span.stop]
         starts = [self.sizes.span.start, *stops[:-1]]
         mine = [k for k, (start, stop) in enumerate(zip(starts, stops, strict=True))
