@@ -85,7 +85,9 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            wrong = f"[pipeline] lost another rank: {str(error).splitlines()[0]}"
+            closed = "Connection closed" in str(error)  # in gloo's words, with much beside
+            why = "its connection closed" if closed else str(error).splitlines()[0]
+            wrong = f"[pipeline] lost another rank: {why}"
             with contextlib.suppress(RuntimeError):
                 store = self.connect()
                 for rank in range(self.size):
