@@ -74,7 +74,7 @@ class Ranks:
         in vain: gloo does so where any operation has waited for too long."""
         other = (self.rank + 1) % self.size
         for group in (*groups, None):
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(RuntimeError, ValueError):  # ValueError: it is alone
                 work = dist.irecv(torch.empty(1), other, group, tag=1)
                 if work is not None:
                     work.wait(timedelta(milliseconds=1))
