@@ -1,4 +1,4 @@
-"""`ffengine models`, `plan`, `env`, `bench`: commands that train nothing."""
+"""`ffengine plan`, `env`, `bench`: commands that train nothing."""
 
 from __future__ import annotations
 
@@ -40,11 +40,6 @@ from ffengine.env import env_report, env_text
 
 #: A suite's own output must not follow the JSON on standard output.
 STDERR = 2
-
-
-def run_models(args: argparse.Namespace) -> tuple[str, list[dict[str, str]]]:
-    found = [{"name": name, "paper": models.entry(name).paper} for name in models.names()]
-    return "\n".join(f"{row['name']:28s}{row['paper']}" for row in found), found
 
 
 def run_env(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:

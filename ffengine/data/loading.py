@@ -17,6 +17,7 @@ from ffengine.data.image_set import ImageSet, Splits
 from ffengine.data.scale import SET, constants
 from ffengine.data.sizes import check_int, resize
 from ffengine.data.split import hold_out
+from ffengine.typed import typed
 
 _FILE_OPTIONS = ("valid_split", "urls", "checksums")
 _OPTIONS = {
@@ -26,6 +27,7 @@ _OPTIONS = {
 }
 
 
+@typed("data")
 def load(
     name: str,
     *,

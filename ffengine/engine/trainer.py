@@ -31,13 +31,15 @@ from ffengine.engine.optim import floor_bytes, halved_weights, optimizer_of, rou
 from ffengine.engine.run import checkpoint, evaluation, saving
 from ffengine.engine.run.callbacks import Callback, Callbacks
 from ffengine.engine.run.history import EpochSums, History, Row, mean
+from ffengine.engine.run.process import device_for
 from ffengine.engine.run.progress import Progress
 from ffengine.engine.run.recipe import Recipe
 from ffengine.engine.run.settings import LearningRate, SchedulerFactory, Settings
-from ffengine.engine.run.stopping import FiniteCheck, Interrupts, TrainingInterrupted
+from ffengine.engine.run.stopping import FiniteCheck, Interrupts
 from ffengine.engine.schedules.schedule import Schedule, of
 from ffengine.nn.network import LocalNet
 from ffengine.ops import backends, product_rule
+from ffengine.typed import at_least, typed
 
 
 class Trainer:
@@ -54,9 +56,12 @@ class Trainer:
             fastest plan that fits is taken, by measured costs; with batch_size, and neither states
             nor weights given, fewer bits where none fits (precision_fallback.py). On a GPU it
             is the allocator's limit too (limit.py).
-        seed: of dropout.
+        seed: of what training draws: dropout, negatives, roundings of bf16 and 8-bit numbers. First
+            weights are of `torch.manual_seed` before the network is made, the order of samples of
+            the loader (`ff.data.loader(seed=)`).
         device: default is where the net is.
-        out: run folder for history and checkpoints; None writes nothing.
+        out: run folder for history and checkpoints, without a run or with the one that `resume`
+            then takes; None writes nothing.
         recipe: default is the one that came with the net.
         plan: use this plan instead of searching one.
         scheduler: factory of a torch.optim.lr_scheduler in place of the cosine, stepped per epoch.
@@ -75,6 +80,7 @@ class Trainer:
         notes: plain values kept in checkpoints as they are, e.g. the data set.
     """
 
+    @typed("trainer")
     def __init__(self, net: LocalNet, *, epochs: int | None = None, lr: float | None = None,
                  lr_min: float | None = None, weight_decay: float | None = None,
                  optimizer: str | None = None, batch_size: int | None = None,
@@ -92,7 +98,7 @@ class Trainer:
             weight_decay=weight_decay, epochs=epochs, batch_size=batch_size, seed=seed,
             precision=precision, states=states or "fp32", weights=weights or "fp32")
         self.budget = parse_bytes(memory_budget)
-        self.device = torch.device(device) if device else next(net.parameters()).device
+        self.device = device_for(net, device, self.budget)
         self.dtype = self.settings.dtype
         self.backend = backend
         backends.resolve("trainer", backend, self.device.type, self.dtype)
@@ -134,8 +140,9 @@ class Trainer:
         self.finite = FiniteCheck(self.device, depth=len(self.net.layers))
 
     def write_into(self, out: str | os.PathLike[str] | None) -> None:
-        """Keep history and checkpoints in this run folder; None writes nothing."""
+        """Keep history and checkpoints in this run folder, as `out` does."""
         self.out = None if out is None else Path(out)
+        self.claimed: Path | None = None
         self.history = History(self.out)
 
     @property
@@ -178,6 +185,7 @@ class Trainer:
         """
         item = ordinary(checked(as_batch(batch, y), self.net, self.device))
         if epoch is not None and epoch != self.epoch:
+            at_least("step", "epoch", epoch, 0)
             self.epoch, self.iteration = epoch, 0
             self.optimizer.activate(self.schedule.active(epoch))
         self.iteration = self.iteration if iteration is None else iteration
@@ -246,18 +254,21 @@ class Trainer:
         self.peak_bytes = max(self.peak_bytes, meter.report.peak_bytes)
         return report
 
+    @typed("train")
     def fit(self, train_loader: Iterable[Any], valid_loader: Iterable[Any] | None = None, *,
             until: int | None = None, callbacks: Sequence[Callback] = ()) -> History:
         """Train from where the trainer stands up to epoch `until` (default: all of them).
 
         Batches come from any iterable of (x, y); with `set_epoch` (ours, DistributedSampler) it is
         told the epoch. With a validation loader the layer range is selected by SIP after each
-        epoch. Ctrl-C finishes the step, writes a checkpoint and raises TrainingInterrupted.
-        `callbacks` are told of steps, epochs and checkpoints, in order; see Callback.
+        epoch. Ctrl-C, or SIGTERM, finishes the step, writes a checkpoint and raises
+        TrainingInterrupted. `callbacks` are told of steps, epochs and checkpoints; see Callback.
 
         Raises:
+            ValueError: another run lies in `out`.
             TrainingStopped: naming layer, step and epoch; the last checkpoint stays as it was.
         """
+        saving.claim(self)
         until = self.epochs if until is None else until
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -306,7 +317,7 @@ class Trainer:
                 seen += samples
             bar.advance(self.sums, seen / max(time.perf_counter() - clock, 1e-9), self.peak_bytes)
             if stop.asked:
-                self._interrupted()
+                saving.interrupted(self, stop.asked)
         self.finite.check()
         if self.sums.samples == 0:
             raise ValueError("[train] expected a loader with at least one batch, got none")
@@ -315,12 +326,12 @@ class Trainer:
             self.peak_bytes = torch.cuda.max_memory_allocated(self.device)
         ended = time.perf_counter()
         speed = seen / max(ended - clock, 1e-9) if seen else self.sums.samples / (ended - began)
-        valid = None if valid_loader is None else self._validate(valid_loader)
+        valid = None if valid_loader is None else evaluation.validation(self, valid_loader)
         shown = evaluation.first_samples(train_loader) if self.sums.pairs else []
         seconds = time.perf_counter() - began
         self._finish_epoch(lr, self.evaluate(shown) if shown else None, valid, seconds, speed, bar)
         if stop.asked:
-            self._interrupted()
+            saving.interrupted(self, stop.asked)
 
     def train_on(self, item: Any) -> int:
         """`step` on a loader's next batch, and what it adds to the epoch's sums; its samples."""
@@ -329,15 +340,6 @@ class Trainer:
         self.sums.add(report, batch.y, *evaluation.training_hits(self.net, report, batch.y))
         self.callbacks.on_step(self, batch, report)
         return batch.y.shape[0]
-
-    def _validate(self, loader: Iterable[Any]) -> float:
-        """Select the layer range by SIP (which sets it), or measure with the one there is."""
-        if not self.sip:
-            return self.evaluate(loader)
-        from ffengine.adapt import sip
-
-        return sip.select(self.net, evaluation.samples_of(self, loader), backend=self.backend,
-                          dtype=self.dtype).accuracy
 
     def _finish_epoch(self, lr: float, shown: float | None, valid: float | None, seconds: float,
                       speed: float, bar: Progress) -> None:
@@ -360,13 +362,6 @@ class Trainer:
         if self.out is not None:
             self.callbacks.on_checkpoint(self, latest)
 
-    def _interrupted(self) -> None:
-        where = f"epoch {self.epoch}, batch {self.iteration}"
-        self.finite.check()
-        self.history.keep_steps()
-        kept = f"; checkpoint {self.save()}" if self.out is not None else ""
-        raise TrainingInterrupted(f"[train] interrupted at {where}{kept}")
-
     def evaluate(self, loader: Iterable[Any]) -> float:
         """Accuracy (0 to 1) of the class scores on a loader of (x, y)."""
         return evaluation.accuracy(self.net, evaluation.samples_of(self, loader), self.backend)
@@ -384,11 +379,14 @@ class Trainer:
         """
         if path is None and self.out is None:
             raise ValueError("[checkpoint] expected a path, or a trainer with a run folder (out=)")
+        if path is None:
+            saving.claim(self)
         self.finite.check()
         target = Path(path) if path is not None else Path(self.out or "") / checkpoint.LATEST
         checkpoint.save(target, saving.tensors(self), saving.description(self))
         return target
 
+    @typed("trainer")
     def resume(self, run: str | os.PathLike[str]) -> None:
         """Go on where a checkpoint stands, bit for bit; more `epochs` than it had are welcome.
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ffengine.nn.checks import one_of
+from ffengine.typed import typed
 
 
 class LabelEncoding(nn.Module):
@@ -33,6 +34,7 @@ class LabelEncoding(nn.Module):
     #: Where in a flat input the label row stands as it is, if it does.
     columns: slice | None = None
 
+    @typed("encoding")
     def __init__(self, num_classes: int, in_shape: tuple[int, ...]) -> None:
         super().__init__()
         if num_classes < 2:
@@ -95,6 +97,7 @@ class Overlay(LabelEncoding):
         ValueError: fewer pixels than classes, a value that is no number.
     """
 
+    @typed("encoding")
     def __init__(self, num_classes: int, in_shape: tuple[int, ...],
                  value: float | Literal["max"] = 1.0, neutral_value: float = 0.1) -> None:
         super().__init__(num_classes, in_shape)
@@ -136,6 +139,7 @@ class Overlay(LabelEncoding):
 class Concat(LabelEncoding):
     """The image's elements, then the label row (FFLib); the neutral row is zero (FFNN+C)."""
 
+    @typed("encoding")
     def __init__(self, num_classes: int, in_shape: tuple[int, ...]) -> None:
         super().__init__(num_classes, in_shape)
         self.shape = (math.prod(in_shape) + num_classes,)
@@ -169,6 +173,7 @@ class LabelChannel(LabelEncoding):
 
     neutral_label: torch.Tensor
 
+    @typed("encoding")
     def __init__(self, num_classes: int, in_shape: tuple[int, ...], learned: bool = True,
                  neutral: Literal["mean", "random"] = "mean") -> None:
         super().__init__(num_classes, in_shape)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ffengine.nn.checks import positive
 from ffengine.nn.convolution import convolve
 from ffengine.nn.norms import Normalised, PreNorm
 from ffengine.ops import product
@@ -23,6 +24,7 @@ from ffengine.ops.local_pass import local_pass
 from ffengine.ops.tracing import traced
 from ffengine.ops.weight_update import ConvGeometry
 from ffengine.reference import local_pass as reference
+from ffengine.typed import typed
 
 #: What the batch's other samples do to a sample, between activation and goodness.
 Coupling = BatchNorm | Peer
@@ -241,11 +243,14 @@ class LocalConv2d(LocalLayer):
     `groups` are the convolution's channel groups (CFSE); other arguments as LocalLayer's.
     """
 
+    @typed("LocalConv2d")
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1,
                  padding: int | None = None, groups: int = 1, bias: bool = False,
                  dropout: float = 0.0, config: LocalPassConfig | None = None,
                  pre_norm: PreNorm | None = None, batch_coupling: Coupling | None = None,
                  init: Init = "he") -> None:
+        positive("LocalConv2d", in_channels=in_channels, out_channels=out_channels,
+                 kernel_size=kernel_size, stride=stride, groups=groups)
         super().__init__(out_channels, config or LocalPassConfig(), dropout, pre_norm,
                          batch_coupling)
         if in_channels % groups or out_channels % groups:
@@ -279,10 +284,12 @@ class LocalConv2d(LocalLayer):
 class LocalLinear(LocalLayer):
     """linear -> sweep; input (N, in_features), maps are flattened."""
 
+    @typed("LocalLinear")
     def __init__(self, in_features: int, out_features: int, *, bias: bool = True,
                  dropout: float = 0.0, config: LocalPassConfig | None = None,
                  pre_norm: PreNorm | None = None, batch_coupling: Coupling | None = None,
                  init: Init = "he") -> None:
+        positive("LocalLinear", in_features=in_features, out_features=out_features)
         super().__init__(out_features, config or LocalPassConfig(), dropout, pre_norm,
                          batch_coupling)
         self.init: Init = init

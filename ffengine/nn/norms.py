@@ -17,6 +17,7 @@ from torch import nn
 from ffengine.ops import pieces
 from ffengine.ops.config import LocalPassConfig, Norm
 from ffengine.reference import local_pass as reference
+from ffengine.typed import typed
 
 Kind = Literal["batch", "batch-running", "layer", "layer-no-mean"]
 KINDS = ("batch", "batch-running", "layer", "layer-no-mean")
@@ -44,6 +45,7 @@ class PreNorm(nn.Module):
     running_mean: torch.Tensor | None
     running_var: torch.Tensor | None
 
+    @typed("norm")
     def __init__(self, kind: Kind, shape: tuple[int, ...], eps: float = 1e-5,
                  momentum: float = 0.1) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ from ffengine.engine.context import BatchReport
 from ffengine.engine.memory.shapes import NetSizes, measure
 from ffengine.engine.run.state import TrainingRun
 from ffengine.nn.network import LocalNet
+from ffengine.typed import check
 
 #: Training samples that a network of positive and negative rows is tested on after an epoch.
 SHOWN = 1000
@@ -29,6 +30,7 @@ class Samples:
 
     def __init__(self, loader: Iterable[Any], device: torch.device, dtype: torch.dtype,
                  rows: int) -> None:
+        check("data", "a loader", loader, Iterable[Any])
         self.loader, self.device, self.dtype, self.rows = loader, device, dtype, rows
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -67,6 +69,17 @@ def accuracy(net: LocalNet, samples: Iterable[tuple[torch.Tensor, torch.Tensor]]
         hits = right if hits is None else hits + right
         total += y.shape[0]
     return int(hits) / total if hits is not None and total else 0.0
+
+
+def validation(run: TrainingRun, loader: Iterable[Any]) -> float:
+    """Accuracy on a validation loader, by the layer range that SIP selects on it (and sets), or by
+    the one there is."""
+    samples = samples_of(run, loader)
+    if not run.sip:
+        return accuracy(run.net, samples, run.backend)
+    from ffengine.adapt import sip
+
+    return sip.select(run.net, samples, backend=run.backend, dtype=run.dtype).accuracy
 
 
 def class_accuracy(net: LocalNet, samples: Iterable[tuple[torch.Tensor, torch.Tensor]],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -15,6 +15,7 @@ from ffengine.adapt.training import Reshaped, reshape
 from ffengine.engine.run import checkpoint
 from ffengine.engine.run.history import EpochSums, History
 from ffengine.engine.run.state import TrainingRun
+from ffengine.engine.run.stopping import TrainingInterrupted
 from ffengine.version import __version__
 
 
@@ -48,6 +49,30 @@ def description(trainer: TrainingRun) -> dict[str, Any]:
                      "steps": trainer.steps, "sums": trainer.sums.export(),
                      "ended": trainer.ended},
     }
+
+
+def claim(trainer: TrainingRun) -> None:
+    """Before anything is written into the run folder: a run that stands there is gone on with, by
+    `resume`, or it stays.
+
+    Raises:
+        ValueError: the folder holds a run that this trainer neither wrote nor resumed.
+    """
+    if trainer.out is None or trainer.claimed == trainer.out:
+        return
+    if (trainer.out / checkpoint.LATEST).exists():
+        raise ValueError(f"[trainer] out expected a folder without a run, got {trainer.out}; "
+                         f"resume({str(trainer.out)!r}) goes on with it")
+    trainer.claimed = trainer.out
+
+
+def interrupted(trainer: TrainingRun, signal: int) -> NoReturn:
+    """The end of a run that `signal` asked to stop: with a run folder its checkpoint is written."""
+    where = f"epoch {trainer.epoch}, batch {trainer.iteration}"
+    trainer.finite.check()
+    trainer.history.keep_steps()
+    kept = f"; checkpoint {trainer.save()}" if trainer.out is not None else ""
+    raise TrainingInterrupted(f"[train] interrupted at {where}{kept}", signal)
 
 
 def check_options(trainer: TrainingRun, found: checkpoint.Checkpoint) -> None:
@@ -107,6 +132,8 @@ def _restore(trainer: Reshaped, found: checkpoint.Checkpoint) -> None:
     if not trainer.schedule.resumes_within:  # what the epoch had gathered is not in the file
         trainer.steps, trainer.iteration = trainer.steps - trainer.iteration, 0
         trainer.sums = EpochSums()
+    if trainer.out is not None and found.path.parent.resolve() == trainer.out.resolve():
+        trainer.claimed = trainer.out
     trainer.history = History(trainer.out, before=trainer.epoch, steps=trainer.steps)
     torch.set_rng_state(found.tensors["shuffle"])
     trainer.rate.rewind()

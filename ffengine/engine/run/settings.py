@@ -51,7 +51,8 @@ class Settings:
         top = recipe.lr if lr is None else lr
         if lr_min is None:
             floor = recipe.lr if recipe.lr_min is None else recipe.lr_min
-            lr_min = floor if top == recipe.lr else floor * (top / recipe.lr)
+            lr_min = floor if top == recipe.lr else (
+                floor * (top / recipe.lr) if recipe.lr else top)
         total = recipe.epochs if epochs is None else epochs
         decay = recipe.weight_decay if weight_decay is None else weight_decay
         made = cls(optimizer or recipe.optimizer, top, lr_min, decay, total,
