@@ -18,6 +18,8 @@ WORDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "True o
                          str: "a word", NoneType: "None", Iterable: "something to iterate over",
                          Callable: "a function", dict: "a dict"}
 
+MANY: dict[Any, str] = {int: "whole numbers", float: "numbers", str: "words"}
+
 
 def typed(where: str) -> Callable[[F], F]:
     """Check a function's arguments at every call.
@@ -48,7 +50,7 @@ def typed(where: str) -> Callable[[F], F]:
 
 
 def check_fields(where: str, made: Any) -> None:
-    """TypeError for a field of a dataclass that is not of the type, or a word, that it declares."""
+    """TypeError, or ValueError for an unknown word, unless a dataclass's fields are as declared."""
     kind: Any = type(made)
     declared = hints(kind)
     for field in fields(made):
@@ -62,11 +64,13 @@ def hints(made: Any) -> dict[str, Any]:
 
 
 def check(where: str, name: str, value: Any, hint: Any, words: bool = False) -> None:
-    """TypeError unless a value is of a declared type; see `fits`."""
+    """TypeError unless a value is of a declared type, ValueError for a word that is not one of
+    those declared; see `fits`."""
     if not fits(value, hint, words):
         came = value if isinstance(value, (int, float, str, tuple, list, NoneType)) else (
             type(value).__name__)
-        raise TypeError(f"[{where}] {name} expected {said(hint)}, got {came!r}")
+        kind = ValueError if words and fits(value, hint) else TypeError
+        raise kind(f"[{where}] {name} expected {said(hint)}, got {came!r}")
 
 
 def at_least(where: str, name: str, value: Any, least: int) -> None:
@@ -117,11 +121,9 @@ def said(hint: Any) -> str:
         return " or ".join(dict.fromkeys(said(part) for part in parts))
     if origin is Literal:
         return f"one of {', '.join(map(str, parts))}"
-    if origin is tuple:
-        many = "" if parts[-1] is Ellipsis else f"{len(parts)} "
-        what = {int: "whole numbers", float: "numbers"}.get(parts[0], f"of {said(parts[0])}")
-        return f"a tuple of {many}{what}"
-    if origin is Sequence:
-        return f"a list of {said(parts[0])}"
+    if origin in (tuple, Sequence):
+        many = "" if origin is Sequence or parts[-1] is Ellipsis else f"{len(parts)} "
+        what = MANY.get(parts[0], f"{getattr(parts[0], '__name__', parts[0])} objects")
+        return f"a {'tuple' if origin is tuple else 'list'} of {many}{what}"
     kind = origin or hint
     return WORDS.get(kind, f"a {getattr(kind, '__name__', kind)}")

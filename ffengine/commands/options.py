@@ -20,6 +20,7 @@ from ffengine.engine.run import checkpoint
 from ffengine.models.cwcomp import ILT
 from ffengine.nn import LocalNet
 from ffengine.ops import backends
+from ffengine.typed import at_least
 from ffengine.words import meant
 
 #: Sides the bundled 8x8 digits are enlarged to, in turn, until a network's pools fit.
@@ -80,6 +81,7 @@ def image_side(model: str, dataset: str, options: dict[str, Any],
     """Side to resize to: what --set says; digits as small as fits; image files as the paper has it.
     """
     if "image_size" in options:
+        at_least("cli", "--set image_size", options["image_size"], 1)
         return int(options["image_size"])
     if dataset == "digits":
         options = {**models.entry(model).options_for(dataset), **options}

@@ -54,6 +54,8 @@ def forgiving() -> Iterator[None]:
                 stream.reconfigure(errors="replace")
         yield
     finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
         sys.stdout, sys.stderr = before
         for stream, rule in zip(before, errors, strict=True):
             if isinstance(stream, io.TextIOWrapper):

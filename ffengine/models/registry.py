@@ -124,8 +124,8 @@ def create(name: str, **options: Any) -> LocalNet:
     try:
         net = found.build(**options)
     except (TypeError, ValueError, IndexError, RuntimeError) as error:
-        torch.set_rng_state(generator)
         options = wider(found, options, error)
+        torch.set_rng_state(generator)
         net = found.build(**options)
     net.origin, net.recipe = (name, options), found.recipe
     return net

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ffengine.nn.checks import one_of
+from ffengine.nn.drawing import normal, whole
 from ffengine.typed import typed
 
 
@@ -184,9 +185,10 @@ class LabelChannel(LabelEncoding):
         self.shape = (channels + 1, height, width)
         self.learned, self.neutral_kind = learned, neutral
         # one draw for all samples and runs, so that neither a split nor a resume changes a score
-        self.register_buffer("neutral_label", torch.randint(num_classes, (1,)))
-        self.weight = nn.Parameter(torch.randn(num_classes, height * width),
-                                   requires_grad=learned)
+        self.register_buffer("neutral_label", torch.zeros(1, dtype=torch.int64))
+        whole(self.neutral_label, num_classes)
+        self.weight = nn.Parameter(torch.empty(num_classes, height * width), requires_grad=learned)
+        normal(self.weight, 1.0)
 
     def base(self, x: torch.Tensor) -> torch.Tensor:
         return F.pad(x, (0, 0, 0, 0, 0, 1))

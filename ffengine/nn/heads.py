@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ffengine.nn.checks import one_of, positive
-from ffengine.typed import typed
+from ffengine.nn.checks import one_of
+from ffengine.typed import at_least, typed
 
 #: double-softmax: cross-entropy of softmax(logits), CwComp's published bug.
 HeadLoss = Literal["ce", "double-softmax", "sparsemax"]
@@ -76,7 +76,7 @@ class LinearHead(nn.Module):
                 ("loss", loss, ("ce", "double-softmax", "sparsemax")),
                 ("init", init, ("uniform", "zeros", "ones"))):
             one_of("head", name, value, known)
-        positive("head", in_features=in_features)
+        at_least("head", "in_features", in_features, 0)
         self.layers, self.image, self.features, self.loss = tuple(layers), image, features, loss
         self.num_classes, self.optim = num_classes, optim or {}
         weight = torch.empty(num_classes, in_features)

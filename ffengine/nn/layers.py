@@ -16,6 +16,7 @@ from torch import nn
 
 from ffengine.nn.checks import positive
 from ffengine.nn.convolution import convolve
+from ffengine.nn.drawing import he_normal
 from ffengine.nn.norms import Normalised, PreNorm
 from ffengine.ops import product
 from ffengine.ops.batch_pass import batch_pass
@@ -361,7 +362,7 @@ def initial(shape: tuple[int, ...], bias: bool,
     weight = torch.empty(shape)
     offset = torch.zeros(shape[0])
     if init == "he":
-        nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+        he_normal(weight)
     elif init == "torch":
         bound = (weight[0].numel()) ** -0.5
         nn.init.uniform_(weight, -bound, bound)
