@@ -25,6 +25,7 @@ import torch
 
 import ffengine
 from bench import base, counters, results, timing
+from bench import start as start_up
 
 BASELINES = Path(__file__).parent / "baselines"
 RENEW = "renew it with `make bench-baseline`"
@@ -161,6 +162,9 @@ def gate(ref: str | None, device: str) -> int:
     print(f"baseline {path.name}")
     red = gate_counters(path, counters.collect(device=device))
     print(f"counters took {time.perf_counter() - start:.0f} s", flush=True)
+    told = start_up.measure()
+    print("\n".join(f"start, {line}" for line in start_up.lines(told)), flush=True)
+    red += start_up.failures(told)
     start = time.perf_counter()
     red += gate_timing(ref)[1]
     print(f"timing took {time.perf_counter() - start:.0f} s")

@@ -126,4 +126,5 @@ def said(hint: Any) -> str:
         what = MANY.get(parts[0], f"{getattr(parts[0], '__name__', parts[0])} objects")
         return f"a {'tuple' if origin is tuple else 'list'} of {many}{what}"
     kind = origin or hint
-    return WORDS.get(kind, f"a {getattr(kind, '__name__', kind)}")
+    name = str(getattr(kind, "__name__", kind))
+    return WORDS.get(kind, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")

@@ -36,6 +36,6 @@ def plan(cuts: Sequence[int], tile: Sequence[int], batch: int) -> str:
         how = f"undivided batches of {count(batch, 'row')}"
     else:
         sizes = tile[:1] if len(set(tile)) == 1 else tile
-        how = f"tiles of {listed(sizes)} {'row' if sizes[-1] == 1 else 'rows'}"
+        how = f"tiles of {listed(sizes)} {'row' if list(sizes) == [1] else 'rows'}"
     after = f", cut after {'layer' if len(cuts) == 1 else 'layers'} {listed(cuts)}" if cuts else ""
     return f"{count(len(tile), 'segment')}{after}; {how}"

@@ -10,39 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from bench import start
 from ffengine.engine.run import process
 
 ROOT = Path(__file__).parents[2]
 MB = 10**6
-#: In a process of its own: bytes and processor seconds over `import torch`, then what freed blocks
-#: leave in the heap, as glibc has it and as it is told.
+#: In a process of its own: what freed blocks leave in the heap, as glibc has it and as it is told.
 SCRIPT = """
-import gc, io, json, sys, time
-from contextlib import redirect_stdout
-from resource import RUSAGE_SELF, getrusage
-import torch
-torch.set_num_threads(1)
-
-def grown():
-    return getrusage(RUSAGE_SELF).ru_maxrss * 1024 - start
-
-def spent():
-    return time.process_time() - clock
-
-start, clock = getrusage(RUSAGE_SELF).ru_maxrss * 1024, time.process_time()
-import ffengine as ff
-ff.Trainer, ff.models.create
-told = {"torch": clock, "first": [grown(), spent()]}
-from ffengine.cli import main
-with redirect_stdout(io.StringIO()):
-    assert main(["models"]) == 0
-told["models"] = [grown(), spent()]
-net = ff.models.create("deeperforward/tinycnn", in_channels=1, image_size=8,
-                       widths=(10, 20, 20, 20))
-ff.Trainer(net, epochs=1, progress=False).step(torch.rand(8, 1, 8, 8), torch.arange(8))
-told["step"] = [grown(), spent()]
-told["stack"] = [m for m in ("torch._dynamo", "torch._inductor", "sympy") if m in sys.modules]
-
+import json, torch
 from ffengine.engine.run import process
 
 def resident():
@@ -56,34 +31,32 @@ def left():
         del blocks
     return resident() - before
 
-told["left"] = [left()]
-told["told"] = process.give_back()
-gc.collect()
-told["left"].append(left())
-print(json.dumps(told))
+torch.set_num_threads(1)
+print(json.dumps([left(), process.give_back(), left()]))
 """
 
 
-@pytest.fixture(scope="module")
-def told() -> dict:
+def test_starting_costs_little_beside_torch() -> None:
+    told = start.measure(1)
+    assert start.failures({**told, "torch": (told["torch"][0], 1.5 * told["torch"][1])}) == []
+
+
+def test_a_limit_that_is_passed_is_named() -> None:
+    told = {"torch": (200 * MB, 1.0), "names": (6 * MB, 0.3), "models": (9 * MB, 0.4),
+            "step": (40 * MB, 0.9)}
+    found = start.failures(told)
+    assert [line.partition(":")[2].partition(":")[0] for line in found] == [
+        f" {start.LIMITS[name].what}" for name in ("names", "step")]
+    assert "6.0 MB of 15, 0.30 s, 0.30 of torch's 1.00 s (0.25 allowed)" in found[0]
+
+
+def test_freed_blocks_go_back_where_the_heap_is_told() -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True,
                           env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
-def test_starting_costs_little_beside_torch(told: dict) -> None:
-    """Seconds as shares of what torch's own import takes on this machine, about 1 s."""
-    held, seconds = told["first"]
-    assert held <= 15 * MB and seconds <= 0.3 * told["torch"], told
-    assert told["models"][1] <= 0.5 * told["torch"], told
-    assert told["step"][0] <= 35 * MB and told["stack"] == [], told
-
-
-def test_freed_blocks_go_back_where_the_heap_is_told(told: dict) -> None:
-    assert told["told"] is True
-    assert told["left"][1] < 4 * MB, told
+    untold, taken, told = json.loads(done.stdout.splitlines()[-1])
+    assert taken is True and told < 4 * MB < 20 * MB < untold
 
 
 @pytest.mark.parametrize("name, value", [("MALLOC_TRIM_THRESHOLD_", "1000000"),
