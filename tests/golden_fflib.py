@@ -41,7 +41,7 @@ from ffengine.engine.context import BatchReport, StepContext
 from ffengine.engine.execute import perform, run_loop
 from ffengine.engine.instructions import Place
 from ffengine.engine.memory.plan import one_tile
-from ffengine.engine.program import Facts, Instruction, Segment
+from ffengine.engine.program import Facts, Instruction, Loop
 from ffengine.engine.rows import Rows
 from ffengine.engine.run.recipe import Recipe
 from ffengine.engine.schedules.frames import neighbours
@@ -251,13 +251,13 @@ class Filmed(Recurrent):
         with torch.no_grad():
             for part in program.parts:
                 h = tensors.get("h")
-                if isinstance(part, Segment) and part.title.startswith("frame"):
+                if isinstance(part, Loop) and part.title.startswith("frame"):
                     before, states = snapshot(self.trainer), [t.clone() for t in h]
                     run_loop(at, part, tensors)
                     grads = {n: t.clone() for n, t in self.trainer.grads.items()}
                     shots.append(Shot(before, states, ctx.y, frame_of(ctx), grads,
                                       snapshot(self.trainer), []))
-                elif isinstance(part, Segment):
+                elif isinstance(part, Loop):
                     run_loop(at, part, tensors)
                 else:
                     perform(at, part, tensors)

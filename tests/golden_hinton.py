@@ -26,8 +26,6 @@ from golden_paired import (
 )
 
 from ffengine.engine.batch import Batch
-from ffengine.engine.context import StepContext
-from ffengine.engine.inputs import halves
 from ffengine.engine.memory.planner import Planner
 from ffengine.engine.memory.shapes import measure
 from ffengine.engine.run.recipe import Recipe
@@ -141,7 +139,7 @@ def check_layers_training(path: Path) -> None:
                 errors.note(name, rows[shape].mean() if not shape else rows[shape],
                             arrays[name][layer, epoch])
     note_whole(errors, golden, "final", run.steps[-1].after)
-    rows = halves(StepContext(net, run.trainer.optimizer, item.y, 0), item, item.x.dtype)
+    rows = torch.cat([net.encoding(item.x, labels) for labels in (item.y, item.negatives)])
     for half, part in zip(("pos", "neg"), rows.chunk(2), strict=True):
         errors.note(f"x_{half}", part, arrays[f"x_{half}"])
     restore(net, run.steps[-1].after)

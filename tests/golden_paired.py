@@ -19,7 +19,7 @@ from golden_common import Archive, Errors, draws, in_the_interpreter, rule, samp
 
 from ffengine.engine.batch import Batch
 from ffengine.engine.context import BatchReport, StepContext, Turn
-from ffengine.engine.inputs import completed, entrance, rows_of
+from ffengine.engine.inputs import entrance, rows_of
 from ffengine.engine.memory.plan import Plan
 from ffengine.engine.run.recipe import Recipe
 from ffengine.engine.schedules.schedule import Schedule
@@ -223,8 +223,10 @@ def turns_of(run: Trajectory, step: Step) -> Iterator[tuple[Turn, torch.Tensor]]
     trained = [i for i, loss in enumerate(report.losses) if loss is not None]
     if not trained:
         return
-    ctx = StepContext(net, run.trainer.optimizer, step.task.item.y, 0, backend="reference")
-    rows = entrance(ctx, completed(ctx, step.task.item, torch.float64), torch.float64)
+    item = step.task.item
+    count = rows_of(net, len(item.y)) if item.features is None else len(item.features)
+    ctx = StepContext(net, run.trainer.optimizer, item.y, count, backend="reference")
+    rows = entrance(ctx, item, torch.float64)
     if net.propagate == "updated":
         restore(net, step.after)
     # in odd steps the next layer asks for z: a layer that nobody reads is streamed, never stored

@@ -64,7 +64,8 @@ def goodness_parts(net: LocalNet, samples: Samples, seed: int = 0,
         for i, h in enumerate(activations(net, x, y, backend)):
             parts[i].add(h, y, True)
         if shown:
-            shift = torch.randint(1, net.num_classes, y.shape, generator=generator).to(y.device)
+            shift = torch.randint(1, net.num_classes, y.shape, generator=generator,
+                                  device="cpu").to(y.device)
             wrong = (y + shift) % net.num_classes
             for i, h in enumerate(activations(net, x, wrong, backend)):
                 parts[i].add(h, y, False)

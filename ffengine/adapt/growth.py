@@ -171,7 +171,8 @@ def chosen(net: LocalNet, layer: int, label: int, train: Samples, seen: Survey, 
     classes, drawn."""
     wrong = ((seen.labels == label) & ~seen.right).nonzero().flatten()
     others = (seen.labels != label).nonzero().flatten()
-    order = torch.randperm(len(others), generator=generator("growth", seed, label))
+    order = torch.randperm(len(others), device="cpu",
+                           generator=generator("growth", seed, label))
     picked = torch.cat([wrong, others[order[:len(wrong)]]])
     mine = torch.zeros(len(seen.labels), dtype=torch.bool)
     mine[picked] = True
@@ -209,7 +210,8 @@ def train_units(layer: LocalLayer, units: list[int], x: torch.Tensor, y: torch.T
         precision="fp64" if x.dtype is torch.float64 else "fp32")
     x, y = x.to(trainer.dtype), y.to(x.device)
     for epoch in range(epochs):
-        order = torch.randperm(len(y), generator=generator("growth order", options.seed, epoch))
+        order = torch.randperm(len(y), device="cpu",
+                               generator=generator("growth order", options.seed, epoch))
         for at in torch.split(order.to(x.device), size):
             trainer.step(x[at], y[at], epoch=epoch)
     for name, part in own_parts(sprout, list(range(len(units)))).items():

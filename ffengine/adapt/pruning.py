@@ -178,7 +178,7 @@ def order_of(net: LocalNet, by: str, samples: Samples | None = None, seed: int =
         return lambda i, keep: _above_threshold(net.layer(i).weight, keep)
     if by == "random":
         generator = torch.Generator().manual_seed(seed)
-        fixed = [torch.randperm(net.layer(i).units, generator=generator).tolist()
+        fixed = [torch.randperm(net.layer(i).units, generator=generator, device="cpu").tolist()
                  for i in range(len(net.layers))]
     elif by == "sum":
         fixed = [descending(forward_weight(net, i).flatten(1).double().sum(1))

@@ -20,10 +20,11 @@ from torch.utils.checkpoint import checkpoint as recompute
 from ffengine.engine import heads, label_channel
 from ffengine.engine.batch import Batch
 from ffengine.engine.context import StepContext, Turn
-from ffengine.engine.inputs import completed, entrance, rows_of
+from ffengine.engine.inputs import input_rows, rows_of
 from ffengine.engine.optim import own_settings
+from ffengine.engine.rows import Rows
 from ffengine.engine.schedules.cascade import Cascade
-from ffengine.engine.schedules.layerwise import Collaborative
+from ffengine.engine.schedules.collaborative import Collaborative
 from ffengine.engine.schedules.schedule import Overlapping, of
 from ffengine.nn import differentiable
 from ffengine.nn.network import LocalNet
@@ -135,11 +136,13 @@ class UnfusedStep(_Baseline):
                           self.seed, self.steps, "reference", turn)
         self.steps += 1
         with torch.no_grad():
-            item = completed(ctx, Batch(x, y), wide)
+            made = input_rows(ctx, Batch(x, y), wide)
+        item = made.item
+        assert isinstance(item, Batch)
         losses = self._heads_apart(turn, item, wide)
         if turn.depth:
             with torch.no_grad():
-                rows = entrance(ctx, item, wide)
+                rows = made.of(Rows(0, ctx.batch), wide)
                 rows = rows.contiguous(memory_format=self.layout) if rows.dim() == 4 else rows
             losses += self._layers(turn, self._embedded(rows, item, turn), ctx.y)
         return torch.stack(losses).mean() if losses else torch.zeros((), device=x.device)

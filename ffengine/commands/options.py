@@ -221,7 +221,8 @@ def open_run(args: argparse.Namespace) -> Run:
 
 def found_by(args: argparse.Namespace, run: str) -> checkpoint.Checkpoint:
     """The checkpoint of a run that --checkpoint asks for."""
-    return checkpoint.load(run, checkpoint.BEST if args.checkpoint == "best" else checkpoint.LATEST)
+    return checkpoint.load_run(
+        run, checkpoint.BEST if args.checkpoint == "best" else checkpoint.LATEST)
 
 
 def build_saved(found: checkpoint.Checkpoint) -> LocalNet:

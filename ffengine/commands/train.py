@@ -54,7 +54,7 @@ from ffengine.words import plan as in_words
 
 
 def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    found = checkpoint.load(args.resume) if args.resume else None
+    found = checkpoint.load_run(args.resume) if args.resume else None
     if found is not None:
         take_from_run(args, found)
     if args.model is None or args.data is None:

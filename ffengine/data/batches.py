@@ -115,7 +115,8 @@ class Loader:
         """`order`, on the CPU: drawn there whatever the device, so that all see the same one."""
         if not self.shuffle:
             return None
-        return torch.randperm(len(self.image_set), generator=generator("order", self.seed, epoch))
+        return torch.randperm(len(self.image_set), device="cpu",
+                              generator=generator("order", self.seed, epoch))
 
     def indices(self, start: int = 0) -> Iterator[Tensor]:
         """The rows of the set that `batches(start)` reads: (B,) int64 on the CPU, batch by batch.
@@ -128,7 +129,7 @@ class Loader:
     def _indices(self, start: int, epoch: int) -> Iterator[Tensor]:
         order = self._drawn(epoch)
         if order is None:
-            order = torch.arange(len(self.image_set))
+            order = torch.arange(len(self.image_set), device="cpu")
         for index in range(start, len(self)):
             yield order[index * self.batch_size : (index + 1) * self.batch_size]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,8 @@ class Source:
     remotes: published file -> ``"algorithm:hexdigest"``; either the parts (or their .gz), or
         one archive of all of them.
     folders: where to look below the root, in this order; new downloads go to the first.
+    sizes: published file -> its bytes. A file of a published name and size is held to its checksum
+        wherever it lies; one of another size is somebody's own.
     archive_folder: the folder the parts lie in inside the archive; "" if there is no archive.
     homes: base addresses, tried in this order; the file name is appended.
     mean, std: per channel, of the training images in [0, 1].
@@ -32,6 +34,7 @@ class Source:
     train: int
     valid: int
     archive_folder: str = ""
+    sizes: dict[str, int] = field(default_factory=dict)
 
     @property
     def archive(self) -> str | None:
@@ -49,6 +52,10 @@ _IDX_PARTS = (
 
 def _idx_remotes(*digests: str) -> dict[str, str]:
     return {f"{p}.gz": f"md5:{d}" for p, d in zip(_IDX_PARTS, digests, strict=True)}
+
+
+def _idx_sizes(*sizes: int) -> dict[str, int]:
+    return {f"{p}.gz": n for p, n in zip(_IDX_PARTS, sizes, strict=True)}
 
 
 _MNIST = Source(
@@ -72,6 +79,7 @@ _MNIST = Source(
     std=(0.3081,),
     train=60_000,
     valid=10_000,
+    sizes=_idx_sizes(9_912_422, 28_881, 1_648_877, 4_542),
 )
 
 _FASHION = Source(
@@ -93,6 +101,7 @@ _FASHION = Source(
     std=(0.3530,),
     train=60_000,
     valid=10_000,
+    sizes=_idx_sizes(26_421_880, 29_515, 4_422_102, 5_148),
 )
 
 _CIFAR10 = Source(
@@ -107,6 +116,7 @@ _CIFAR10 = Source(
     train=50_000,
     valid=5_000,
     archive_folder="cifar-10-batches-bin",
+    sizes={"cifar-10-binary.tar.gz": 170_052_171},
 )
 
 _CIFAR100 = Source(
@@ -137,6 +147,7 @@ _SVHN = Source(
     std=(0.1980, 0.2010, 0.1970),
     train=73_257,
     valid=5_000,
+    sizes={"train_32x32.mat": 182_040_794, "test_32x32.mat": 64_275_384},
 )
 
 SOURCES: dict[str, Source] = {s.name: s for s in (_MNIST, _FASHION, _CIFAR10, _CIFAR100, _SVHN)}

@@ -88,28 +88,22 @@ def obtain(
 
     urls: base address(es) instead of the published ones; $FFENGINE_DATA_URL_<NAME> (separated by
         blanks) does the same.
-    checksums: file -> ``"algorithm:hexdigest"`` in place of the published ones.
+    checksums: file -> ``"algorithm:hexdigest"`` in place of the published ones; files that are on
+        this machine are held to them too.
 
     Raises FileNotFoundError without `download`, ImportError if there is no pooch to download with,
     ConnectionError if no address answers, ValueError for a checksum that differs; nothing is left
     behind by a download that failed.
     """
+    known = _known(source, checksums)
     found = find(source, root)
     if found is not None:
+        _hold(source, found, known, {} if checksums is None else checksums)
         return found
     if not download:
         raise FileNotFoundError(
             f"[data] {source.name} is not on this machine: {_advice(source, root)}"
         )
-    known = dict(source.remotes)
-    for file, checksum in (checksums or {}).items():
-        algorithm, colon, _ = checksum.partition(":")
-        if file not in known or not colon or algorithm not in hashlib.algorithms_available:
-            raise ValueError(
-                f"[data] checksums must map {', '.join(known)} to 'algorithm:hexdigest', "
-                f"got {file!r}: {checksum!r}"
-            )
-        known[file] = checksum
     folder = root / source.folders[0]
     created = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
@@ -122,6 +116,30 @@ def obtain(
     found = find(source, root)
     assert found is not None  # all of them have just been put there
     return found
+
+
+def _known(source: Source, checksums: Mapping[str, str] | None) -> dict[str, str]:
+    """The published checksums, and the caller's in their place."""
+    known = dict(source.remotes)
+    for file, checksum in (checksums or {}).items():
+        algorithm, colon, _ = checksum.partition(":")
+        if file not in known or not colon or algorithm not in hashlib.algorithms_available:
+            raise ValueError(
+                f"[data] checksums must map {', '.join(known)} to 'algorithm:hexdigest', "
+                f"got {file!r}: {checksum!r}"
+            )
+        known[file] = checksum
+    return known
+
+
+def _hold(source: Source, found: Mapping[str, Path], known: Mapping[str, str],
+          own: Mapping[str, str]) -> None:
+    """ValueError for a file on disk that is not what it says it is: the one that the caller has a
+    checksum of, or that has a published one's name and size."""
+    for path in found.values():
+        named = path.name in own or source.sizes.get(path.name) == path.stat().st_size
+        if named and (got := _digest(path, known[path.name])) != known[path.name]:
+            raise ValueError(f"[data] {path}: expected checksum {known[path.name]}, found {got}")
 
 
 def _homes(source: Source, urls: str | Sequence[str] | None) -> list[str]:

@@ -14,13 +14,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ffengine.needs import need
+from ffengine.data import matlab
 
 _CHUNK = 1 << 20
 _CIFAR_SHAPE = (3, 32, 32)
@@ -29,9 +29,6 @@ _CIFAR_SHAPE = (3, 32, 32)
 def bad_file(path: Path | str, expected: str, found: str) -> ValueError:
     """The error for a file whose content is wrong."""
     return ValueError(f"[data] {path}: expected {expected}, found {found}")
-
-
-_NUMERIC = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)} | {"double"}
 
 
 @contextmanager
@@ -152,29 +149,22 @@ def read_svhn(path: Path) -> tuple[Tensor, Tensor]:
 
     The file has X (H, W, 3, N) uint8 and y (N, 1) in 1..10, where 10 stands for the digit 0.
     """
-    variables = _load_mat(path)
-    pixels, raw = variables["X"], variables["y"].reshape(-1)
+    try:
+        variables = matlab.read(path, ("X", "y"))
+    except matlab.Damaged as error:
+        raise bad_file(path, "an intact MATLAB 5 file", f"damage ({error})") from None
+    if len(variables) < 2:
+        raise bad_file(path, "numeric arrays X and y", ", ".join(variables) or "nothing")
+    pixels, raw = variables["X"], variables["y"]
     if pixels.ndim != 4 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
         raise bad_file(path, "X uint8 (H, W, 3, N)", f"X {pixels.dtype} {pixels.shape}")
-    if len(raw) != pixels.shape[3]:
-        raise bad_file(path, f"{pixels.shape[3]} labels in y", f"{len(raw)}")
+    if raw.size != pixels.shape[3]:
+        raise bad_file(path, f"{pixels.shape[3]} labels in y", f"{raw.size}")
+    if max(raw.shape) != raw.size:
+        raise bad_file(path, "labels y in one row or column", f"{raw.shape}")
+    raw = raw.reshape(-1)
+    if not (whole := (raw == np.rint(raw)) & (abs(raw) < 2.0**31)).all():
+        raise bad_file(path, "whole numbers as labels", f"label {raw[~whole][0]}")
     labels = check_labels(torch.from_numpy(raw.astype(np.int64)), 1, 10, path)
     images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)))
     return images, labels % 10
-
-
-def _load_mat(path: Path) -> dict[str, Any]:
-    """X and y of a .mat file, after its directory says that both are plain _NUMERIC arrays."""
-    matlab = need("scipy.io", f"[data] {path.name}")
-    try:
-        kinds = {name: kind for name, _, kind in matlab.whosmat(str(path), appendmat=False)}
-        if kinds.get("X") in _NUMERIC and kinds.get("y") in _NUMERIC:
-            found = matlab.loadmat(str(path), appendmat=False, variable_names=("X", "y"))
-            return cast(dict[str, Any], found)
-    except Exception as error:
-        # scipy raises nearly anything on damaged bytes; the system's own errors have a number.
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        reason = (str(error) or type(error).__name__).split("\n")[0]
-        raise bad_file(path, "an intact MATLAB 5 file", f"damage ({reason})") from error
-    raise bad_file(path, "numeric arrays X and y", f"{kinds or 'nothing'}")

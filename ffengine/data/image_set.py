@@ -114,9 +114,12 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         key = (device, integer)
         if key not in self._constants:
             unit = 255.0 if integer else 1.0
-            scale = torch.tensor([1.0 / (unit * s) for s in self.std], device=device)
-            shift = torch.tensor(
-                [m / s for m, s in zip(self.mean, self.std, strict=True)], device=device
+            scale, shift = (
+                torch.tensor(values, dtype=torch.float32, device=device)
+                for values in (
+                    [1.0 / (unit * s) for s in self.std],
+                    [m / s for m, s in zip(self.mean, self.std, strict=True)],
+                )
             )
             self._constants[key] = (scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1))
         return self._constants[key]

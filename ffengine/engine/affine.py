@@ -61,24 +61,56 @@ def update(ctx: StepContext, i: int, u: torch.Tensor, made: Normalised | None, s
             (total, last, share), (bias_total, *_) = (
                 ctx.adding(p, owner) for p in (layer.weight, layer.bias))
             buffers, finish, scale = (total, bias_total), finish and last, scale / share
+        bias = layer.bias if trains(layer.bias) else None
+        if not trains(layer.weight):
+            update_bias(ctx, i, bias, da, buffers[1], finish, scale, owner)
+            return norms(ctx, i, swept, owner)
         weight_update(
             layer.weight.detach(), u, da, optim=opt.config(layer.weight),
             state=opt.state_of(layer.weight, owner), geometry=layer.geometry,
             accumulate=buffers[0], finish=finish, da_scale=scale,
             grad_out=ctx.grad_of(i, "weight"), backend=ctx.backend,
-            bias=None if layer.bias is None else layer.bias.detach(),
-            bias_state=opt.state_of(layer.bias, owner), bias_accumulate=buffers[1],
-            bias_grad_out=ctx.grad_of(i, "bias"))
+            bias=None if bias is None else bias.detach(),
+            bias_state=opt.state_of(bias, owner),
+            bias_accumulate=None if bias is None else buffers[1],
+            bias_grad_out=None if bias is None else ctx.grad_of(i, "bias"))
     else:
         step_all(ctx, i, normalised_gradients(ctx, i, u, made, da, scale, du), owner)
+    norms(ctx, i, swept, owner)
+
+
+def norms(ctx: StepContext, i: int, swept: SweepResult, owner: str) -> None:
+    """Step the affine map of the normalisation after layer i."""
+    layer = ctx.net.layer(i)
     for name, grad in (("norm_weight", swept.dgamma), ("norm_bias", swept.dbeta)):
         if grad is not None:
             step(ctx, i, name, getattr(layer, name), grad, owner)
 
 
+def trains(parameter: nn.Parameter | None) -> bool:
+    """It is there, and nobody froze it."""
+    return parameter is not None and parameter.requires_grad
+
+
+def update_bias(ctx: StepContext, i: int | str, bias: nn.Parameter | None, da: torch.Tensor,
+                total: torch.Tensor | None, finish: bool, scale: float, owner: str = "") -> None:
+    """Step a bias, or None, whose weight is frozen; arguments as `update` gives weight_update."""
+    if bias is None:
+        return
+    grad = bias_gradient(da, bias.dtype)
+    if total is not None:
+        grad, scale = total.add_(grad, alpha=1.0 / scale), 1.0
+    state = ctx.optimizer.state_of(bias, owner)
+    if finish and state is not None:
+        gradient_update(bias.detach(), grad, state=state, optim=ctx.optimizer.config(bias),
+                        grad_out=ctx.grad_of(i, "bias"), scale=scale, backend=ctx.backend)
+
+
 def step(ctx: StepContext, i: int | str, name: str, parameter: nn.Parameter, grad: torch.Tensor,
          owner: str = "", scale: float = 1.0) -> None:
-    """Step one parameter with a gradient that exists, times `scale`."""
+    """Step one parameter, unless it is frozen, with a gradient that exists, times `scale`."""
+    if not trains(parameter):
+        return
     state = ctx.optimizer.state_of(parameter, owner)
     assert state is not None
     total, last, share = ctx.adding(parameter, owner)
@@ -208,8 +240,8 @@ def tap_sums(plane: torch.Tensor, geometry: ConvGeometry | None, size: torch.Siz
 def inside(kernel: int, geometry: ConvGeometry, extent: int, out: int,
            dtype: torch.dtype) -> torch.Tensor:
     """(kernel, out): 1 where tap i of output position p reads the input, 0 in the padding."""
-    at = (torch.arange(out) * geometry.stride)[None] + (
-        torch.arange(kernel) - geometry.padding)[:, None]
+    at = (torch.arange(out, device="cpu") * geometry.stride)[None] + (
+        torch.arange(kernel, device="cpu") - geometry.padding)[:, None]
     return ((at >= 0) & (at < extent)).to(dtype)
 
 

@@ -13,6 +13,7 @@ from ffengine.nn.network import LocalNet
 from ffengine.nn.recurrent import RecurrentNet
 from ffengine.ops.config import Loss
 from ffengine.ops.host import send
+from ffengine.ops.memory_accounting import tensors_in
 
 
 @dataclass
@@ -29,6 +30,10 @@ class Batch:
     features: torch.Tensor | None = None
     #: Goodness summed over the layers below, one value a row (collaborative FF).
     below: torch.Tensor | None = None
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All that it holds."""
+        return list(tensors_in(*vars(self).values()))
 
 
 def whole(pieces: list[torch.Tensor], dim: int = 0) -> torch.Tensor:

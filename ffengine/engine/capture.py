@@ -70,7 +70,7 @@ class CapturedStep:
         with torch.cuda.graph(self._graph):
             self._report = trainer.update(self.item, self._plan)
             self._flags = trainer.finite.flags(self.item.x, self.item.y, label_count(trainer.net),
-                                              self._report.mean_losses)
+                                              self._report.mean_losses, trainer.dtype)
         self._taken = [s.step - n for s, n in zip(self._states, before, strict=True)]
         for state, n in zip(self._states, before, strict=True):
             state.step = n  # recorded, not taken
@@ -101,6 +101,8 @@ class CapturedStep:
 
     def _replay(self) -> BatchReport:
         t = self.trainer
+        if t.optimizer.changed():
+            t.optimizer.activate(t.schedule.active(t.epoch))  # other states: refused below
         same = self._turn == t.schedule.turn(t.epoch, t.iteration)
         mine = t.optimizer.states.values()
         if not same or [id(s) for s in mine] != [id(s) for s in self._states]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ffengine.engine import heads, label_channel
+from ffengine.engine.batch import paired
 from ffengine.engine.context import Turn
 from ffengine.engine.memory.plan import Plan, Segment, one_tile
 from ffengine.engine.program import (
@@ -26,28 +27,34 @@ from ffengine.nn.network import LocalNet
 from ffengine.ops.config import Loss
 
 
-def compile_step(net: LocalNet, plan: Plan, facts: Facts) -> Program:
-    """The program of a step in which every layer of the turn trains on its own loss."""
-    x, shortcut = f"x{facts.first}", None
+def compile_step(net: LocalNet, plan: Plan, facts: Facts,
+                 writer: type[Layers] | None = None) -> Program:
+    """The program of a step in which every layer of the turn trains on its own loss.
+
+    Args:
+        writer: of a layer's lines, default Layers.
+    """
+    x: str | None = None
+    shortcut: str | None = None
     parts: list[Part] = []
     features: dict[int, str] = {}
     for segment in covering(plan, range(facts.first, facts.turn.depth), facts.rows):
-        made, end = segments(net, facts, segment, x, shortcut)
-        parts, x, shortcut = parts + made, end.x, end.shortcut
-        whole = segment.tile >= facts.rows
+        made, end = segments(net, facts, segment, x, shortcut, writer or Layers)
+        x, shortcut, whole = end.x, end.shortcut, segment.tile >= facts.rows
+        parts += [*made, *(part for i in segment.layers for part in end.closing(i, whole))]
         features |= {i: f"x{i + 1}" if whole else f"h{i}" for i in segment.layers}
     return framed(net, facts, parts, features)
 
 
 def framed(net: LocalNet, facts: Facts, layers: Sequence[Part],
            features: Mapping[int, str]) -> Program:
-    """The program of these parts: the batch encoded before them; heads with a pass of their own
-    trained before that, those that read the layers' `features` at the end."""
+    """The program of these parts: pairs made before them, and heads with a pass of their own
+    trained before that; those that read the layers' `features` at the end."""
     turn = facts.turn
     alone = [h for h in turn.heads if heads.of(net, h).image == "neutral" or not turn.depth]
     parts: list[Part] = [Instruction("head_alone", h, (("batch", "batch"),)) for h in alone]
-    if turn.depth:
-        parts.append(Instruction("encode", 0, (("batch", "batch"),), (f"x{facts.first}",)))
+    if turn.depth and paired(net):
+        parts.append(Instruction("pair", facts.first, (("batch", "batch"),), ("pairs",)))
     parts += layers
     parts += [Instruction("head", h, tuple((features[i],) * 2 for i in heads.of(net, h).layers))
               for h in turn.heads if turn.depth and heads.of(net, h).image == "pass"]
@@ -65,38 +72,42 @@ def covering(plan: Plan, layers: range, rows: int) -> list[Segment]:
     return [r for r in found if r.layers.start < layers.stop and r.layers.stop > layers.start]
 
 
-def segments(net: LocalNet, facts: Facts, segment: Segment, x: str,
-             shortcut: str | None) -> tuple[list[Part], Layers]:
+def segments(net: LocalNet, facts: Facts, segment: Segment, x: str | None, shortcut: str | None,
+             writer: type[Layers]) -> tuple[list[Part], Layers]:
     """A segment's passes over the batch (one, or one for each layer that trains), and where the
     next segment starts from."""
     turn, size = facts.turn, min(segment.tile, facts.rows)
     layers = [i for i in segment.layers if facts.first <= i < turn.depth]
-    reads = (x,) if shortcut in (None, x) else (x, str(shortcut))
+    reads = tuple(dict.fromkeys(name for name in (x, shortcut) if name is not None))
+    shares = (source(net),) if x is None else ()
     parts: list[Part] = []
     end: Layers | None = None
     for upto, trained in passes(segment, layers, turn):
-        made = Layers(net, facts, x, shortcut)
+        made = writer(net, facts, x, shortcut)
         for i in upto:
             made.layer(i, size, "pass" if i not in trained else
                        "train" if upto is layers else "alone")
         sums = tuple(f"g{i}" for i in trained if i in turn.layers and made.adds_up(size))
         parts += [Instruction("zeros", int(name[1:]), (), (name,)) for name in sums]
-        loop = Loop(made.take(), size, segment=segment, reads=reads, shares=sums)
+        loop = Loop(made.take(), size, segment=segment, reads=reads, shares=(*shares, *sums))
         if end is None and size < facts.rows:
             loop = replace(loop, stores=stores(segment, made, x, shortcut), keeps=tuple(
-                (f"x{i + 1}", f"h{i}") for i in layers if i in made.read))
+                pair for i in layers for pair in made.keeps(i)))
         parts.append(loop)
         end = end or made
     assert end is not None
     return parts, end
 
 
-def stores(segment: Segment, end: Layers, x: str, shortcut: str | None) -> tuple[Store, ...]:
+def stores(segment: Segment, end: Layers, x: str | None,
+           shortcut: str | None) -> tuple[Store, ...]:
     """The whole-batch maps that the next segment starts from, over those of this one where they
     fit."""
     if not end.more:
         return ()
-    free = segment.overwrite_x and int(x[1:]) - 1 not in end.read  # by a head, as it is
+    # which a head may read as it is
+    free = segment.overwrite_x and x is not None and int(x[1:]) - 1 not in end.read
+    assert end.x is not None
     found = [Store(end.x, segment.out_shape, x if free else None)]
     if end.shortcut not in (None, end.x, x, shortcut):
         assert end.shortcut is not None and segment.shortcut_shape is not None
@@ -128,13 +139,22 @@ def joining(net: LocalNet, turn: Turn) -> int:
     return turn.depth - (turn.depth - 1 not in read_by_heads(net, turn))
 
 
+def source(net: LocalNet) -> str:
+    """The buffer whose rows are encoded."""
+    return "pairs" if paired(net) else "batch"
+
+
 class Layers:
     """Writes the instructions of layers, one after the other.
 
-    x, shortcut: the buffers that the next one finds.
+    x, shortcut: the buffers that the next one finds; without x it encodes its input first.
     """
 
-    def __init__(self, net: LocalNet, facts: Facts, x: str, shortcut: str | None) -> None:
+    #: A plan may cut between two layers: what the later one finds is x and shortcut alone.
+    cuts = True
+
+    def __init__(self, net: LocalNet, facts: Facts, x: str | None = None,
+                 shortcut: str | None = None) -> None:
         self.net, self.facts, self.x, self.shortcut = net, facts, x, shortcut
         self.read, self.joining = read_by_heads(net, facts.turn), joining(net, facts.turn)
         self.lines: list[Instruction] = []
@@ -161,11 +181,11 @@ class Layers:
         z = ((f"z{i}" if beside else f"x{i + 1}"),) if want_z else ()
         x = self.transformed(i)
         if i not in turn.layers:
-            self.add("infer", i, *z, x=x, shortcut=addend)
+            self.add("infer", i, *z, *self.at_rest(i), x=x, shortcut=addend)
         elif mode == "pass":
             self.add("pass_on", i, *z, x=x, shortcut=addend)
         elif self.streams(i, tile) and not want_z:
-            self.add("linear_step", i, x=x)
+            self.add("linear_step", i, x=x, g0=self.term(i))
         else:
             room = None
             if (beside and self.facts.roomy and net.propagate == "stale"
@@ -178,13 +198,37 @@ class Layers:
             self.add("concatenate", i, f"x{i + 1}", z=f"z{i}", shortcut=beside)
         self.after(i, want_z)
 
+    def encode(self, i: int) -> str:
+        """Layer i's input, made of the batch where no layer before it has given it."""
+        if self.x is None:
+            self.x = f"x{i}"
+            self.add("encode", i, self.x, batch=source(self.net))
+        return self.x
+
     def transformed(self, i: int) -> str:
         """Layer i's input, pooled or as a row where it sees it so."""
+        x = self.encode(i)
         row = isinstance(self.net.layer(i), LocalLinear) and len(self.net.shapes[i]) > 1
         if not (row or self.net.wires[i].pool_before):
-            return self.x
-        self.add("transform", i, f"v{i}", x=self.x)
+            return x
+        self.add("transform", i, f"v{i}", x=x)
         return f"v{i}"
+
+    def keeps(self, i: int) -> list[tuple[str, str]]:
+        """Buffers of a tile that outlive it after layer i, and what all tiles' are called then."""
+        return [(f"x{i + 1}", f"h{i}")] if i in self.read else []
+
+    def at_rest(self, i: int) -> tuple[str, ...]:
+        """What a layer at rest leaves beside its features."""
+        return ()
+
+    def term(self, i: int) -> str | None:
+        """A buffer that is added to layer i's goodness."""
+        return None
+
+    def closing(self, i: int, whole: bool) -> list[Part]:
+        """What follows layer i when all rows have gone through it, in one tile or in several."""
+        return []
 
     def entered(self, i: int, x: str) -> tuple[str, str | None]:
         """What the weight of layer i sees of x, and the statistics of its own norm."""
@@ -212,11 +256,12 @@ class Layers:
         """x -> a -> sweep -> update, and z of the weights before it, or after it."""
         updated = self.net.propagate == "updated"
         u, statistics = self.entered(i, x)
+        g0 = self.term(i)
         self.add("forward", i, f"a{i}", u=u)
         if updated:
-            self.add("local_pass", i, f"d{i}", a=f"a{i}")
+            self.add("local_pass", i, f"d{i}", a=f"a{i}", g0=g0)
         else:
-            self.add("local_pass", i, f"d{i}", *z, a=f"a{i}", shortcut=addend, room=room)
+            self.add("local_pass", i, f"d{i}", *z, a=f"a{i}", shortcut=addend, room=room, g0=g0)
         norm, du = self.net.layer(i).pre_norm, None
         if self.trains_labels(i):
             self.add("input_gradient", i, f"e{i}", u=u, d=f"d{i}")

@@ -85,10 +85,6 @@ class StepContext:
     hook: Callable[[Any, Any], None] | None = None
     #: Handed gradients by layer index and parameter, when somebody asks for them.
     grads: GradientRoom | None = None
-    #: Per layer, a term (rows, K) added to the goodness (collaborative FF).
-    g0: dict[int, torch.Tensor] = field(default_factory=dict)
-    #: Goodness of the layers beside the one that trains, (rows, 1) (collaborative FF).
-    others: torch.Tensor | None = None
     loss_rows: dict[int, list[torch.Tensor]] = field(default_factory=dict)
     #: Of layers whose mean loss is not that of `loss_rows`.
     loss_sum: dict[int, torch.Tensor] = field(default_factory=dict)

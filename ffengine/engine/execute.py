@@ -23,11 +23,12 @@ from ffengine.engine.instructions import Place, Tensors
 from ffengine.engine.memory.plan import Plan
 from ffengine.engine.program import Facts, Instruction, Loop, Program, Store
 from ffengine.engine.rows import Rows, empty
-from ffengine.engine.schedules import backprop_ops, frames, overlap_ops
+from ffengine.engine.schedules import backprop_ops, collaborative_ops, frames, overlap_ops
 from ffengine.nn.network import LocalNet
 
+MODULES = (instructions, overlap_ops, frames, collaborative_ops, backprop_ops)
 #: The module of every op, where profiles find it by its name.
-HOME = {name: module for module in (instructions, overlap_ops, frames, backprop_ops)
+HOME = {name: module for module in MODULES
         for name, value in vars(module).items()
         if isinstance(value, FunctionType) and value.__module__ == module.__name__
         and "line" in value.__annotations__}
@@ -68,8 +69,7 @@ def run_loop(at: Place, loop: Loop, tensors: Tensors) -> None:
     if loop.whole(at.ctx.batch):
         through_layers(replace(at, rows=Rows(0, count, half)), loop.lines, tensors)
         return
-    whole = {store.name: room(tensors, store, loop.reads[0], at.ctx.batch)
-             for store in loop.stores}
+    whole = {store.name: room(at, tensors, store) for store in loop.stores}
     kept: Tensors = {to: [] for _, to in loop.keeps}
     for start in range(0, count, loop.size):
         rows = Rows(start, min(start + loop.size, count), half)
@@ -98,12 +98,12 @@ def layer_turn(at: Place, i: int, lines: Iterable[Instruction], tensors: Tensors
         perform(at, line, tensors)
 
 
-def room(tensors: Tensors, store: Store, like: str, rows: int) -> torch.Tensor:
+def room(at: Place, tensors: Tensors, store: Store) -> torch.Tensor:
     """The whole-batch map that tiles write: over another where the shapes agree, else new."""
     over: torch.Tensor | None = tensors.get(store.over or "")
     if over is not None and tuple(over.shape[1:]) == store.shape:
         return over
-    return empty(tensors[like], rows, store.shape, store.dtype)
+    return empty(at.ctx.y, at.ctx.batch, store.shape, store.dtype or at.dtype)
 
 
 def perform(at: Place, line: Instruction, tensors: Tensors) -> None:

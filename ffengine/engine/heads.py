@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ffengine.engine import affine
 from ffengine.engine.batch import Batch
 from ffengine.engine.context import StepContext
 from ffengine.nn.heads import LinearHead
@@ -40,16 +41,19 @@ def train_head(ctx: StepContext, index: int, features: torch.Tensor,
     head, opt = of(ctx.net, index), ctx.optimizer
     logits = head(features.detach()).detach()
     loss, dlogits = loss_and_gradient(head, logits, y)
-    total, last, share = ctx.adding(head.weight)
+    (total, last, share), bias = ctx.adding(head.weight), head.bias
+    bias, where = bias if affine.trains(bias) else None, f"heads.{index}"
+    if not affine.trains(head.weight):
+        affine.update_bias(ctx, where, bias, dlogits, ctx.adding(bias).total, last, 1.0 / share)
+        return loss, logits
     weight_update(
         head.weight.detach(), features.to(head.weight.dtype).contiguous(), dlogits,
         optim=opt.config(head.weight), state=opt.state_of(head.weight),
-        accumulate=total, bias_accumulate=ctx.adding(head.bias).total, finish=last,
+        accumulate=total, bias_accumulate=ctx.adding(bias).total, finish=last,
         da_scale=1.0 / share,
-        grad_out=ctx.grad_of(f"heads.{index}", "weight"), backend=ctx.backend,
-        bias=None if head.bias is None else head.bias.detach(),
-        bias_state=opt.state_of(head.bias),
-        bias_grad_out=ctx.grad_of(f"heads.{index}", "bias"))
+        grad_out=ctx.grad_of(where, "weight"), backend=ctx.backend,
+        bias=None if bias is None else bias.detach(), bias_state=opt.state_of(bias),
+        bias_grad_out=None if bias is None else ctx.grad_of(where, "bias"))
     return loss, logits
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from ffengine.data import negatives
 from ffengine.data.seeding import negatives_generator
 from ffengine.engine import label_channel
-from ffengine.engine.batch import Batch, paired
+from ffengine.engine.batch import Batch, paired, whole
 from ffengine.engine.context import StepContext
-from ffengine.engine.rows import empty
+from ffengine.engine.rows import Rows, empty
 from ffengine.nn.layers import LocalLinear, as_laid_out
 from ffengine.nn.network import LocalNet
 
@@ -21,28 +21,77 @@ def rows_of(net: LocalNet, samples: int) -> int:
     return 2 * samples if paired(net) else samples
 
 
-def entrance(ctx: StepContext, item: Batch | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The first layer's input for all rows, laid out; ctx.y becomes the layers' targets, and
-    ctx.labels what a learned label channel shows.
+@dataclass(frozen=True)
+class InputRows:
+    """A batch as its rows enter the first layer that runs, some of them at a time.
 
-    A batch that entered before (features of a frozen stack) passes as it is.
+    Rows of pairs are those of all positives, then those of all negatives. Features of a frozen
+    stack entered before, and pass as they are.
+
+    Args:
+        item: with its negatives, where the network pairs samples; samples alone pass as they are.
+        scale: what label rows are multiplied by, the same for both halves.
+    """
+
+    net: LocalNet
+    item: Batch | torch.Tensor
+    scale: torch.Tensor | float = 1.0
+
+    def of(self, rows: Rows, dtype: torch.dtype) -> torch.Tensor:
+        """(rows, *shape) of the layer's input, laid out; views of what needs no change."""
+        net, item = self.net, self.item
+        if isinstance(item, torch.Tensor):
+            x = net.prepare(rows.of(item).to(dtype))
+        elif item.features is not None:
+            x = rows.of(item.features).to(dtype)
+        elif paired(net):
+            x = self._paired(rows, dtype)
+        else:
+            x = net.prepare(rows.of(item.x).to(dtype))
+        return as_laid_out(x)
+
+    def _paired(self, rows: Rows, dtype: torch.dtype) -> torch.Tensor:
+        """Positive then negative rows in `dtype`, labels encoded; no other copy is made."""
+        net, item, encoding = self.net, self.item, self.net.encoding
+        assert isinstance(item, Batch) and item.negatives is not None  # `input_rows` has drawn them
+        parts = rows.parts(len(item.x))
+        if encoding is None:  # without labels a negative is an image
+            images = [(item.negatives if negative else item.x)[at] for negative, at in parts]
+            return net.normalise_input(whole([x.to(dtype) for x in images]), ours=len(parts) > 1)
+        out, start = empty(item.x, rows.count, encoding.shape, dtype), 0
+        for negative, at in parts:
+            labels, part = (item.negatives if negative else item.y)[at], item.x[at]
+            here = out[start:start + len(part)]
+            encoding.write(here, part, encoding.rows(labels, out) * self.scale)
+            start += len(part)
+        return net.normalise_input(out, ours=True)
+
+
+def input_rows(ctx: StepContext, item: Batch | torch.Tensor, dtype: torch.dtype) -> InputRows:
+    """The batch ready to enter: negatives are drawn where none were given, ctx.y becomes the
+    layers' targets, and ctx.labels what a learned label channel shows.
+
+    Raises:
+        ValueError: rows that came encoded would train a label channel whose labels nobody told.
     """
     net = ctx.net
-    if isinstance(item, torch.Tensor):
-        return as_laid_out(net.prepare(item.to(dtype)))
-    if item.features is not None:
-        x = item.features.to(dtype)
-    elif paired(net):
-        x = net.normalise_input(halves(ctx, item, dtype), ours=True)
-        ctx.differ = differing_columns(net, item, dtype)
-    else:
-        x = net.prepare(item.x.to(dtype))
+    if isinstance(item, torch.Tensor) or not paired(net):
+        return InputRows(net, item)
+    item = completed(ctx, item, dtype)
     if item.negatives is not None and label_channel.learned(net) is not None:
         ctx.labels = item.y, item.negatives
-    if paired(net) and ctx.y.shape[0] != x.shape[0]:
-        half = x.shape[0] // 2
+    if item.features is None:
+        ctx.differ = differing_columns(net, item, dtype)
+    if ctx.y.shape[0] != ctx.batch:
+        half = ctx.batch // 2
         ctx.y = torch.cat([ctx.y.new_ones(half), ctx.y.new_zeros(half)])
-    return as_laid_out(x)
+    scaled = item.features is None and net.encoding is not None
+    return InputRows(net, item, net.encoding.scale(item.x) if scaled and net.encoding else 1.0)
+
+
+def entrance(ctx: StepContext, item: Batch | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The first layer's input for all rows of the batch, laid out; of the context as input_rows."""
+    return input_rows(ctx, item, dtype).of(Rows(0, ctx.batch), dtype)
 
 
 def differing_columns(net: LocalNet, item: Batch, dtype: torch.dtype) -> slice | None:
@@ -59,8 +108,7 @@ def differing_columns(net: LocalNet, item: Batch, dtype: torch.dtype) -> slice |
 
 
 def completed(ctx: StepContext, item: Batch, dtype: torch.dtype) -> Batch:
-    """The batch with its negatives, drawn where none were given; ValueError where rows that came
-    encoded would train a label channel whose labels nobody told."""
+    """The batch with its negatives, drawn where none were given."""
     if item.negatives is not None or not paired(ctx.net):
         return item
     if item.features is not None:
@@ -69,20 +117,6 @@ def completed(ctx: StepContext, item: Batch, dtype: torch.dtype) -> Batch:
                              "the negatives that they show, got features alone")
         return item
     return replace(item, negatives=drawn(ctx, item, dtype))
-
-
-def halves(ctx: StepContext, item: Batch, dtype: torch.dtype) -> torch.Tensor:
-    """Positive then negative rows (2N, ...) in `dtype`, labels encoded; no other copy is made."""
-    encoding, x = ctx.net.encoding, item.x
-    other = item.negatives
-    assert other is not None  # completed() has drawn them
-    if encoding is None:  # without labels a negative is an image
-        return torch.cat([x.to(dtype), other.to(dtype)])
-    out = empty(x, 2 * len(x), encoding.shape, dtype)
-    scale = encoding.scale(x)  # the overlay's value is the batch's, the same for both halves
-    for half, labels in zip(out.chunk(2), (item.y, other), strict=True):
-        encoding.write(half, x, encoding.rows(labels, out) * scale)
-    return out
 
 
 def drawn(ctx: StepContext, item: Batch, dtype: torch.dtype) -> torch.Tensor:

@@ -16,11 +16,10 @@ import torch.nn.functional as F
 from ffengine.engine import affine, heads, label_channel
 from ffengine.engine.batch import Batch, whole
 from ffengine.engine.context import StepContext
-from ffengine.engine.inputs import completed, entrance
+from ffengine.engine.inputs import InputRows, input_rows
 from ffengine.engine.program import Instruction
 from ffengine.engine.rows import Rows, empty
 from ffengine.engine.sweep import preactivation, sweep
-from ffengine.nn.collaborative import CollaborativeNet, gamma_owner
 from ffengine.nn.layers import LocalLayer
 from ffengine.ops import linear_step as linear
 from ffengine.ops import local_pass as sweeps
@@ -54,12 +53,17 @@ class Place:
 Made = tuple[Any, ...]
 
 
+def pair(at: Place, line: Instruction, given: Tensors) -> Made:
+    """Positives and negatives, which are drawn where none were given, and their targets."""
+    return (input_rows(at.ctx, given.pop("batch"), at.dtype),)
+
+
 def encode(at: Place, line: Instruction, given: Tensors) -> Made:
-    """The first layer's input for all rows; negatives are drawn where none were given."""
-    ctx, item = at.ctx, given.pop("batch")
-    if isinstance(item, Batch):
-        item = completed(ctx, item, at.dtype)
-    return (entrance(ctx, item, at.dtype),)
+    """The input of the first layer that runs."""
+    made = given.pop("batch")
+    if not isinstance(made, InputRows):
+        made = InputRows(at.ctx.net, made)
+    return (made.of(at.rows, at.dtype),)
 
 
 def zeros(at: Place, line: Instruction, given: Tensors) -> Made:
@@ -99,7 +103,7 @@ def local_pass(at: Place, line: Instruction, given: Tensors) -> Made:
     into = None if room is None else room[:, :given["a"].shape[1]]
     states = given.get("states")
     made = sweep(at.ctx, line.index, given.pop("a"), at.tile, want_z=want_z, into=into,
-                 shortcut=given.pop("shortcut", None),
+                 shortcut=given.pop("shortcut", None), g0=given.get("g0"),
                  h_prev=None if states is None else states[line.index + 1].contiguous())
     assert made.loss is not None and made.g is not None
     at.ctx.note(line.index, made.loss, made.g, bool(at.rows.half))
@@ -111,15 +115,25 @@ def linear_step(at: Place, line: Instruction, given: Tensors) -> Made:
     """The whole of a dense layer's turn without its activations ever being stored."""
     ctx, i, x = at.ctx, line.index, given["x"]
     layer, opt = ctx.net.layer(i), ctx.optimizer
-    bias = layer.bias
+    bias, finish = layer.bias, all(p.requires_grad for p in (layer.weight, layer.bias)
+                                   if p is not None)
+    # a part that is frozen: the gradients alone, of which the other part takes its own
+    grads = (ctx.grad_of(i, "weight"), ctx.grad_of(i, "bias")) if finish else (
+        zeros_like_parameters(layer))
     made = linear.linear_step(
         layer.weight.detach(), x, ctx.targets(i, at.tile, x.shape[0]),
         config=layer.settings(ctx.seed, i, ctx.step), optim=opt.config(layer.weight),
-        state=opt.state_of(layer.weight), bias=None if bias is None else bias.detach(),
-        bias_state=opt.state_of(bias), g0=ctx.g0.get(i), grad_out=ctx.grad_of(i, "weight"),
-        bias_grad_out=ctx.grad_of(i, "bias"), backend=ctx.backend)
+        state=opt.state_of(layer.weight) if finish else None,
+        bias=None if bias is None else bias.detach(),
+        bias_state=opt.state_of(bias) if finish else None, g0=given.get("g0"), grad_out=grads[0],
+        bias_grad_out=grads[1], finish=finish, backend=ctx.backend)
+    if not finish:
+        affine.step_all(ctx, i, [
+            (name, p, grad) for name, p, grad in zip(
+                ("weight", "bias"), (layer.weight, bias), grads, strict=True)
+            if p is not None and grad is not None], "")
     ctx.note(i, made.loss, made.g)
-    if i in ctx.g0:
+    if "g0" in given:
         ctx.coef[i] = [made.coef]
     return ()
 
@@ -149,14 +163,14 @@ def pass_updated(at: Place, line: Instruction, given: Tensors) -> Made:
 
 
 def infer(at: Place, line: Instruction, given: Tensors) -> Made:
-    """The features of a layer at rest; above the frozen ones with the batch's own statistics."""
+    """The features of a layer at rest, and its goodness if somebody wants it; above the frozen ones
+    with the batch's own statistics."""
     ctx, i, x = at.ctx, line.index, given.pop("x")
     layer = ctx.net.layer(i)
-    z, _ = layer.infer(x, want_z=bool(line.writes),
+    return layer.infer(x, want_z=bool(line.writes),
                        training=i >= ctx.whose().start and layer.uses_batch_statistics,
                        shortcut=given.pop("shortcut", None), half=ctx.half(i, x.dtype),
-                       backend=ctx.backend)
-    return (z,) if line.writes else ()
+                       backend=ctx.backend)[:len(line.writes)]
 
 
 def place(at: Place, line: Instruction, given: Tensors) -> Made:
@@ -204,17 +218,6 @@ def head_alone(at: Place, line: Instruction, given: Tensors) -> Made:
     ctx, h, item = at.ctx, line.index, given["batch"]
     if isinstance(item, Batch):
         ctx.head_results[h] = heads.train_on_own_pass(ctx, h, item, at.dtype)
-    return ()
-
-
-def update_gamma(at: Place, line: Instruction, given: Tensors) -> Made:
-    """Steps what the other layers' goodness counts for a layer, by dL/dG (A-CFF)."""
-    ctx, i, net = at.ctx, line.index, at.ctx.net
-    assert isinstance(net, CollaborativeNet) and ctx.others is not None
-    slope = whole(ctx.coef[i]) * net.group_size(i)
-    grad = torch.zeros_like(net.gamma)
-    grad[i] = (slope * ctx.others.to(slope.dtype)).sum().to(grad.dtype)
-    affine.step(ctx, "net", "gamma", net.gamma, grad, gamma_owner(i))
     return ()
 
 

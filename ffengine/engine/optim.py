@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from ffengine.engine.held import Held
 from ffengine.nn.layers import LocalLayer
 from ffengine.ops.memory_accounting import allocating
 from ffengine.ops.optim import SMALLEST_COMPRESSED, Half, state_bytes
 from ffengine.ops.weight_update import OptimConfig, OptimState
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 class LocalOptimizer(torch.optim.Optimizer):
@@ -49,10 +53,22 @@ class LocalOptimizer(torch.optim.Optimizer):
         self._group = {n: i for i, names in enumerate(groups.values()) for n in names}
         self._owners = {n: ("", *(second or {}).get(n, ())) for n in self.named}
         self._names = {id(p): n for n, p in self.named.items()}
+        self._moving = [p.requires_grad for p in self.named.values()]
+        #: The network that it was made for, as it was then.
+        self.held: Held | None = None
         self.states: dict[str, OptimState] = {}
         #: Copies in 16 bits of the weights that `keep_halves` named.
         self.halves: dict[str, Half] = {}
         self.activate(self.named if active is None else active)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what is made anew, and a scheduler's mark on `step`; torch's own leaves out what
+        it does not know."""
+        return {k: v for k, v in vars(self).items() if k not in ("_names", "step")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._names = {id(p): n for n, p in self.named.items()}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's, but without the wrapper that keeps compilers out: its first call imports
@@ -79,9 +95,21 @@ class LocalOptimizer(torch.optim.Optimizer):
                             seed=self.seed, name=k)
                         self.states[k].half = self.halves.get(name)
 
+    def changed(self) -> bool:
+        """A parameter was frozen, or freed again, since the last time this was asked.
+
+        Raises:
+            ValueError: a parameter or a module of the network was replaced.
+        """
+        if self.held is not None:
+            self.held.check()
+        before, self._moving = self._moving, [p.requires_grad for p in self.named.values()]
+        return before != self._moving
+
     def keep_halves(self, weights: Collection[nn.Parameter], dtype: torch.dtype) -> None:
         """Keep copies of these weights in 16 bits between steps, and of no others: `half_of`."""
-        names = {self._names[id(w)] for w in weights if w.dtype is torch.float32}
+        names = {self._names[id(w)] for w in weights
+                 if w.dtype is torch.float32 and id(w) in self._names}
         if names == self.halves.keys():
             return
         self.halves = {n: Half.create(self.named[n], dtype) for n in names}
@@ -105,8 +133,9 @@ class LocalOptimizer(torch.optim.Optimizer):
         return [half.copy for half in self.halves.values()]
 
     def config(self, parameter: nn.Parameter | None = None) -> OptimConfig:
-        """Hyper-parameters as of now (a scheduler may have moved the learning rate)."""
-        return self._now(0 if parameter is None else self._group[self._names[id(parameter)]])
+        """Hyper-parameters as of now (a scheduler may have moved the learning rate); the run's, of
+        a parameter that does not train."""
+        return self._now(self._group.get(self._names.get(id(parameter), ""), 0))
 
     def config_of(self, state: str) -> OptimConfig:
         """The same of the parameter that a state is of, by the state's name."""
@@ -144,23 +173,42 @@ class LocalOptimizer(torch.optim.Optimizer):
                   "lr": [group["lr"] for group in self.param_groups]}
         return tensors, values
 
-    def import_state(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
-        """Take over what `export_state` gave; ValueError if it belongs to another optimizer."""
+    def check_state(self, values: dict[str, Any], where: Any) -> None:
+        """ValueError unless `values` are `export_state`'s of such an optimizer, of such states.
+
+        where: the file that they come from.
+        """
         if values.get("kind") != self.kind:
             raise ValueError(f"[checkpoint] expected optimizer {self.kind}, "
-                             f"got {values.get('kind')!r}")
+                             f"got {values.get('kind')!r} in {where}")
         precision, saved_as = (self._configs[0].state_precision,
                                values.get("state_precision", "fp32"))
         if saved_as != precision:
-            raise ValueError(f"[checkpoint] expected {precision} optimizer states, got {saved_as}")
+            raise ValueError(f"[checkpoint] expected {precision} optimizer states, got {saved_as} "
+                             f"in {where}")
+        missing = [name for name in self.states if name not in values["steps"]]
+        if missing:
+            raise ValueError(f"[checkpoint] expected a number of steps of {missing[0]}, got none "
+                             f"in {where}")
+        if len(values["lr"]) != len(self.param_groups):
+            raise ValueError(f"[checkpoint] expected {len(self.param_groups)} learning rates, got "
+                             f"{len(values['lr'])} in {where}")
+
+    def import_state(self, tensors: dict[str, torch.Tensor], values: dict[str, Any],
+                     where: Any = "what was exported") -> None:
+        """Take over what `export_state` gave; ValueError if it belongs to another optimizer."""
+        self.check_state(values, where)
+        mine = {f"{name}.{part}": t for name, state in self.states.items()
+                for part, t in state.tensors().items()}
+        for name, tensor in mine.items():
+            saved = tensors.get(name)
+            if saved is None or saved.shape != tensor.shape or saved.dtype != tensor.dtype:
+                came = "nothing" if saved is None else f"{tuple(saved.shape)} {saved.dtype}"
+                raise ValueError(f"[checkpoint] expected optimizer state {name} of "
+                                 f"{tuple(tensor.shape)} {tensor.dtype}, got {came} in {where}")
+        for name, tensor in mine.items():
+            tensor.copy_(tensors[name])
         for name, state in self.states.items():
-            for part, mine in state.tensors().items():
-                saved = tensors.get(f"{name}.{part}")
-                if saved is None or saved.shape != mine.shape or saved.dtype != mine.dtype:
-                    came = "nothing" if saved is None else f"{tuple(saved.shape)} {saved.dtype}"
-                    raise ValueError(f"[checkpoint] expected optimizer state {name}.{part} of "
-                                     f"{tuple(mine.shape)} {mine.dtype}, got {came}")
-                mine.copy_(saved)
             state.step = int(values["steps"][name])
         for group, lr in zip(self.param_groups, values["lr"], strict=True):
             group["lr"] = lr
@@ -218,8 +266,20 @@ def optimizer_of(net: nn.Module, optim: OptimConfig, *, owners: Mapping[str, Col
     """The optimizer of what trains in a network; layers and heads with settings of their own get
     them. owners, active: of its schedule, as LocalOptimizer's `second` and `active`."""
     trained = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
-    return LocalOptimizer(trained, optim, own=own_settings(net, optim), second=owners,
+    made = LocalOptimizer(trained, optim, own=own_settings(net, optim), second=owners,
                           active=active, seed=seed)
+    made.held = Held(net)
+    return made
+
+
+def outline(net: Net) -> Net:
+    """A copy of the network whose tensors have shapes and no memory."""
+    held = {id(t): t for t in (*net.parameters(), *net.buffers())}
+    shapes: dict[int, Any] = {}
+    for at, t in held.items():
+        empty = t.detach().to("meta")
+        shapes[at] = nn.Parameter(empty, t.requires_grad) if isinstance(t, nn.Parameter) else empty
+    return copy.deepcopy(net, shapes)
 
 
 def halved_weights(net: nn.Module, dtype: torch.dtype) -> list[nn.Parameter]:

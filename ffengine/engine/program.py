@@ -1,8 +1,8 @@
 """The step as data: how a batch becomes an update, as a list of instructions on named buffers.
 
-    encode (batch) -> x0
     zeros 0 -> g0
     for 8 rows of 128, layers 0 to 1:
+        encode (batch) -> x0
         forward 0 (x0) -> a0
         local_pass 0 (a0) -> d0, x1                 d0: dL/da; x1 over a0
         update 0 (x0, d0, g0)                       adds up; the last tile steps

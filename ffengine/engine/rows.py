@@ -28,6 +28,16 @@ class Rows:
             return t
         return torch.cat([t[self.start:self.stop], t[self.half + self.start:self.half + self.stop]])
 
+    def parts(self, n: int) -> list[tuple[bool, slice]]:
+        """Where they lie in n samples' pairs, whose negative rows follow all positive ones:
+        (of the negatives, samples)."""
+        if self.half:
+            both = slice(self.start, self.stop)
+            return [(False, both), (True, both)]
+        cut = min(max(n, self.start), self.stop)
+        found = [(False, slice(self.start, cut)), (True, slice(cut - n, self.stop - n))]
+        return [(negative, at) for negative, at in found if at.stop > at.start]
+
     def put(self, whole: torch.Tensor, part: torch.Tensor) -> None:
         """Write the tile's rows into those of a map."""
         starts = (0, self.half) if self.half else (0,)

@@ -6,10 +6,12 @@ import torch
 
 from ffengine.engine.affine import SweepResult
 from ffengine.engine.context import StepContext
+from ffengine.engine.run.stopping import TrainingStopped
 from ffengine.nn.layers import LocalLinear
 from ffengine.ops.batch_pass import batch_pass
 from ffengine.ops.config import Tile
 from ffengine.ops.local_pass import local_pass
+from ffengine.ops.overflow import Overflowed
 
 
 def preactivation(ctx: StepContext, i: int, u: torch.Tensor) -> torch.Tensor:
@@ -22,12 +24,13 @@ def preactivation(ctx: StepContext, i: int, u: torch.Tensor) -> torch.Tensor:
 
 
 def sweep(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, *, want_z: bool,
-          shortcut: torch.Tensor | None = None,
+          shortcut: torch.Tensor | None = None, g0: torch.Tensor | None = None,
           into: torch.Tensor | None = None, h_prev: torch.Tensor | None = None) -> SweepResult:
     """The layer's goodness, loss and gradients at a; z, or da, over a unless it pools.
 
     Args:
         shortcut: added to z.
+        g0: (rows, K), added to the goodness (collaborative FF).
         into: where z goes instead.
         h_prev: the layer's old state (recurrent networks).
     """
@@ -36,13 +39,15 @@ def sweep(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, *, want_z: bool
     y, out = ctx.targets(i, tile, n), a if config.pool == "none" else None
     out = out if into is None else into
     if layer.batch_coupling is None:
-        g0 = ctx.g0.get(i)
-        made = local_pass(
-            a, y, config=config, out=out if want_z else None, want_z=want_z, want_da=True,
-            da_out=None if want_z else out, tile=tile, shortcut=shortcut, clock=clock,
-            h_prev=h_prev,
-            g0=None if g0 is None else g0[tile.start:tile.start + n], backend=ctx.backend)
-        if i in ctx.g0 and made.coef is not None:
+        try:
+            made = local_pass(
+                a, y, config=config, out=out if want_z else None, want_z=want_z, want_da=True,
+                da_out=None if want_z else out, tile=tile, shortcut=shortcut, clock=clock,
+                h_prev=h_prev, g0=g0, backend=ctx.backend)
+        except Overflowed as error:
+            raise TrainingStopped(f"[train] the activations of layer {i} are too large at step "
+                                  f"{ctx.step}: {error}; try a lower --lr") from None
+        if g0 is not None and made.coef is not None:
             ctx.coef.setdefault(i, []).append(made.coef)
         return SweepResult(made.z, made.g, made.loss, made.da, made.da_scale)
     both = batch_pass(

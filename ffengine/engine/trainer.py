@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from ffengine.engine import micro
-from ffengine.engine.ambient import left_outside, ordinary
-from ffengine.engine.batch import Batch, as_batch, batches_from, check_range, checked, label_count
+from ffengine.engine.admission import admitted, check_losses
+from ffengine.engine.ambient import left_outside
+from ffengine.engine.batch import Batch, as_batch, batches_from, checked, label_count
 from ffengine.engine.capture import CapturedStep
 from ffengine.engine.clock import clock_of
 from ffengine.engine.context import BatchReport, StepContext
@@ -31,6 +32,7 @@ from ffengine.engine.optim import floor_bytes, halved_weights, optimizer_of, rou
 from ffengine.engine.run import checkpoint, evaluation, saving
 from ffengine.engine.run.callbacks import Callback, Callbacks
 from ffengine.engine.run.history import EpochSums, History, Row, mean
+from ffengine.engine.run.overtraining import Overtraining
 from ffengine.engine.run.process import device_for
 from ffengine.engine.run.progress import Progress
 from ffengine.engine.run.recipe import Recipe
@@ -39,7 +41,7 @@ from ffengine.engine.run.stopping import FiniteCheck, Interrupts
 from ffengine.engine.schedules.schedule import Schedule, of
 from ffengine.nn.network import LocalNet
 from ffengine.ops import backends, product_rule
-from ffengine.typed import at_least, typed
+from ffengine.typed import typed
 
 
 class Trainer:
@@ -93,8 +95,9 @@ class Trainer:
                  micro_batch: int | None = None, states: str | None = None,
                  weights: str | None = None, costs: str = "measured",
                  notes: dict[str, Any] | None = None) -> None:
+        recipe = recipe or net.recipe or Recipe()
         self.settings = Settings.resolve(
-            recipe or net.recipe or Recipe(), optimizer=optimizer, lr=lr, lr_min=lr_min,
+            recipe, optimizer=optimizer, lr=lr, lr_min=lr_min,
             weight_decay=weight_decay, epochs=epochs, batch_size=batch_size, seed=seed,
             precision=precision, states=states or "fp32", weights=weights or "fp32")
         self.budget = parse_bytes(memory_budget)
@@ -105,6 +108,7 @@ class Trainer:
         self.net = net.to(device=self.device, dtype=self.settings.weight_dtype)
         if self.settings.weights == "bf16":
             round_weights(self.net)
+        check_losses(self.net)
         self.schedule = of(self.net, schedule)
         self.schedule.begin(self.net, self.settings.epochs)
         if self.budget is not None and not self.schedule.planned:
@@ -138,6 +142,8 @@ class Trainer:
         self._limit: AllocatorLimit | None = None
         self._shuffle, self.sums = torch.get_rng_state(), EpochSums()
         self.finite = FiniteCheck(self.device, depth=len(self.net.layers))
+        usual = recipe.epochs / self.settings.epochs  # layer-wise, epochs are counted per layer
+        self.overtraining = Overtraining(self.schedule.total * usual)
 
     def write_into(self, out: str | os.PathLike[str] | None) -> None:
         """Keep history and checkpoints in this run folder, as `out` does."""
@@ -183,22 +189,15 @@ class Trainer:
                 GPU the range of labels is read at an epoch's first batch, else found late.
             TrainingStopped: the loss, or the samples, are not finite.
         """
-        item = ordinary(checked(as_batch(batch, y), self.net, self.device))
-        if epoch is not None and epoch != self.epoch:
-            at_least("step", "epoch", epoch, 0)
-            self.epoch, self.iteration = epoch, 0
-            self.optimizer.activate(self.schedule.active(epoch))
-        self.iteration = self.iteration if iteration is None else iteration
+        item = admitted(self, batch, y, epoch, iteration)
         first = self.iteration == 0
-        if first and self.device.type != "cpu":
-            check_range(item.y, label_count(self.net))
-        self.finite.before(item.x, self.epoch, self.steps)
         # stored features hold both halves' rows
         plan = self.planning.plans(item.y.shape[0]).at(self.epoch)
         self.rate.move_to(self.schedule.rate_epoch(self.epoch))
         report = self._train(item, plan)
         self.finite.after(item.x, item.y, label_count(self.net), report.mean_losses, self.epoch,
-                         self.steps, first)
+                         self.steps, first, self.dtype)
+        self.finite.reached(report.goodness, self.net, self.dtype, self.epoch, self.steps)
         self.steps += 1
         self.iteration += 1
         return report
@@ -231,7 +230,7 @@ class Trainer:
         if self._limit is None:
             self._limit = limit_for(self.budget, [
                 *self.net.parameters(), *self.optimizer.state_tensors(),
-                *self.optimizer.half_tensors(), item.x, item.y], self.device)
+                *self.optimizer.half_tensors(), *item.tensors()], self.device)
         with enforced(self._limit, self.device), flushed(self.device), product_rule.exact(
                 self.device.type):
             if self.micro_batch is None:
@@ -249,12 +248,13 @@ class Trainer:
         self._meter_next = False
         held = [*self.optimizer.half_tensors(), *(self.stored.tensors() if self.stored else ())]
         with MemoryMeter(parameter=self.net.parameters(), state=self.optimizer.state_tensors(),
-                         feature=[item.x, item.y, *held]) as meter:
+                         feature=[*item.tensors(), *held]) as meter:
             report = self.update(item, plan)
         self.peak_bytes = max(self.peak_bytes, meter.report.peak_bytes)
         return report
 
     @typed("train")
+    @left_outside
     def fit(self, train_loader: Iterable[Any], valid_loader: Iterable[Any] | None = None, *,
             until: int | None = None, callbacks: Sequence[Callback] = ()) -> History:
         """Train from where the trainer stands up to epoch `until` (default: all of them).
@@ -318,7 +318,7 @@ class Trainer:
             bar.advance(self.sums, seen / max(time.perf_counter() - clock, 1e-9), self.peak_bytes)
             if stop.asked:
                 saving.interrupted(self, stop.asked)
-        self.finite.check()
+        saving.check_finite(self)
         if self.sums.samples == 0:
             raise ValueError("[train] expected a loader with at least one batch, got none")
         if self.device.type == "cuda":
@@ -326,7 +326,7 @@ class Trainer:
             self.peak_bytes = torch.cuda.max_memory_allocated(self.device)
         ended = time.perf_counter()
         speed = seen / max(ended - clock, 1e-9) if seen else self.sums.samples / (ended - began)
-        valid = None if valid_loader is None else evaluation.validation(self, valid_loader)
+        valid = None if valid_loader is None else evaluation.validated(self, valid_loader)
         shown = evaluation.first_samples(train_loader) if self.sums.pairs else []
         seconds = time.perf_counter() - began
         self._finish_epoch(lr, self.evaluate(shown) if shown else None, valid, seconds, speed, bar)
@@ -353,6 +353,7 @@ class Trainer:
         self.optimizer.activate(self.schedule.active(self.epoch))  # a checkpoint is of what follows
         improved = valid is not None and (self.best_accuracy is None or valid > self.best_accuracy)
         self.best_accuracy = valid if improved else self.best_accuracy
+        self.overtraining.look(row.epoch, valid, self.best_accuracy)
         self.history.add(row)
         if self.out is not None:
             latest = self.save()
@@ -362,10 +363,12 @@ class Trainer:
         if self.out is not None:
             self.callbacks.on_checkpoint(self, latest)
 
+    @left_outside
     def evaluate(self, loader: Iterable[Any]) -> float:
         """Accuracy (0 to 1) of the class scores on a loader of (x, y)."""
         return evaluation.accuracy(self.net, evaluation.samples_of(self, loader), self.backend)
 
+    @left_outside
     def evaluate_layers(self, loader: Iterable[Any]) -> list[float | None]:
         """Accuracy of each layer's goodness alone; None of one trained on super-classes."""
         samples = evaluation.samples_of(self, loader)
@@ -375,13 +378,13 @@ class Trainer:
         """Write a checkpoint, atomically; default is latest.safetensors of the run folder.
 
         Raises:
-            TrainingStopped: the last steps were not finite; the file stays as it was.
+            TrainingStopped: losses, weights or states are not finite; the file stays as it was.
         """
         if path is None and self.out is None:
             raise ValueError("[checkpoint] expected a path, or a trainer with a run folder (out=)")
         if path is None:
             saving.claim(self)
-        self.finite.check()
+        saving.check_finite(self)
         target = Path(path) if path is not None else Path(self.out or "") / checkpoint.LATEST
         checkpoint.save(target, saving.tensors(self), saving.description(self))
         return target

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ffengine.engine.schedules.layerwise import Collaborative
+from ffengine.engine.schedules.collaborative import Collaborative
 from ffengine.models.registry import Recipe, register
 from ffengine.nn import CollaborativeNet
 from ffengine.nn.overlay import LabelPixel, overlay_mlp

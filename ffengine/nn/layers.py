@@ -207,11 +207,14 @@ class LocalLayer(nn.Module):
             seen, g = self._traced(a, config, training)
             return seen if shortcut is None else seen + shortcut, g
         if isinstance(self.batch_coupling, BatchNorm):
+            held = (self.norm_weight, self.norm_bias, self.running_mean, self.running_var)
+            if not training and self.weight.element_size() == 2:  # net.half(): the op takes fp32
+                held = tuple(t if t is None else t.float() for t in held)  # type: ignore[assignment]
+            gamma, beta, mean, var = held
             made = batch_pass(
-                a, config=config, coupling=self.batch_coupling, gamma=self.norm_weight,
-                beta=self.norm_bias,
-                running_mean=self.running_mean, running_var=self.running_var, training=training,
-                want_z=want_z, backend=backend)
+                a, config=config, coupling=self.batch_coupling, gamma=gamma, beta=beta,
+                running_mean=mean, running_var=var, training=training, want_z=want_z,
+                backend=backend)
             z = made.z
             if z is not None and shortcut is not None:
                 z = z + shortcut if torch.is_grad_enabled() else z.add_(shortcut)

@@ -97,7 +97,7 @@ class RecurrentNet(LocalNet):
         if traced():
             z, g = reference_pass(a, config=layer.config, h_prev=h)[:2]
         else:
-            z, g = local_pass(a, config=layer.config, h_prev=h.contiguous(), out=a,
+            z, g = local_pass(a, config=layer.config, h_prev=h.to(a.dtype).contiguous(), out=a,
                               backend=backend)[:2]
         assert z is not None
         return z, g

@@ -35,6 +35,7 @@ from ffengine.ops.layout import (
     pooled_shape,
 )
 from ffengine.ops.memory_accounting import declare, is_fake
+from ffengine.ops.overflow import Overflowed, overflows
 from ffengine.ops.params import LocalPassCall, LocalPassTensors
 from ffengine.ops.tracing import traced
 from ffengine.reference import local_pass as reference
@@ -157,6 +158,8 @@ def local_pass(
     request = _Request(a.detach() if record else a, y, config, g0, h_prev, shortcut, clock, out,
                        want_z, want_da, tile, shape_z, scale, da_out)
     result = _run_reference(request) if name == "reference" else _run_kernel(request, name)
+    if want_z and a.device.type == "cpu" and not (is_fake(a) or traced()):
+        _mend_overflow(request, result)
     return forbid_backward(a, result) if record else result
 
 
@@ -189,6 +192,22 @@ def _run_reference(r: _Request) -> LocalPassOutput:
     if r.da_out is not None and da is not None:
         da = r.da_out.copy_(da)
     return LocalPassOutput(z, g, loss, coef, da, r.scale)
+
+
+def _mend_overflow(r: _Request, result: LocalPassOutput) -> None:
+    """Where squares overflowed fp32, z once more, in fp64; Overflowed if `a` is gone by then."""
+    z = result.z
+    if z is None or r.a.dtype is torch.float64 or not overflows(
+            result.g, r.config, r.shape_z[1:]):
+        return
+    if r.out is not None and r.out.data_ptr() == r.a.data_ptr():
+        if result.g.isinf().any():  # which says it
+            return
+        raise Overflowed("[local_pass] out=a expected activations whose squares are finite in "
+                         f"float32, got a goodness of {float(result.g.abs().max()):.3g}")
+    z.copy_(reference.local_pass(
+        r.a.double(), config=r.config, h_prev=r.h_prev, shortcut=r.shortcut, tile=r.tile,
+        clock=r.clock)[0])
 
 
 def _run_kernel(r: _Request, backend: str) -> LocalPassOutput:
@@ -258,7 +277,7 @@ def custom_loss(fn: LossFunction, g: torch.Tensor, y: Any, config: LocalPassConf
     with torch.enable_grad():
         leaf = g.detach().requires_grad_()
         loss = reference.own_loss(fn, leaf, y)
-        (dg,) = torch.autograd.grad(loss.sum() / max(batch, 1), leaf)
+        dg = reference.slope(loss.sum() / max(batch, 1), leaf)
     return loss.detach(), dg / group_sizes(config, shape_z, g)
 
 

@@ -30,7 +30,8 @@ class OptimConfig:
     """An optimizer with the semantics of torch.optim (bias correction included).
 
     state_precision: of the states of parameters with at least SMALLEST_COMPRESSED elements, below
-    fp64; they are rounded stochastically, the step itself is computed in fp32.
+    fp64; they are rounded stochastically (8-bit first moments far below their block's largest are
+    kept as 0: ffengine/reference/state_formats.py), the step itself is computed in fp32.
     """
 
     kind: Literal["adam", "adamw", "sgd"] = "adamw"

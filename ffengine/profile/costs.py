@@ -113,10 +113,11 @@ def put(result: None, rows: Any, whole: Any, part: torch.Tensor) -> Cost:
     return Cost(2 * size(part))
 
 
-def entered(result: torch.Tensor, ctx: Any, item: Any, *_: Any) -> Cost:
-    """inputs.entrance: the batch read, the rows written, unless they are the batch itself."""
-    x = item if isinstance(item, torch.Tensor) else item.x
-    return Cost(0 if shared(result, x) else size(x, result))
+def entered(result: torch.Tensor, made: Any, rows: Any, *_: Any) -> Cost:
+    """InputRows.of: the samples read, the rows written, unless they are the batch itself."""
+    x = made.item if isinstance(made.item, torch.Tensor) else made.item.x
+    read = size(x) * min(rows.count, len(x)) // max(len(x), 1)
+    return Cost(0 if shared(result, x) else read + size(result))
 
 
 def transformed(result: torch.Tensor, net: Any, i: int, x: torch.Tensor) -> Cost:

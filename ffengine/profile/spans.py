@@ -146,7 +146,7 @@ class Phase:
         return {i: Sum.of(s for s in self.spans if s.segment == i) for i in found}
 
     def outside(self) -> Sum:
-        """What belongs to no layer: the batch's entrance, heads, Python between the layers."""
+        """What belongs to no layer: pairs of rows, heads, Python between the layers."""
         return Sum.of(s for s in self.spans if s.layer is None)
 
     def total(self) -> Sum:

@@ -17,7 +17,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ffengine.engine import affine, execute, heads, inputs, instructions
+from ffengine.engine import affine, execute, heads, instructions
+from ffengine.engine.inputs import InputRows
 from ffengine.engine.program import Loop
 from ffengine.engine.rows import Rows
 from ffengine.nn.layers import LocalLayer, LocalLinear
@@ -135,7 +136,7 @@ def table() -> list[Watched]:
         Watched("rows", Rows.of, "maps", Rows, cost=costs.copied, relevant=_copies),
         Watched("store", Rows.put, "maps", Rows, cost=costs.put),
         Watched("train_head", heads.train_head, "head", cost=costs.classified),
-        Watched("entrance", inputs.entrance, "maps", cost=costs.entered),
+        Watched("encode", InputRows.of, "maps", InputRows, cost=costs.entered),
         Watched("transform", LocalNet.transform, "maps", LocalNet, where=_second,
                 cost=costs.transformed, relevant=_shapes),
         Watched("join", LocalNet.join, "maps", LocalNet, where=_second, cost=costs.joined,

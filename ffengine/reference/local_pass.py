@@ -105,8 +105,17 @@ def loss_and_gradient(g: torch.Tensor, y: Any, config: LocalPassConfig,
             weight = config.loss.scale(batch)
         else:
             loss, weight = own_loss(config.loss, leaf, y), 1.0 / max(batch, 1)
-        (dg,) = torch.autograd.grad(loss.sum() * weight, leaf)
+        dg = slope(loss.sum() * weight, leaf)
     return loss.detach(), dg
+
+
+def slope(loss: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    """dL/dg of a scalar, or ValueError for a loss that g has no part in."""
+    found = torch.autograd.grad(loss, g, allow_unused=True)[0] if loss.requires_grad else None
+    if found is None:
+        raise ValueError("[local_pass] a loss function must depend on the goodness, with a gradient"
+                         ", got one that does not")
+    return found
 
 
 def own_loss(fn: LossFunction, g: torch.Tensor, y: Any) -> torch.Tensor:

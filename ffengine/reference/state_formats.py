@@ -7,8 +7,11 @@ their largest magnitude, and a code holds the exponent and three bits of mantiss
     m   sign and 127 magnitudes from 1.25 * 2^-16 to 1, and 0
     v   255 magnitudes from 1.25 * 2^-32 to 1; 0 for 0 alone, or a step divided by its root explodes
 
-Every encoding rounds stochastically: 16 random bits are added below the last bit kept. Random bits
-are Philox words: key = seed, counter = (i / 4 low, i / 4 high, stream, step), word i mod 4 for the
+Encodings round stochastically between the numbers that there are: 16 random bits are added below
+the last bit kept. What lies below the smallest of them does not: an m under 1.125 * 2^-16 of its
+block's largest becomes 0 at every step, so that its element moves on the fresh gradient's share
+alone (1 - beta1 of its fp32 pace, or less); a v under 1.25 * 2^-32 becomes that. Random bits are
+Philox words: key = seed, counter = (i / 4 low, i / 4 high, stream, step), word i mod 4 for the
 element i in memory order; m takes its low half, v its high half, a bf16 weight the low half of a
 word of stream ^ WEIGHT_STREAM.
 """

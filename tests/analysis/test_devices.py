@@ -124,7 +124,7 @@ def test_arithmetic_by_hand():
     found = Predictor(made).on(device(flops=rate))
     assert sum(s.flops for s in found.shares) == flops
     assert found.floor == pytest.approx(flops / rate) and found.bound == "arithmetic"
-    assert [s.layer for s in found.shares] == [-1, 0, 1, 2, 3]
+    assert [s.layer for s in found.shares] == [0, 1, 2, 3]
 
 
 def test_bytes_and_launches_by_hand():

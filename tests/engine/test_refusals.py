@@ -12,7 +12,8 @@ import ffengine as ff
 from ffengine.data.superclasses import given
 from ffengine.engine.schedules.backprop import Backprop
 from ffengine.engine.schedules.cascade import Cascade
-from ffengine.engine.schedules.layerwise import Collaborative, Layerwise
+from ffengine.engine.schedules.collaborative import Collaborative
+from ffengine.engine.schedules.layerwise import Layerwise
 from ffengine.engine.schedules.recurrent import Recurrent
 from ffengine.engine.schedules.schedule import Interleaved, Overlapping, Together
 from ffengine.nn import LocalNet

@@ -12,8 +12,10 @@ from golden_paired import Watched
 
 import ffengine as ff
 from ffengine.engine.batch import Batch
+from ffengine.engine.memory.plan import Plan, one_tile
 from ffengine.engine.schedules import layerwise
-from ffengine.engine.schedules.layerwise import Collaborative, Layerwise
+from ffengine.engine.schedules.collaborative import Collaborative
+from ffengine.engine.schedules.layerwise import Layerwise
 from ffengine.engine.schedules.schedule import Schedule
 
 FP64 = torch.float64
@@ -156,3 +158,32 @@ def test_stored_features_change_nothing(model: str, kind: Any, tmp_path: Path,
         stored.clear()
         for name, weight in wanted.items():
             torch.testing.assert_close(got[name], weight, rtol=0, atol=1e-12)
+
+
+def test_a_full_batch_holds_its_samples_and_a_tile() -> None:
+    """50,000 samples of MNIST, layer after layer: 879 MB where rows are encoded all at once."""
+    made = ff.Trainer(ff.models.create("cff/fixed"), batch_size=50_000, epochs=1, progress=False)
+    samples = 50_000 * (28 * 28 * 4 + 8)
+    made.schedule.expect(made.planning, 50_000, 50_000, shuffle=False)
+    first, second = (plan for _, plan in made.planning.plans(50_000).phases)
+    assert samples < first.peak_bytes < 1.3 * samples
+    kept = 100_000 * 500 * 4
+    assert kept < second.peak_bytes < 1.1 * kept
+
+
+@pytest.mark.parametrize("kind", ["fixed", "adaptive"])
+@pytest.mark.parametrize("tile", [None, 700])
+def test_its_plan_is_what_the_meter_reads(kind: str, tile: int | None) -> None:
+    """Of the set at once, in one tile or in four of which one holds rows of both halves; in the
+    second phase of features that are kept, and are the batch."""
+    train = ff.data.load("digits").train
+    net = network(kind, num_classes=10, image_size=8, layers=(60, 50))
+    rows = 2 * len(train)
+    plan = Plan(one_tile(range(2), tile or rows).segments, rows, 0, 0)
+    run = ff.Trainer(net, epochs=1, batch_size=len(train), progress=False, plan=plan)
+    peaks = []
+    for epoch in range(2):
+        run.peak_bytes = 0
+        run.fit(ff.data.loader(train, batch_size=len(train), shuffle=False), until=epoch + 1)
+        peaks.append((run.peak_bytes, run.planning.plans(len(train)).at(epoch).peak_bytes))
+    assert all(0.98 * planned <= metered <= planned for metered, planned in peaks), peaks

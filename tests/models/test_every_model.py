@@ -15,7 +15,7 @@ from models.every import NAMES, OPPONENTS, batch, moved, network, state, trainer
 import ffengine as ff
 from ffengine.engine.context import Turn
 from ffengine.engine.schedules.backprop import Backprop
-from ffengine.engine.schedules.layerwise import Collaborative
+from ffengine.engine.schedules.collaborative import Collaborative
 from ffengine.engine.schedules.schedule import Overlapping
 from ffengine.nn import LabelChannel, LocalNet
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -19,9 +20,10 @@ from torch import nn
 from ffengine.engine import label_channel
 from ffengine.engine.accumulator import GradientAccumulator
 from ffengine.engine.batch import Batch, paired
-from ffengine.engine.compiling import Layers, compile_step, joining, read_by_heads
+from ffengine.engine.compiling import Layers, compile_step, joining, read_by_heads, source
 from ffengine.engine.context import StepContext
 from ffengine.engine.execute import layer_turn, perform
+from ffengine.engine.inputs import input_rows
 from ffengine.engine.instructions import Place, Tensors, zeros_like_parameters
 from ffengine.engine.memory.dry_tensor import Dry
 from ffengine.engine.memory.meter import MemoryMeter
@@ -35,6 +37,8 @@ from ffengine.nn.network import LocalNet
 from ffengine.nn.recurrent import RecurrentNet
 from ffengine.ops.config import Loss
 from ffengine.ops.host import keeping_constants
+from ffengine.ops.memory_accounting import tensors_in
+from ffengine.ops.optimizer_step import step_dtype
 from ffengine.ops.weight_update import OptimConfig
 
 #: Takes an instruction that has run, and the bytes that live after it.
@@ -84,7 +88,7 @@ class DryRun:
             self.sums = self._sums() if micro else None
             self._clock = self._empty((1,), torch.int32) if device == "cuda" else None
         #: The first layer that is run.
-        self.first = self.turn.start if stored or not schedule.runs_below else 0
+        self.first = self.turn.start if stored else 0
         self._keys: dict[int, tuple[Any, ...]] = {}
         self._seen: dict[tuple[int, int, Arriving, Mode], TurnBytes] = {}
         self.read_by_heads = read_by_heads(self.net, self.turn)
@@ -163,7 +167,7 @@ class DryRun:
         """Peak of a whole step; `told` of every instruction and of the bytes that live after it."""
         with self.on():
             item = self.batch()
-            with self._meter(item.x, item.y) as meter:
+            with self._meter(*item.tensors()) as meter:
                 # what an epoch gathers is all there from the second step on
                 for _ in range(1 if self.schedule.resumes_within else 2):
                     ctx = self.context(item.y)
@@ -174,28 +178,38 @@ class DryRun:
 
     def entrance(self) -> Entrance:
         """What a step holds outside its segments."""
-        depth = self.turn.depth
-        program = compile_step(self.net, one_tile(range(self.first, depth), self.rows), self.facts)
-        lines = [part for part in program.parts if isinstance(part, Instruction)]
+        plan = one_tile(range(self.first, self.turn.depth), self.rows)
+        parts = compile_step(self.net, plan, self.facts, self.schedule.writer).parts
+        before = list(itertools.takewhile(lambda part: isinstance(part, Instruction), parts))
+        after = [part for part in parts[len(before):] if isinstance(part, Instruction)]
         with self.on():
             item = self.batch()
-            with self._meter(item.x, item.y) as meter:
+            with self._meter(*item.tensors()) as meter:
                 ctx = self.context(item.y)
                 at = Place(ctx, self.dtype, Rows(0, self.rows))
-                tensors: Tensors = {"batch": self.schedule.enter(ctx, item, self.dtype)}
-                for line in lines:
-                    if line.op != "head":
-                        perform(at, line, tensors)
+                tensors: Tensors = {"batch": item}
+                for line in before:
+                    perform(at, cast(Instruction, line), tensors)
                 live = meter.live_bytes - self.floor_bytes
-                first = tensors.pop(f"x{self.first}", None)
-                x = 0 if first is None or _shares(first, item.x) else _bytes(first)
-                del first
-                for line in lines:
-                    if line.op == "head":
-                        perform(at, line, {
-                            name: self._empty((self.rows, *self.net.shapes[int(name[1:])]))
-                            for _, name in line.reads})
-        return Entrance(live - x, x, meter.report.peak_bytes - self.floor_bytes)
+                for i in self.turn.layers:
+                    self._leave(ctx, i)
+                for line in after:
+                    perform(at, line, {name: self._empty(
+                        (self.rows, *self.net.shapes[int(name[1:])])) if line.op == "head"
+                        else self._tiles(1) for _, name in line.reads})
+        return Entrance(live, meter.report.peak_bytes - self.floor_bytes)
+
+    def _leave(self, ctx: StepContext, i: int) -> None:
+        """What layer i has left for the step's report when its rows have gone through it."""
+        layer, wide = self.net.layer(i), step_dtype(self.dtype)
+        groups = len(layer.config.offsets(layer.weight.shape[0])) - 1
+        ctx.note(i, self._empty((self.rows,), wide), self._empty((self.rows, groups), wide))
+        ctx.coef[i] = self._tiles(groups)
+
+    def _tiles(self, columns: int) -> list[torch.Tensor]:
+        """What several tiles have left, small values a row: whoever reads it puts it together."""
+        return [self._empty((rows, columns), step_dtype(self.dtype))
+                for rows in (self.rows // 2, self.rows - self.rows // 2)]
 
     def layer(self, i: int, tile: int, arriving: Arriving, shortcut: tuple[int, ...] | None,
               mode: Mode) -> TurnBytes:
@@ -219,22 +233,28 @@ class DryRun:
     def _layer(self, i: int, tile: int, arriving: Arriving, shortcut: tuple[int, ...] | None,
                mode: Mode) -> TurnBytes:
         with self.on():
-            y = self._empty((self.rows,), torch.int64)
-            ctx = self.context(y)
-            if not self.schedule.runs_below:
-                ctx.g0[i] = self._empty((self.rows, 1), torch.float32)
-            if i == 0 and label_channel.learned(self.net) is not None:
-                ctx.labels = y[:self.samples], y[self.samples:]
-            x = f"x{i}"
+            item, x = self.batch(), None if arriving.x == "encoded" else f"x{i}"
+            ctx = self.context(item.y if x is None else self._empty((self.rows,), torch.int64))
             beside = None if arriving.shortcut is None else x if arriving.shortcut == "x" else "s"
-            tensors: Tensors = {x: as_laid_out(self._empty((tile, *self.net.shapes[i])))}
+            tensors: Tensors = {}
+            held = {name for name, word in (("s", arriving.shortcut), (x, arriving.x))
+                    if word == "held" and name is not None}
+            if x is not None:
+                tensors[x] = as_laid_out(self._empty((tile, *self.net.shapes[i])))
+            else:
+                made_of = input_rows(ctx, item, self.dtype)
+                item, tensors[source(self.net)] = cast(Batch, made_of.item), made_of
+                held.add(source(self.net))
             if beside == "s" and shortcut is not None:
                 tensors["s"] = as_laid_out(self._empty((tile, *shortcut)))
-            held = {name for name, word in (("s", arriving.shortcut), (x, arriving.x))
-                    if word == "held"}
-            made = Layers(self.net, self.facts, x, beside)
+            made = self.schedule.writer(self.net, self.facts, x, beside)
             made.layer(i, tile, mode)
-            ends = {made.x, *([made.shortcut] if made.shortcut else [])}
+            assert made.x is not None
+            for name in _unmade(made.lines, tensors):  # goodness of layers at rest
+                tensors[name] = self._empty((tile, 1), step_dtype(self.dtype))
+                held.add(name)
+            ends = {made.x, *([made.shortcut] if made.shortcut else []),
+                    *(name for name, _ in made.keeps(i))}
             lines, _ = freed(made.lines, self.rows, frozenset(held | ends))
             tiled = tile < self.rows and i in self.turn.layers and self.sums is None and (
                 mode != "pass")
@@ -242,12 +262,13 @@ class DryRun:
             if tiled:
                 tensors[f"g{i}"] = sums
                 held.add(f"g{i}")
-            known = [t for t in (y, *ctx.g0.values(), *(tensors[name] for name in held - {f"g{i}"}),
-                                 *sums, *self.net.layer(i).buffers()) if t is not None]
+            mine = {name for name in (x, "s") if name in tensors and name not in held}
+            known = tensors_in({name: t for name, t in tensors.items() if name not in mine},
+                               item.tensors(), ctx.y, *self.net.layer(i).buffers())
             with self._meter(*known) as meter:
                 before = meter.live_bytes
-                for name in {x, "s"} & tensors.keys():
-                    meter.track(tensors[name])
+                for name in mine:
+                    meter.track(tensors[str(name)])
                 layer_turn(Place(ctx, self.dtype, Rows(0, tile)), i, lines, tensors)
                 after, leaving = meter.live_bytes - before, self._leaving(i, made, held)
         own = sum(_bytes(tensors[name]) for name, word in zip(
@@ -262,6 +283,13 @@ class DryRun:
             return Arriving(x, "x" if x == "own" else "held")
         return Arriving(x, "held" if made.shortcut in held else "own")
 
+    def _entering(self, i: int) -> tuple[Any, ...]:
+        """What decides how rows are made that layer i encodes."""
+        net, encoding = self.net, self.net.encoding
+        return () if i != self.first else (
+            self.samples, self.stored, net.in_shape, net.input_norm, net.makes_pairs,
+            self._wants_images, encoding and (type(encoding), encoding.shape, net.num_classes))
+
     def _key(self, i: int) -> tuple[Any, ...]:
         """Turns of two layers with one key hold the same, on the same maps."""
         if i in self._keys:
@@ -272,16 +300,24 @@ class DryRun:
         trained = [*layer.parameters(), *(() if shown is None else shown.parameters())]
         optim = [replace(self.optimizer.config(p), lr=1.0) for p in trained if p.requires_grad]
         self._keys[i] = (
-            tuple((n, tuple(t.shape), t.stride(), t.dtype) for n, t in tensors.items()),
+            tuple((n, tuple(t.shape), t.stride(), t.dtype, t.requires_grad)
+                  for n, t in tensors.items()),
             layer.config, layer.dropout, layer.batch_coupling, layer.geometry,
             layer.pre_norm and layer.pre_norm.kind, tuple(optim), net.wires[i], net.shapes[i],
             shown and tuple(shown.weight.shape),
-            net.shortcut_live_after(i, joining(net, turn)), net.propagate, self.schedule.runs_below,
+            net.shortcut_live_after(i, joining(net, turn)), net.propagate, self.schedule.writer,
+            len(self.schedule.writer(net, self.facts).keeps(i)),
             i in turn.layers, i >= turn.start, i + 1 < turn.depth,
-            i in self.read_by_heads, self.sums is None, self.dtype, self.device, self.backend,
-            self.roomy,
-            torch.get_num_threads())
+            i in self.read_by_heads, self._entering(i), self.sums is None, self.dtype, self.device,
+            self.backend, self.roomy, torch.get_num_threads())
         return self._keys[i]
+
+
+def _unmade(lines: Sequence[Instruction], there: Container[str]) -> list[str]:
+    """Buffers that the lines read and neither make nor find."""
+    made = {name for line in lines for name in line.writes}
+    return [name for line in lines for _, name in line.reads
+            if name not in made and name not in there]
 
 
 def _bytes(t: torch.Tensor) -> int:

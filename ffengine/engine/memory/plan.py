@@ -12,10 +12,10 @@ from typing import Literal, NamedTuple
 
 
 class Arriving(NamedTuple):
-    """How a layer finds its maps: "own", the turn's to free; "held", somebody else's too. A
-    shortcut may be the map "x" itself, or None."""
+    """How a layer finds its maps: "own", the turn's to free; "held", somebody else's too; "encoded"
+    where it makes its input of the batch. A shortcut may be the map "x" itself, or None."""
 
-    x: Literal["own", "held"]
+    x: Literal["own", "held", "encoded"]
     shortcut: Literal["own", "held", "x"] | None = None
 
 
@@ -31,10 +31,8 @@ class TurnBytes(NamedTuple):
 class Entrance(NamedTuple):
     """Of a step's parts outside its segments, parameters and states not counted."""
 
-    #: Beside the first map, while the segments go on: samples, targets, results of heads.
+    #: While the segments go on: samples, targets, results of heads.
     base: int
-    #: Of the first map, 0 where it is the caller's own batch.
-    x: int
     #: The most that is live before the first segment and after the last.
     peak: int
 

@@ -46,7 +46,7 @@ class Planner:
         """Every segment that a plan may be made of, by its first layer and the one after its
         last."""
         found: dict[tuple[int, int], list[Segment]] = {}
-        for start in self.sizes.span:
+        for start in self.sizes.span if self.sizes.cuts else self.sizes.span[:1]:
             for tile, one_by_one in itertools.product(self.tiles, (False, True)):
                 for segment in self._segments_from(start, tile, one_by_one=one_by_one):
                     found.setdefault((start, segment.layers.stop), []).append(segment)
@@ -58,6 +58,9 @@ class Planner:
         stops = [c + 1 for c in cuts] + [self.depth]
         if not self.sizes.span:
             return self._plan([])
+        if cuts and not self.sizes.cuts:
+            raise ValueError("[plan] cuts expected none, as layers of one turn share more than "
+                             f"their maps, got {list(cuts)}")
         if sorted(set(stops)) != stops or stops[0] < 1:
             raise ValueError(f"[plan] cuts must rise within 0..{self.depth - 2}, got {list(cuts)}")
         tiles = [tile] * len(stops) if isinstance(tile, int) else list(tile)
@@ -83,6 +86,8 @@ class Planner:
         """
         segments = [s for s in plan.segments
                     if s.layers.stop > self.first and s.layers.start < self.depth]
+        if not self.sizes.cuts:
+            return self.fixed([], min((s.tile for s in segments), default=1))
         return self.fixed([s.layers.stop - 1 for s in segments[:-1]],
                           [s.tile for s in segments] or 1,
                           [s.one_by_one for s in segments] or False)
@@ -203,14 +208,16 @@ class _Walk:
         self.seconds = 0.0
 
     def _first(self) -> Arriving:
-        """In one tile the maps themselves travel; else the tile is a view of them."""
+        """The first segment encodes its rows; in one tile the maps themselves travel; else the tile
+        is a view of them."""
+        if self.start == self.sizes.span.start:
+            return Arriving("encoded")
         first = self.sizes.layers[self.start]
         shortcut = first.shortcut_in_shape is not None
         if not self.whole:
             return Arriving("held", "held" if shortcut else None)
-        callers = self.start == self.sizes.span.start and not self.sizes.entrance.x
         word: Literal["x", "own"] = "x" if first.shortcut_in_is_x else "own"
-        return Arriving("held" if callers else "own", word if shortcut else None)
+        return Arriving("own", word if shortcut else None)
 
     def layer(self, i: int) -> None:
         cost = self.costs(i, self.tile)
@@ -241,9 +248,8 @@ class _Walk:
         kept = last_layer.shortcut_live_after
         new_shortcut = kept and not last_layer.shortcut_out_is_x
         keep_alias = first.shortcut_in_is_x and new_shortcut and carried
-        # the first segment may be looking at the caller's own batch
-        ours = layers.start > sizes.span.start or sizes.one_step or bool(sizes.entrance.x)
-        ours = ours and not self.one_by_one  # which reads its input once more
+        # the first segment has no map of all rows, and one by one its input is read once more
+        ours = layers.start > sizes.span.start and not self.one_by_one
         over_x = ours and not keep_alias and last_layer.out_shape == first.x_shape
         over_s = new_shortcut and (carried or (
             not self.one_by_one and not first.shortcut_in_is_x
@@ -264,7 +270,7 @@ class _Walk:
         if self.whole:
             return peak
         # the maps before the cut, those after it that are not written over them, and gradients
-        before = sizes.entrance.x if layers.start == sizes.span.start else batch * (
+        before = 0 if layers.start == sizes.span.start else batch * (
             first.x_bytes + (0 if first.shortcut_in_is_x else first.shortcut_in_bytes))
         after = 0 if last or over_x else last_layer.out_bytes
         if new_shortcut and not over_s and not last:

@@ -45,8 +45,9 @@ class Planning:
         self.base: TrainingPlan | None = None
         self._samples = 0
         self._made: dict[int, TrainingPlan] = {}
-        #: First epoch of a phase that reads kept features -> their bytes in memory.
-        self._kept: dict[int, int] = {}
+        #: First epoch of a phase that reads kept features -> (their bytes in memory, bytes of a
+        #: sample of which a batch is no copy).
+        self._kept: dict[int, tuple[int, int]] = {}
         #: What ranked the plans, and a step's predicted seconds where that was measured.
         self.costs, self.seconds = "modelled", None  # type: tuple[str, float | None]
         self._measure = costs == "measured"
@@ -100,15 +101,24 @@ class Planning:
         keeps nothing; None without a budget."""
         if self.budget is None:
             return None
-        kept = self._kept.get(self._start(epoch), 0)
+        kept, _ = self._kept.get(self._start(epoch), (0, 0))
         return self.budget + kept - self.plans(samples).at(epoch).peak_bytes
 
-    def keeps(self, epoch: int, nbytes: int) -> None:
+    @property
+    def device(self) -> str:
+        """Type of the device that the run is on."""
+        return self.job.device
+
+    def keeps(self, epoch: int, nbytes: int, seen: int = 0) -> None:
         """The phase of an epoch reads features that were kept, `nbytes` of them in memory: its
-        plans hold those too, and what makes them anew no more."""
-        if self._kept.get(self._start(epoch)) == nbytes:
+        plans hold those too, and what makes them anew no more.
+
+        Args:
+            seen: bytes of a sample's features that a batch looks at where they are kept.
+        """
+        if self._kept.get(self._start(epoch)) == (nbytes, seen):
             return
-        self._kept[self._start(epoch)] = nbytes
+        self._kept[self._start(epoch)] = nbytes, seen
         self._made = {}
         if self.base is not None:
             self.base = self._cut_like(self.base, self._samples)
@@ -124,9 +134,11 @@ class Planning:
 
     def planner(self, samples: int, epoch: int = 0) -> Planner:
         """The planner of a phase, by modelled costs."""
-        kept = self._kept.get(self._start(epoch))
-        return planner_for(self.job, self._piece(samples), epoch, stored=kept is not None,
-                           held=self._held(samples) + (kept or 0),
+        stored = self._start(epoch) in self._kept
+        kept, seen = self._kept.get(self._start(epoch), (0, 0))
+        piece = self._piece(samples)  # whose features a dry run counts as a batch's own
+        return planner_for(self.job, piece, epoch, stored=stored,
+                           held=self._held(samples) + kept - seen * piece,
                            micro=self.micro_batch is not None)
 
     def _piece(self, samples: int) -> int:
@@ -151,11 +163,15 @@ class Planning:
                 "phases": [[epoch, plan.cuts, plan.tile, plan.one_by_one]
                            for epoch, plan in self.base.phases]}
 
+    def exported(self, saved: dict[str, Any]) -> TrainingPlan:
+        """The plans that `export` gave; ValueError if they are of another network."""
+        return TrainingPlan(tuple(
+            (epoch, self.planner(saved["samples"], epoch).fixed(cuts, tile, alone))
+            for epoch, cuts, tile, alone in saved["phases"]))
+
     def keep(self, saved: dict[str, Any]) -> None:
         """Use what `export` gave from now on, unless it breaks the budget."""
-        samples = saved["samples"]
-        made = TrainingPlan(tuple((epoch, self.planner(samples, epoch).fixed(cuts, tile, alone))
-                             for epoch, cuts, tile, alone in saved["phases"]))
+        samples, made = saved["samples"], self.exported(saved)
         if self.budget is None or made.peak_bytes <= self.budget:
             self.base, self._samples, self._made = made, samples, {}
             self.costs, self.seconds = saved["costs"], saved["seconds"]

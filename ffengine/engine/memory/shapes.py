@@ -1,4 +1,4 @@
-"""What a network holds, layer by layer and around its runs: the planner's only input."""
+"""What a network holds, layer by layer and around its segments: the planner's only input."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ class NetSizes:
         layers: of the whole network.
         span: the layers that a step runs through.
         batch: rows of a step.
-        one_step: a step runs dry in one piece: its schedule makes no runs, or takes turns
+        cuts: a plan may cut between two layers.
+        one_step: a step runs dry in one piece: its schedule makes no segments, or takes turns
             within the phase.
     """
 
@@ -73,6 +74,7 @@ class NetSizes:
         self.batch, self.itemsize = main.rows, main.dtype.itemsize
         #: Of a caller's sample and its label.
         self.input_bytes = math.prod(main.net.in_shape) * 4 + 8
+        self.cuts = main.schedule.writer.cuts
         self.one_step = len(dry_runs) > 1 or not main.schedule.tiles or not self.span
 
     def takes_all(self, i: int) -> bool:
@@ -95,9 +97,9 @@ class NetSizes:
 
     @functools.cached_property
     def entrance(self) -> Entrance:
-        """What lies outside the runs."""
+        """What lies outside the segments."""
         made = self.main.entrance()
-        return made._replace(base=made.base + self.held, peak=made.peak + self.held)
+        return Entrance(made.base + self.held, made.peak + self.held)
 
     @functools.cached_property
     def step_bytes(self) -> int:
@@ -110,7 +112,7 @@ class NetSizes:
         return self.main.layer(i, tile, arriving, self.layers[i].shortcut_in_shape, mode)
 
     def gradient_bytes(self, i: int) -> int:
-        """Where the tiles of a run add up layer i's gradients."""
+        """Where the tiles of a segment add up layer i's gradients."""
         adds = i in self.main.turn.layers and self.main.sums is None
         return self.layers[i].gradient_bytes if adds else 0
 

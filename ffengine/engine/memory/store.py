@@ -109,6 +109,23 @@ class FeatureStore(ABC):
         Raises IndexError past the ends, ValueError for rows that were never written and for a
         closed store, TypeError for another index, OSError if the disk refuses.
         """
+        found = self._found(index)
+        with allocating("feature"):
+            out = torch.empty((len(found), *self._dense), dtype=self.dtype, device="cpu")
+        self._take(found, out)
+        return self._as_maps(out)
+
+    def look(self, index: Tensor | slice) -> Tensor:
+        """As `read`, but rows that follow one another in RAM are no copy: nobody may write there.
+        """
+        seen = self._seen(self._found(index))
+        return self.read(index) if seen is None else self._as_maps(seen)
+
+    def _as_maps(self, dense: Tensor) -> Tensor:
+        return dense.permute(0, 3, 1, 2) if self.channels_last else dense
+
+    def _found(self, index: Tensor | slice) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The rows that an index names, checked."""
         self._check_open()
         if isinstance(index, slice):
             start, stop, step = index.indices(self._rows)
@@ -120,10 +137,7 @@ class FeatureStore(ABC):
         fresh = ~self._written[found]
         if fresh.any():
             raise ValueError(f"[store] row {int(found[fresh][0])} was read before it was written")
-        with allocating("feature"):
-            out = torch.empty((len(found), *self._dense), dtype=self.dtype)
-        self._take(found, out)
-        return out.permute(0, 3, 1, 2) if self.channels_last else out
+        return found
 
     def _checked(self, index: Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
         if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.dim() != 1:
@@ -152,6 +166,10 @@ class FeatureStore(ABC):
         if self._closed:
             raise ValueError("[store] expected an open store, got a closed one")
 
+    def _seen(self, found: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor | None:
+        """The rows `found` (n, *dense) where they lie, if they can be looked at there."""
+        return None
+
     @abstractmethod
     def _put(self, start: int, rows: Tensor) -> None:
         """Write dense rows, checked."""
@@ -173,13 +191,18 @@ class RamStore(FeatureStore):
         super().__init__(rows, shape, dtype, channels_last)
         try:
             with allocating("feature"):
-                self._data = torch.empty((rows, *self._dense), dtype=dtype)
+                self._data = torch.empty((rows, *self._dense), dtype=dtype, device="cpu")
         except RuntimeError:
             raise MemoryError(f"[store] expected {megabytes(self.nbytes)} of RAM for features, "
                               "got a refusal") from None
 
     def _put(self, start: int, rows: Tensor) -> None:
         self._data[start : start + rows.shape[0]].copy_(rows)
+
+    def _seen(self, found: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor | None:
+        if not len(found) or (np.diff(found) != 1).any():
+            return None
+        return self._data[int(found[0]):int(found[-1]) + 1]
 
     def _take(self, found: np.ndarray[Any, np.dtype[np.int64]], out: Tensor) -> None:
         torch.index_select(self._data, 0, torch.from_numpy(found), out=out)

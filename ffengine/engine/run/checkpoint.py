@@ -20,7 +20,9 @@ from typing import IO, Any
 
 import torch
 
-from ffengine.engine.optim import round_weights
+from ffengine.engine.optim import outline, round_weights
+from ffengine.engine.run import header as form
+from ffengine.engine.run.stopping import not_finite
 from ffengine.needs import need
 from ffengine.nn.heads import LinearHead
 from ffengine.nn.network import LocalNet
@@ -143,7 +145,8 @@ def load(run: str | os.PathLike[str], name: str = LATEST) -> Checkpoint:
     """Read and verify a checkpoint.
 
     Raises:
-        ValueError: no checkpoint, not one of ours, truncated or damaged.
+        ValueError: no checkpoint, not one of ours, truncated, damaged, or with numbers that are not
+            finite.
         ImportError: no safetensors to read it with.
     """
     path = locate(run, name)
@@ -157,12 +160,22 @@ def load(run: str | os.PathLike[str], name: str = LATEST) -> Checkpoint:
                 raise ValueError(f"[checkpoint] {path} is damaged: it does not match its digest")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         meta = json.loads(header["json"])
+        known = meta.get("format") if isinstance(meta, dict) else None
     except (reader.SafetensorError, json.JSONDecodeError, OSError) as error:
         raise ValueError(f"[checkpoint] {path} is truncated or damaged: {error}") from None
-    if meta.get("format") != FORMAT:
-        raise ValueError(f"[checkpoint] expected format {FORMAT}, got {meta.get('format')} "
-                         f"in {path}")
+    if known != FORMAT:
+        raise ValueError(f"[checkpoint] expected format {FORMAT}, got {known} in {path}")
+    if (bad := not_finite(tensors)) is not None:
+        raise ValueError(f"[checkpoint] expected finite numbers, got NaN or infinity in {bad} of "
+                         f"{path}")
     return Checkpoint(path, meta, tensors)
+
+
+def load_run(run: str | os.PathLike[str], name: str = LATEST) -> Checkpoint:
+    """`load`, and ValueError unless it holds all that a run's has: see header.py."""
+    found = load(run, name)
+    form.check(found.meta, found.tensors, found.path)
+    return found
 
 
 def file_digest(path: Path, claimed: str) -> str:
@@ -240,10 +253,26 @@ def shown(tensor: torch.Tensor | None) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
+def check_range(found: Checkpoint, net: LocalNet) -> None:
+    """ValueError unless the checkpoint's layer range is one of this network, which takes it."""
+    saved = found.part("net").get("_extra_state")
+    try:
+        if saved is not None:
+            net.set_extra_state(saved)
+    except ValueError as error:
+        raise ValueError(f"[checkpoint] {error} in {found.path}") from None
+
+
 def load_network(found: Checkpoint, net: LocalNet) -> None:
     """Weights and layer range into `net`, once everything fits; else nothing changes."""
+    form.check(found.meta, found.tensors, found.path)
+    rounded = found.meta["settings"].get("weights") == "bf16"
     check_architecture(found, net)
-    if found.meta["settings"].get("weights") == "bf16":
+    seen = outline(net)
+    if rounded:
+        round_weights(seen)
+    check_tensors(Checkpoint(found.path, found.meta, found.part("net")), seen.state_dict())
+    check_range(found, seen)
+    if rounded:
         round_weights(net)
-    check_tensors(Checkpoint(found.path, found.meta, found.part("net")), net.state_dict())
     net.load_state_dict(found.part("net"))

@@ -71,15 +71,15 @@ def accuracy(net: LocalNet, samples: Iterable[tuple[torch.Tensor, torch.Tensor]]
     return int(hits) / total if hits is not None and total else 0.0
 
 
-def validation(run: TrainingRun, loader: Iterable[Any]) -> float:
-    """Accuracy on a validation loader, by the layer range that SIP selects on it (and sets), or by
-    the one there is."""
-    samples = samples_of(run, loader)
+def validated(run: TrainingRun, loader: Iterable[Any]) -> float:
+    """Accuracy on the loader, by the layer range that SIP selects there (which sets it), or by the
+    one there is."""
     if not run.sip:
-        return accuracy(run.net, samples, run.backend)
-    from ffengine.adapt import sip
+        return accuracy(run.net, samples_of(run, loader), run.backend)
+    from ffengine.adapt import sip  # which imports the engine
 
-    return sip.select(run.net, samples, backend=run.backend, dtype=run.dtype).accuracy
+    return sip.select(run.net, samples_of(run, loader), backend=run.backend,
+                      dtype=run.dtype).accuracy
 
 
 def class_accuracy(net: LocalNet, samples: Iterable[tuple[torch.Tensor, torch.Tensor]],

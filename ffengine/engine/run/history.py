@@ -7,7 +7,8 @@ import functools
 import io
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -215,18 +216,33 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def read_steps(path: Path) -> list[dict[str, str]]:
     """Rows of a steps.csv as they stand; none if there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    with _damage_named(path):
+        if not path.exists():
+            return []
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            int(row["step"])
+        return rows
 
 
 def read_rows(path: Path) -> list[Row]:
     """Rows of a history.csv; none if there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [_row(record) for record in csv.DictReader(file)]
+    with _damage_named(path):
+        if not path.exists():
+            return []
+        with path.open(newline="") as file:
+            return [_row(record) for record in csv.DictReader(file)]
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """ValueError naming a table that is not one of a run's."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        raise ValueError(f"[history] expected the table of a run, got an error ({error}) in "
+                         f"{path}") from None
 
 
 def _row(record: dict[str, str]) -> Row:

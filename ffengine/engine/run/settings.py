@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 
 from ffengine.engine.optim import LocalOptimizer
 from ffengine.engine.run.recipe import Recipe
@@ -125,7 +125,7 @@ class Settings:
 
 
 class LearningRate:
-    """The learning rate as a function of the epoch, through a scheduler of torch.
+    """The learning rate as a function of the epoch: the settings' own, or a scheduler's of torch.
 
     A scheduler is replayed from the start when an earlier epoch is asked for, or when a run goes
     on: the same epoch always has the same rate, bit for bit.
@@ -133,20 +133,27 @@ class LearningRate:
 
     def __init__(self, optimizer: LocalOptimizer, settings: Settings,
                  factory: SchedulerFactory | None) -> None:
-        self.optimizer = optimizer
+        self.optimizer, self.settings, self.factory = optimizer, settings, factory
         self.base = [group["lr"] for group in optimizer.param_groups]
-        self.factory = factory or (lambda o: LambdaLR(o, settings.rate_factor))
         self.rewind()
 
     def rewind(self) -> None:
         """Back to epoch 0."""
-        for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
-            group["lr"] = base
+        self._set(1.0)
+        for group in self.optimizer.param_groups:
             group.pop("initial_lr", None)
-        self._scheduler, self._epoch = self.factory(self.optimizer), 0
+        self._scheduler = None if self.factory is None else self.factory(self.optimizer)
+        self._epoch = 0
+        if self._scheduler is None:
+            self._set(self.settings.rate_factor(0))
 
     def move_to(self, epoch: int) -> float:
         """Set the optimizer to the rate of `epoch`, and give it."""
+        if self._scheduler is None:
+            if epoch != self._epoch:
+                self._set(self.settings.rate_factor(epoch))
+                self._epoch = epoch
+            return self.now
         if epoch < self._epoch:
             self.rewind()
         self.optimizer.mark_stepped()
@@ -154,6 +161,10 @@ class LearningRate:
             self._scheduler.step()
             self._epoch += 1
         return self.now
+
+    def _set(self, factor: float) -> None:
+        for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
+            group["lr"] = base * factor
 
     @property
     def now(self) -> float:

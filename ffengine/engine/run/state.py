@@ -26,8 +26,6 @@ class TrainingRun(Training, Protocol):
     notes: dict[str, Any]
     #: The run folder, once it is this run's to write into.
     claimed: Path | None
-    #: Validation selects the layer range.
-    sip: bool
     rate: LearningRate
     finite: FiniteCheck
     history: History
@@ -37,6 +35,8 @@ class TrainingRun(Training, Protocol):
     steps: int
     best_accuracy: float | None
     ended: bool
+    #: The layer range is selected on validation data.
+    sip: bool
 
     @property
     def planning(self) -> Planning: ...

@@ -5,11 +5,18 @@ from __future__ import annotations
 import math
 import signal
 import threading
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
 import torch
+
+from ffengine.nn.network import LocalNet
+from ffengine.ops.overflow import goodness_limit
+
+#: What rounds to infinity in fp16.
+HALF_LIMIT = 65520.0
 
 
 class TrainingStopped(RuntimeError):
@@ -49,24 +56,45 @@ class FiniteCheck:
         self.host = device.type == "cpu"
         self.every, self.depth = 1 if self.host else every, depth
         self._records: list[_Record] = []
+        #: A network's shapes, and the limits that follow from them.
+        self._limits: tuple[list[tuple[int, ...]], list[float]] | None = None
 
-    def before(self, x: torch.Tensor, epoch: int, step: int) -> None:
+    def before(self, given: Sequence[torch.Tensor], dtype: torch.dtype, epoch: int,
+               step: int) -> None:
         """On the CPU, bad samples are named before a weight has changed."""
-        if self.host and not bool(finite(x)):
+        if self.host and not all(bool(finite(x, largest(x, dtype))) for x in given):
             raise TrainingStopped(bad_samples(epoch, step))
 
     def after(self, x: torch.Tensor, y: torch.Tensor, count: int, losses: list[torch.Tensor | None],
-              epoch: int, step: int, now: bool) -> None:
+              epoch: int, step: int, now: bool, dtype: torch.dtype = torch.float32) -> None:
         """Note a step's losses; read what has gathered when it is time, or `now`."""
-        self.note(self.flags(x, y, count, losses), losses, epoch, step, now)
+        self.note(self.flags(x, y, count, losses, dtype), losses, epoch, step, now)
+
+    def reached(self, goodness: Sequence[torch.Tensor | None], net: LocalNet, dtype: torch.dtype,
+                epoch: int, step: int) -> None:
+        """On the CPU, TrainingStopped naming a layer whose goodness says that the squares which its
+        normalisation sums may have overflowed: it would leave zeros."""
+        made = [(i, g) for i, g in enumerate(goodness) if g is not None and g.numel()]
+        if not self.host or not made:
+            return
+        if self._limits is None or self._limits[0] is not net.shapes:
+            self._limits = net.shapes, goodness_limits(net, dtype)
+        most = torch.stack(torch._foreach_norm([g for _, g in made], math.inf)).tolist()
+        for (i, _), value in zip(made, most, strict=True):
+            if value >= self._limits[1][i]:
+                raise TrainingStopped(
+                    f"[train] the goodness of layer {i} reached {value:.3g} at step {step} of epoch"
+                    f" {epoch}: expected activations whose squares are finite numbers; try a lower "
+                    "--lr or smaller samples")
 
     def flags(self, x: torch.Tensor, y: torch.Tensor, count: int,
-              losses: list[torch.Tensor | None]) -> torch.Tensor:
+              losses: list[torch.Tensor | None],
+              dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """What a step leaves on the device: see `_Record`."""
         if self.host:
             ok = [torch.ones((), device=x.device)] * 2
         else:
-            ok = [finite(x).float(), ((y >= 0) & (y < count)).all().float()]
+            ok = [finite(x, largest(x, dtype)).float(), ((y >= 0) & (y < count)).all().float()]
         return torch.stack([*ok, *(loss.float() for loss in losses if loss is not None)])
 
     def note(self, flags: torch.Tensor, losses: list[torch.Tensor | None], epoch: int, step: int,
@@ -99,16 +127,41 @@ class FiniteCheck:
                         "wider --precision")
 
 
-def finite(x: torch.Tensor) -> torch.Tensor:
-    """Bool scalar: no NaN, no infinity. By the extremes, which a NaN is: `isfinite(x).all()` holds
-    twice the batch (|x| and three masks)."""
+def finite(x: torch.Tensor, limit: float = math.inf) -> torch.Tensor:
+    """Bool scalar: no NaN, no infinity, nothing of `limit` or above. By the extremes, which a NaN
+    is: `isfinite(x).all()` holds twice the batch (|x| and three masks)."""
     low, high = torch.aminmax(x)
-    return (low > -math.inf) & (high < math.inf)  # of a NaN neither holds
+    return (low > -limit) & (high < limit)  # of a NaN neither holds
+
+
+def largest(x: torch.Tensor, dtype: torch.dtype) -> float:
+    """What samples x must stay below in a run that computes in `dtype`: a cast to it, and the sum
+    of a sample's squares, are then finite."""
+    wide = dtype if dtype is torch.float64 else torch.float32
+    squares = math.sqrt(torch.finfo(wide).max / max(x[:1].numel(), 1))
+    limit = min(squares, HALF_LIMIT) if dtype is torch.float16 else squares
+    return limit if limit <= torch.finfo(x.dtype).max else math.inf
+
+
+def goodness_limits(net: LocalNet, dtype: torch.dtype) -> list[float]:
+    """What each layer's goodness must stay below: see ffengine.ops.overflow."""
+    return [goodness_limit(layer.config, layer.z_shape(net.input_of(i, net.shapes[i])), dtype)
+            for i, layer in enumerate(map(net.layer, range(len(net.layers))))]
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity; None if there is none. Waits for a
+    device once."""
+    floats = {name: t.detach() for name, t in tensors.items()
+              if t.is_floating_point() and t.numel()}
+    found = torch.stack([finite(t) for t in floats.values()]).tolist() if floats else []
+    return next((name for name, good in zip(floats, found, strict=True) if not good), None)
 
 
 def bad_samples(epoch: int, step: int) -> str:
-    return (f"[train] the input of layer 0 holds NaN or infinity at step {step} of epoch {epoch}: "
-            "expected finite samples")
+    return (f"[train] the input of layer 0 holds NaN or infinity, or what becomes so in the run's "
+            f"precision, at step {step} of epoch {epoch}: expected finite samples, of finite "
+            "squares")
 
 
 class Interrupts:

@@ -72,8 +72,9 @@ class Cascade(Layerwise):
         (gram, cross), head.gram = head.gram, None
         # features that are constant leave the system singular: the least-norm solution then
         solution = torch.linalg.lstsq(gram.cpu(), cross.cpu(), driver="gelsd").solution
-        with torch.no_grad():
-            head.weight.copy_(solution.t())
+        if head.weight.requires_grad:
+            with torch.no_grad():
+                head.weight.copy_(solution.t())
 
     def epoch_done(self, epoch: int, accuracy: float) -> bool:
         if self.closed_form:

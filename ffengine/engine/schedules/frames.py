@@ -25,7 +25,8 @@ def states(at: Place, line: Instruction, given: Tensors) -> Made:
     halves = item.hidden
     if halves is None:  # uniform in [0, 1), one draw for all samples
         source = generator("hidden", ctx.seed, ctx.step)
-        halves = [[torch.rand(1, w, generator=source, dtype=torch.float32)
+        halves = [[torch.rand(1, w, generator=source, dtype=torch.float32,
+                              device=source.device)
                    for w in net.widths] for _ in range(2)]
     hidden = [torch.cat([send(t, x.device).to(x.dtype).expand(n, -1) for t in pair])
               for pair in zip(*halves, strict=True)]

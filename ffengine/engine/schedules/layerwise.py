@@ -9,23 +9,19 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 import torch
 
 from ffengine.data.batches import Loader
-from ffengine.engine.batch import Batch, paired, whole
+from ffengine.engine.batch import Batch, paired
 from ffengine.engine.context import StepContext, Turn
-from ffengine.engine.inputs import completed, entrance
+from ffengine.engine.inputs import entrance, rows_of
 from ffengine.engine.memory.budget import megabytes
-from ffengine.engine.memory.plan import Plan
 from ffengine.engine.memory.store import FeatureStore, choose_store, free_disk
-from ffengine.engine.program import Facts, Instruction, Program
 from ffengine.engine.schedules.schedule import Schedule
 from ffengine.engine.schedules.training import Budgeted, Training
-from ffengine.nn.collaborative import CollaborativeNet, gamma_owner
 from ffengine.nn.layers import as_laid_out
 from ffengine.nn.network import LocalNet
 from ffengine.ops.host import send
@@ -134,7 +130,9 @@ class Layerwise(Schedule):
         if kind == "recompute":
             return loader
         run.stored = Stored(run, loader, self, stage, kind)
-        run.planning.keeps(epoch, sum(t.nbytes for t in run.stored.tensors()))
+        seen = self.seen_bytes(run.planning, stage, len(loader.image_set), loader.batch_size,
+                               loader.shuffle, kind)
+        run.planning.keeps(epoch, sum(t.nbytes for t in run.stored.tensors()), seen)
         return run.stored.over(loader)
 
     def expect(self, planning: Budgeted, samples: int, batch_size: int, shuffle: bool,
@@ -146,12 +144,21 @@ class Layerwise(Schedule):
             if self.keeps_input(stage, shuffle) and (
                     self.chosen_store(planning, samples, batch_size, epoch, folder) == "ram"):
                 below = (1 + self.pairs) * samples * planning.settings.weight_dtype.itemsize
-                planning.keeps(epoch, samples * self.row_bytes(planning, stage) + below)
+                planning.keeps(epoch, samples * self.row_bytes(planning, stage) + below,
+                               self.seen_bytes(planning, stage, samples, batch_size, shuffle))
 
     def row_bytes(self, planning: Budgeted, stage: int) -> int:
         """Of what a stage sees of a sample, of both halves where there are."""
         return (1 + self.pairs) * math.prod(
             self.stored_shape(stage)) * planning.settings.dtype.itemsize
+
+    def seen_bytes(self, planning: Budgeted, stage: int, samples: int, batch_size: int,
+                   shuffle: bool, kind: Features = "ram") -> int:
+        """Of what a stage sees of a sample, as far as a batch is no copy of the store's rows: on a
+        CPU, in the set's order, of pairs the whole set at once."""
+        neighbours = not shuffle and (not self.pairs or batch_size >= samples)
+        return self.row_bytes(planning, stage) * (
+            neighbours and kind == "ram" and planning.device == "cpu")
 
     def chosen_store(self, planning: Budgeted, samples: int, batch_size: int, epoch: int,
                      folder: Path | None) -> Features:
@@ -174,10 +181,10 @@ class Layerwise(Schedule):
     def stored_rows(self, run: Training, stage: int,
                     batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(the stage's input for all rows of a batch, the goodness summed below it)."""
-        net, n = run.net, batch.x.shape[0]
-        ctx = StepContext(net, run.optimizer, batch.y, n, run.settings.seed, 0,
-                          run.backend)
-        rows = entrance(ctx, completed(ctx, batch, run.dtype), run.dtype)
+        net = run.net
+        ctx = StepContext(net, run.optimizer, batch.y, rows_of(net, batch.x.shape[0]),
+                          run.settings.seed, 0, run.backend)
+        rows = entrance(ctx, batch, run.dtype)
         last: deque[torch.Tensor] = deque(maxlen=1)
         goodness = net.run(rows, end=stage - 1, backend=run.backend, features=last)
         below = torch.stack(goodness).sum(0)[:, 0] if goodness[0].shape[1] == 1 else None
@@ -209,9 +216,9 @@ class Stored:
                  kind: str) -> None:
         self.stage, pairs, count = stage, schedule.pairs, len(loader.image_set)
         shape = schedule.stored_shape(stage)
-        self.stores = [FeatureStore.create(kind, count, shape, run.dtype, run.out,
-                                           channels_last=len(shape) == 3)
-                       for _ in range(1 + pairs)]
+        #: Of all samples, of pairs all positive rows and then all negative ones.
+        self.store = FeatureStore.create(kind, (1 + pairs) * count, shape, run.dtype, run.out,
+                                         channels_last=len(shape) == 3)
         #: Sum over the layers below of their goodness, a row each half (collaborative FF).
         self.below = torch.zeros(1 + pairs, count, dtype=run.settings.weight_dtype,
                                  device=run.device)
@@ -223,10 +230,11 @@ class Stored:
             for x, y in plain:
                 rows, below = schedule.stored_rows(run, stage, Batch(x, y))
                 n = x.shape[0]
-                for half, store in enumerate(self.stores):
-                    store.write(start, rows[half * n:(half + 1) * n].to(run.dtype))
+                for half in range(1 + pairs):
+                    mine = slice(half * n, (half + 1) * n)
+                    self.store.write(half * count + start, rows[mine].to(run.dtype))
                     if below is not None:
-                        self.below[half, start:start + n] = below[half * n:(half + 1) * n]
+                        self.below[half, start:start + n] = below[mine]
                 start += n
 
     def over(self, loader: Loader) -> StoredLoader:
@@ -234,11 +242,10 @@ class Stored:
 
     def tensors(self) -> list[torch.Tensor]:
         """What lies in RAM, for the meter."""
-        return [self.below, *(t for store in self.stores for t in store.tensors())]
+        return [self.below, *self.store.tensors()]
 
     def close(self) -> None:
-        for store in self.stores:
-            store.close()
+        self.store.close()
 
 
 class StoredLoader:
@@ -259,58 +266,8 @@ class StoredLoader:
     def batches(self, start: int = 0) -> Iterator[Batch]:
         labels, device = self.loader.image_set.labels, self.loader.device
         for rows in self.loader.indices(start):
-            parts = [store.read(rows) for store in self.stored.stores]
-            features = send(as_laid_out(whole(parts)), device)
-            below = self.stored.below[:, send(rows, self.stored.below.device)].flatten()
+            halves, count = self.stored.below.shape
+            both = torch.cat([rows + half * count for half in range(halves)])
+            features = send(as_laid_out(self.stored.store.look(both)), device)
+            below = self.stored.below.flatten()[send(both, self.stored.below.device)]
             yield Batch(features, send(labels[rows], device), features=features, below=below)
-
-
-class Collaborative(Layerwise):
-    """Layer-wise training where a layer's goodness holds the other layers' (collaborative FF).
-
-    G_l = g_l + gamma_l sum_{m != l} w stopgrad(g_m): lower layers are frozen, upper ones answer
-    with their current weights. A learned gamma steps by dL/dG (A-CFF).
-    """
-
-    runs_below = False
-
-    def begin(self, net: LocalNet, epochs: int) -> None:
-        if not isinstance(net, CollaborativeNet):
-            raise ValueError("[schedule] collaborative training expected a CollaborativeNet, got "
-                             f"{type(net).__name__}")
-        super().begin(net, epochs)
-
-    def active(self, epoch: int) -> list[str]:
-        assert isinstance(self.net, CollaborativeNet)
-        own = ["gamma"] if self.net.gamma.requires_grad else []
-        return [*super().active(epoch), *own]
-
-    def owners(self) -> dict[str, tuple[str, ...]]:
-        """Every layer's gamma has moments and a step count of its own."""
-        return {"gamma": tuple(gamma_owner(i) for i in range(1, len(self.net.layers)))}
-
-    @torch.no_grad()
-    def enter(self, ctx: StepContext, item: Batch, dtype: torch.dtype) -> Batch:
-        """One pass through all layers first: the stage's input, and what is added to its goodness.
-        """
-        net, stage = ctx.net, ctx.whose().layers[0]
-        assert isinstance(net, CollaborativeNet)
-        item = completed(ctx, item, dtype)
-        kept, first = deque([entrance(ctx, item, dtype)], 1), 0 if item.features is None else stage
-        goodness = [] if first == stage else net.run(
-            kept.pop(), end=stage - 1, backend=ctx.backend, features=kept)
-        above = net.run(kept[0], start=stage, backend=ctx.backend)
-        others = net.pooled([*goodness, *above[1:]])
-        if item.below is not None and first:
-            others = others + item.below[:, None].to(others.dtype) * net.pair_weight
-        gamma = net.gamma.detach()[stage]
-        ctx.g0[stage], ctx.others = gamma.to(others.dtype) * others, others
-        return replace(item, features=kept.pop())
-
-    def compile(self, net: LocalNet, plan: Plan, facts: Facts) -> Program:
-        """The stage's step, then gamma's."""
-        made, (stage,) = super().compile(net, plan, facts), facts.turn.layers
-        assert isinstance(net, CollaborativeNet)
-        if not net.gamma.requires_grad:
-            return made
-        return replace(made, parts=(*made.parts, Instruction("update_gamma", stage)))

@@ -31,7 +31,7 @@ TILE_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 23}
 
 def compile_overlapping(net: LocalNet, facts: Facts) -> Program:
     """The program of a step whose losses train the layer before theirs too."""
-    layers = Overlapped(net, facts, "x0", None)
+    layers = Overlapped(net, facts)
     for i in range(facts.turn.depth):
         layers.turn(i)
     return framed(net, facts, layers.parts, {i: f"x{i + 1}" for i in range(facts.turn.depth)})
@@ -40,8 +40,8 @@ def compile_overlapping(net: LocalNet, facts: Facts) -> Program:
 class Overlapped(Layers):
     """Writes the parts of layers whose losses overlap."""
 
-    def __init__(self, net: LocalNet, facts: Facts, x: str, shortcut: str | None) -> None:
-        super().__init__(net, facts, x, shortcut)
+    def __init__(self, net: LocalNet, facts: Facts) -> None:
+        super().__init__(net, facts)
         self.parts: list[Part] = []
         #: (what its weight saw, its statistics) of the layer before, if the next loss trains it.
         self.held: tuple[str, str | None] | None = None

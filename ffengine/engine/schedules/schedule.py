@@ -14,7 +14,7 @@ import torch
 
 from ffengine.engine import label_channel
 from ffengine.engine.batch import Batch
-from ffengine.engine.compiling import compile_step
+from ffengine.engine.compiling import Layers, compile_step
 from ffengine.engine.context import BatchReport, StepContext, Turn
 from ffengine.engine.execute import train_batch
 from ffengine.engine.memory.plan import Plan
@@ -45,10 +45,8 @@ class Schedule:
 
     #: The memory plan describes its steps.
     planned = True
-    #: Its steps make a plan's runs and tiles; else whole batches go through all layers.
+    #: Its steps make a plan's segments and tiles; else whole batches go through all layers.
     tiles = True
-    #: The runs hold the layers below the first that is not frozen, too.
-    runs_below = True
     #: Updates of a parameter in a step.
     updates = 1
     #: One update a batch, whose gradient is a sum over samples: micro-batches may add it up.
@@ -67,7 +65,7 @@ class Schedule:
         self.net, self.epochs = net, epochs
         self.__dict__.pop("_programs", None)
         frozen = [i for i in self.turn(0, 0).layers if not net.layer(i).weight.requires_grad]
-        if frozen:
+        if frozen and len(frozen) == len(self.turn(0, 0).layers):  # nothing would train
             raise ValueError(f"[schedule] {type(self).__name__} expected layers that train, got "
                              f"layer {frozen[0]} frozen (requires_grad=False)")
 
@@ -107,7 +105,12 @@ class Schedule:
 
     def train(self, ctx: StepContext, item: Batch, plan: Plan, dtype: torch.dtype) -> BatchReport:
         """Train on the batch the layers of `ctx.turn`."""
-        return train_batch(ctx, self.enter(ctx, item, dtype), plan, dtype, self.program)
+        return train_batch(ctx, item, plan, dtype, self.program)
+
+    @property
+    def writer(self) -> type[Layers]:
+        """Writes the instructions of its layers."""
+        return Layers
 
     def program(self, net: LocalNet, plan: Plan, facts: Facts) -> Program:
         """A step as instructions; the same ones as long as `begin` is not called again."""
@@ -120,11 +123,7 @@ class Schedule:
 
     def compile(self, net: LocalNet, plan: Plan, facts: Facts) -> Program:
         """Write the instructions of a step."""
-        return compile_step(net, plan, facts)
-
-    def enter(self, ctx: StepContext, item: Batch, dtype: torch.dtype) -> Batch:
-        """The batch as the plan's runs take it; a schedule may look at all of it first."""
-        return item
+        return compile_step(net, plan, facts, self.writer)
 
     def expect(self, planning: Budgeted, samples: int, batch_size: int, shuffle: bool,
                folder: Path | None = None) -> None:

@@ -22,8 +22,13 @@ class Budgeted(Protocol):
     def room(self, samples: int, epoch: int) -> int | None:
         """Bytes that the budget leaves beside a step on so many samples; None without one."""
 
-    def keeps(self, epoch: int, nbytes: int) -> None:
-        """The phase of an epoch reads features that were kept."""
+    @property
+    def device(self) -> str:
+        """Its type."""
+
+    def keeps(self, epoch: int, nbytes: int, seen: int = 0) -> None:
+        """The phase of an epoch reads features that were kept; `seen`: bytes of a sample of which a
+        batch is no copy."""
 
     def give_up(self, what: str) -> None:
         """Note, and say once, what the budget costs."""
