@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from ffengine.cli import main
 
@@ -168,6 +167,8 @@ devices extra => unrecognized arguments: extra
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A working folder with a finished run and files of many kinds that are not what they seem."""
+    from PIL import Image
+
     folder, before = tmp_path_factory.mktemp("place"), Path.cwd()
     os.chdir(folder)
     assert main(["train", *shlex.split(NET), "--out", "run"]) == 0
