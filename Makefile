@@ -6,7 +6,8 @@
 # make triton-oldest    every Triton kernel compiled, launched and tested under the oldest Triton
 # make rehearsal        bench/gpu.sh without a GPU, and what it makes of tests and calls that fail
 # make bench   the pytest-benchmark suites; fair tables: python -m bench.fair MODEL
-# make bench-gate       counters against the committed baseline, time against the commit before
+# make bench-gate       counters against the committed baseline, time against the commit before;
+#                       STRICT=1: what could not be compared is red too
 # make bench-baseline   that baseline anew, for a change that was meant to move a counter
 # make page             bench/RESULTS.md and README.md's marked blocks from the result files
 # Each sets up .venv first, and again only when what it was made from has changed.
@@ -49,7 +50,7 @@ bench: setup
 	$(BIN)/python -m pytest bench --benchmark-only
 
 bench-gate: setup
-	$(BIN)/python -m bench.compare --gate
+	$(BIN)/python -m bench.compare --gate $(if $(STRICT),--strict)
 
 # with the CUDA kernels, where there is a compiler for them: their registers are in the baseline
 bench-baseline: setup

@@ -94,10 +94,10 @@ def of_steps(parts: tuple[str, ...], device: str, full: bool) -> dict[str, Part]
     return found
 
 
-def quiet_environment() -> dict[str, str]:
-    """The environment of a process that compiles: this tree first, and no interpreter."""
+def quiet_environment(tree: Path = ROOT) -> dict[str, str]:
+    """The environment of a process that compiles or counts: a tree first, and no interpreter."""
     kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    path = os.pathsep.join(filter(None, (str(ROOT), kept.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(tree), kept.get("PYTHONPATH"))))
     return {**kept, "PYTHONPATH": path}
 
 

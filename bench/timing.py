@@ -181,8 +181,10 @@ def verdict(base: list[Row], head: list[Row], threshold: float) -> Row:
     k = rank(len(ratios))
     ratio, low, high = statistics.median(ratios), ratios[k], ratios[-1 - k]
     slower = ratio > 1 + threshold and low > 1 + threshold / 2
+    status = "slower" if slower else "ok" if high <= 1 + threshold or ratio <= 1 + threshold / 2 \
+        else "inconclusive"
     walls = [h["wall"] / b["wall"] for b, h in zip(base, head, strict=True)]
-    return {"status": "slower" if slower else "ok", "ratio": ratio, "low": low, "high": high,
+    return {"status": status, "ratio": ratio, "low": low, "high": high,
             "wall_ratio": statistics.median(walls), "rounds": len(ratios),
             "base_seconds": statistics.median(b["cpu"] for b in base),
             "head_seconds": statistics.median(h["cpu"] for h in head)}
@@ -201,7 +203,8 @@ def rank(n: int) -> int:
 
 def compare(base: Path, head: Path, only: list[str] | None = None,
             seconds: float = SECONDS) -> list[Row]:
-    """A row a case that either tree has; status ok, slower, failed, new, gone or untimed.
+    """A row a case that either tree has; status ok, slower, inconclusive (slower may be true as
+    well as not), failed, new, gone or untimed.
 
     Args:
         base, head: trees with a built extension each.
@@ -217,7 +220,7 @@ def compare(base: Path, head: Path, only: list[str] | None = None,
         wanted = {n: t for n, t in wanted.items() if only is None or n in only}
         rows = looks(pair, wanted, ROUNDS, begun, seconds)
     for look in ("second_look", "third_look"):
-        suspects = [row for row in rows if row["status"] == "slower"]
+        suspects = [row for row in rows if row["status"] in ("slower", "inconclusive")]
         if not suspects:
             break
         with Pair(base, head) as pair:

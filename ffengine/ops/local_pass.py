@@ -205,9 +205,10 @@ def _mend_overflow(r: _Request, result: LocalPassOutput) -> None:
             return
         raise Overflowed("[local_pass] out=a expected activations whose squares are finite in "
                          f"float32, got a goodness of {float(result.g.abs().max()):.3g}")
-    z.copy_(reference.local_pass(
-        r.a.double(), config=r.config, h_prev=r.h_prev, shortcut=r.shortcut, tile=r.tile,
-        clock=r.clock)[0])
+    wide = reference.local_pass(r.a.double(), config=r.config, h_prev=r.h_prev,
+                                shortcut=r.shortcut, tile=r.tile, clock=r.clock)[0]
+    assert wide is not None
+    z.copy_(wide)
 
 
 def _run_kernel(r: _Request, backend: str) -> LocalPassOutput:

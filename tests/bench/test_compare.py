@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import base, compare, counters, declared, machine_code, results, steps, timing
+from bench import base, compare, counters, declared, gate, machine_code, results, steps, timing
 from ffengine.engine import execute, sweep
 from ffengine.ops import local_pass as op
 
@@ -155,20 +155,117 @@ def test_refused_with_the_reason(plant: Any, reason: str, files: dict[str, Path]
     assert reason in said.err and said.err.count("\n") == 1 and not said.out
 
 
-def test_the_gate_skips_a_part_of_another_compiler_and_says_so(
-        files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def held(path: Path, parts: dict[str, Any]) -> gate.Verdict:
+    """The gate's word on a tree's counters."""
+    verdict = gate.Verdict()
+    gate.gate_counters(path, parts, verdict)
+    return verdict
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(this tree's counters, the baseline's commit's) on a machine of another class, which has no
+    CUDA compiler."""
+    head = copy.deepcopy(PARTS)
+    head["memory"]["needs"] = {"processor": "y", "torch": "2"}
+    head["nvcc"] = {"needs": {}, "absent": "built without CUDA kernels"}
+    there = copy.deepcopy(head)
+    asked: list[list[str]] = []
+
+    def count(tree: Path, names: list[str], device: str) -> dict[str, Any]:
+        asked.append(names)
+        assert asked == [["memory", "nvcc"]]  # what can be compared as it is, is not counted again
+        return {name: there[name] for name in names}
+
+    monkeypatch.setattr(base, "baseline_ref", lambda: "abc")
+    monkeypatch.setattr(base, "tree", lambda ref, cuda: (Path(), ref))
+    monkeypatch.setattr(gate, "count_in", count)
+    return head, there
+
+
+def test_on_another_machine_the_baselines_commit_is_counted(
+        files: dict[str, Path], elsewhere: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    head, _ = elsewhere
+    verdict = held(files["base"], head)
+    assert verdict.word == "pass" and not verdict.skipped
+    (said,) = verdict.lines(strict=True)
+    assert said.startswith("bench-gate: pass: nothing moved; compared launches with base.json; ")
+    assert "memory with commit abc, counted here; not compared nothing" in said
+
+
+def test_a_planted_byte_is_red_on_another_machine(
+        files: dict[str, Path], elsewhere: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    head, _ = elsewhere
+    head["memory"]["rows"]["net"]["scratch"] = 11
+    verdict = held(files["base"], head)
+    assert verdict.lines(strict=False)[1:] == ["RED memory: net: scratch 10 -> 11 bytes"]
+    assert verdict.markdown(strict=False).startswith("# fail\n\n## moved\n\n- RED memory: net")
+
+
+def test_a_base_that_cannot_run_a_case_is_never_green(
+        files: dict[str, Path], elsewhere: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    head, there = elsewhere
+    there["memory"]["rows"]["net"] = {"failed": "no such option"}
+    verdict = held(files["base"], head)
+    assert verdict.word == "inconclusive" and not verdict.red
+    assert verdict.skipped == ["memory: net: commit abc, counted here could not run it: no such "
+                               "option"]
+    assert [line[:20] for line in verdict.lines(strict=True)] == ["bench-gate: fail: no",
+                                                                "RED memory: net: com"]
+
+
+def test_what_cannot_be_compared_is_said_and_red_if_strict(
+        files: dict[str, Path], monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
     parts = copy.deepcopy(PARTS)
     parts["triton"]["needs"], parts["triton"]["rows"] = {"triton": "4"}, {}
     parts["launches"]["rows"]["net"]["kernels"] = 8
-    assert compare.gate_counters(files["base"], parts) == ["launches: net: kernels 7 -> 8"]
-    assert ("skipped triton: the baseline is of triton 3, this is 4; renew it with `make "
-            "bench-baseline` there") in capsys.readouterr().out
+
+    def nowhere() -> str:
+        raise base.NoBase("no commit here wrote bench/baselines (a shallow clone?)")
+
+    monkeypatch.setattr(base, "baseline_ref", nowhere)
+    verdict = held(files["base"], parts)
+    assert verdict.red == ["launches: net: kernels 7 -> 8"]
+    assert "skipped triton: the committed baseline is of another machine or compiler, and its " \
+        "commit cannot be counted here: no commit here wrote" in capsys.readouterr().out
+    assert [len(verdict.lines(strict)) for strict in (False, True)] == [2, 3]
+
+
+def test_the_commits_that_counters_and_time_are_held_to(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BENCH_BASE", raising=False)
+
+    def git(*words: str) -> str:
+        return base.git("-c", "user.name=a", "-c", "user.email=a@b", *words, root=tmp_path).strip()
+
+    def commit(name: str) -> str:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+        git("add", "-A")
+        git("commit", "-qm", name)
+        return git("rev-parse", "HEAD")
+
+    git("init", "-qb", "main")
+    with pytest.raises(base.NoBase, match="no commit here wrote bench/baselines"):
+        commit("first")
+        base.baseline_ref(tmp_path)
+    written = commit("bench/baselines/one.json")
+    left = commit("second")
+    assert base.baseline_ref(tmp_path) == written  # a leak two commits old is not the norm
+    assert base.default_ref(tmp_path) == "HEAD^"
+    (tmp_path / "second").write_text("changed")
+    assert base.default_ref(tmp_path) == "HEAD"
+    git("checkout", "-qb", "branch")
+    commit("third")
+    commit("fourth")
+    assert base.default_ref(tmp_path) == left
 
 
 def test_the_gate_refuses_a_baseline_of_another_version(files: dict[str, Path]) -> None:
     rewritten(files["base"], version="0.0.1")
     with pytest.raises(ValueError, match=r"is of ffengine 0\.0\.1, expected .*: not compared"):
-        compare.gate_counters(files["base"], PARTS)
+        held(files["base"], PARTS)
 
 
 def counted() -> steps.Row:
@@ -384,14 +481,17 @@ def test_a_head_that_cannot_be_imported_is_red(
         monkeypatch.setattr(base, "ROOT", head)
         monkeypatch.setattr(base, "tree", lambda ref, head=head: (
             ROOT if head is broken else broken, "abc"))
-        assert bool(compare.gate_timing(None, [FINE])[1]) is red
+        verdict = gate.Verdict()
+        assert gate.gate_timing(None, verdict, [FINE]) == []
+        assert (bool(verdict.red), bool(verdict.skipped)) == (red, not red)
 
 
 def test_no_base_is_a_skipped_line(monkeypatch: pytest.MonkeyPatch,
                                    capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(base.NoBase, match="there is no commit no-such-ref here"):
         base.tree("no-such-ref")
-    assert compare.gate_timing("no-such-ref") == ([], [])
+    verdict = gate.Verdict()
+    assert gate.gate_timing("no-such-ref", verdict) == [] and verdict.word == "inconclusive"
     assert capsys.readouterr().out.startswith("skipped timing: there is no commit no-such-ref")
 
 
