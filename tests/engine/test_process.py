@@ -26,9 +26,9 @@ def resident():
 def left():
     before = resident()
     for _ in range(3):  # the heap's own thresholds rise with what is freed
-        blocks = [torch.ones(6 << 18) for _ in range(8)]
-        kept = torch.ones(1000)
-        del blocks
+        pairs = [(torch.ones(6 << 18), torch.ones(1000)) for _ in range(8)]
+        small = [pair[1] for pair in pairs]  # which keep what lies below them
+        del pairs
     return resident() - before
 
 torch.set_num_threads(1)
