@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from ffengine.engine.affine import SweepResult
@@ -23,6 +26,16 @@ def preactivation(ctx: StepContext, i: int, u: torch.Tensor) -> torch.Tensor:
     return layer.preactivation(u, layer.operands(u, ctx.half(i, u.dtype)))
 
 
+@contextmanager
+def stopping(ctx: StepContext, i: int) -> Iterator[None]:
+    """TrainingStopped, naming layer and step, where activations are too large to be normalised."""
+    try:
+        yield
+    except Overflowed as error:
+        raise TrainingStopped(f"[train] the loss of layer {i} is of activations that are too large "
+                              f"at step {ctx.step}: {error}; try a lower --lr") from None
+
+
 def sweep(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, *, want_z: bool,
           shortcut: torch.Tensor | None = None, g0: torch.Tensor | None = None,
           into: torch.Tensor | None = None, h_prev: torch.Tensor | None = None) -> SweepResult:
@@ -39,22 +52,19 @@ def sweep(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, *, want_z: bool
     y, out = ctx.targets(i, tile, n), a if config.pool == "none" else None
     out = out if into is None else into
     if layer.batch_coupling is None:
-        try:
+        with stopping(ctx, i):
             made = local_pass(
                 a, y, config=config, out=out if want_z else None, want_z=want_z, want_da=True,
                 da_out=None if want_z else out, tile=tile, shortcut=shortcut, clock=clock,
                 h_prev=h_prev, g0=g0, backend=ctx.backend)
-        except Overflowed as error:
-            raise TrainingStopped(f"[train] the activations of layer {i} are too large at step "
-                                  f"{ctx.step}: {error}; try a lower --lr") from None
         if g0 is not None and made.coef is not None:
             ctx.coef.setdefault(i, []).append(made.coef)
         return SweepResult(made.z, made.g, made.loss, made.da, made.da_scale)
-    both = batch_pass(
-        a, y, config=config, coupling=layer.batch_coupling, gamma=layer.norm_weight,
-        beta=layer.norm_bias,
-        running_mean=layer.running_mean, running_var=layer.running_var, out=out if want_z else None,
-        want_z=want_z, want_da=True, backend=ctx.backend)
+    with stopping(ctx, i):
+        both = batch_pass(
+            a, y, config=config, coupling=layer.batch_coupling, gamma=layer.norm_weight,
+            beta=layer.norm_bias, running_mean=layer.running_mean, running_var=layer.running_var,
+            out=out if want_z else None, want_z=want_z, want_da=True, backend=ctx.backend)
     if both.penalty is not None:
         ctx.penalties[i] = both.penalty
     if both.z is not None and shortcut is not None:

@@ -16,7 +16,11 @@ from torch import nn
 
 from ffengine.ops import pieces
 from ffengine.ops.config import LocalPassConfig, Norm
+from ffengine.ops.memory_accounting import is_fake
+from ffengine.ops.overflow import LARGEST
+from ffengine.ops.tracing import traced
 from ffengine.reference import local_pass as reference
+from ffengine.reference.norms import standardised
 from ffengine.typed import typed
 
 Kind = Literal["batch", "batch-running", "layer", "layer-no-mean"]
@@ -96,11 +100,9 @@ class PreNorm(nn.Module):
             self.running_var.lerp_(wide.var(dims), self.momentum)
 
     def _per_sample(self, x: torch.Tensor) -> Normalised:
-        dims = list(range(1, x.dim()))
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        centred = wide - wide.mean(dims, keepdim=True) if self.kind == "layer" else wide
-        rstd = torch.rsqrt((centred * centred).mean(dims, keepdim=True) + self.eps)
-        return Normalised((centred * rstd).to(x.dtype), rstd)
+        x_hat, rstd = standardised(wide, self.eps, self.kind == "layer")
+        return Normalised(x_hat.to(x.dtype), rstd)
 
     def affine(self, x_hat: torch.Tensor) -> torch.Tensor:
         """g x̂ + b."""
@@ -111,10 +113,8 @@ class PreNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The module as plain differentiable PyTorch (backpropagation twins, export)."""
         if not self.folded:
-            dims = list(range(1, x.dim()))
-            centred = x - x.mean(dims, keepdim=True) if self.kind == "layer" else x
-            rstd = torch.rsqrt((centred * centred).mean(dims, keepdim=True) + self.eps)
-            return torch.addcmul(self.bias.to(x.dtype), self.weight.to(x.dtype), centred * rstd)
+            x_hat, _ = standardised(x, self.eps, self.kind == "layer")
+            return torch.addcmul(self.bias.to(x.dtype), self.weight.to(x.dtype), x_hat)
         own = self.training and self.kind == "batch"
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, own,
                             self.momentum, self.eps)
@@ -171,6 +171,16 @@ def input_scale(norm: Literal["layer", "none"] | Norm, mean: torch.Tensor, squar
     return rstd, -rstd * mean
 
 
+def squares_overflow(x: torch.Tensor) -> bool:
+    """The squares of a sample of x, all of them finite numbers on the CPU, may add up to infinity
+    in fp32."""
+    if x.device.type != "cpu" or x.dtype is torch.float64 or not x.numel() or (
+            is_fake(x) or traced()):
+        return False
+    low, high = (float(v) for v in torch.aminmax(x.detach()))
+    return math.inf > max(high, -low) >= LARGEST / math.sqrt(x[:1].numel())
+
+
 def normalise_input(x: torch.Tensor, norm: Literal["layer", "none"] | Norm,
                     ours: bool = False) -> torch.Tensor:
     """x with every sample normalised over all its elements; written over x if that is `ours`.
@@ -180,6 +190,9 @@ def normalise_input(x: torch.Tensor, norm: Literal["layer", "none"] | Norm,
     """
     if norm == "none":
         return x
+    if squares_overflow(x):
+        wide = normalise_input(x.double(), norm).to(x.dtype)
+        return x.copy_(wide) if ours else wide
     if ours and isinstance(norm, Norm) and norm.kind == "length":
         length = torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True)
         if norm.length == "rms":

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from ffengine.ops import backends
-from ffengine.ops.call import cpu_scratch, make_call, offsets_tensor, run
+from ffengine.ops.call import make_call, offsets_tensor, run
 from ffengine.ops.config import (
     PHASE_APPLY,
     PHASE_FUSED,
@@ -26,6 +26,7 @@ from ffengine.ops.config import (
     da_scale,
 )
 from ffengine.ops.host import widths
+from ffengine.ops.launch import scratch
 from ffengine.ops.layout import (
     destination,
     map_channels,
@@ -90,7 +91,9 @@ def extra_bytes(shape: tuple[int, ...], dtype: torch.dtype, config: LocalPassCon
     if backend == "cpu" and shape[0]:
         call = make_call(a, config, WHOLE, 1.0, PHASE_FUSED, isinstance(config.loss, Loss),
                          z_channels)
-        return stats + cpu_scratch(a, call, config.blend != 1.0, shortcut, want_z)
+        there = {"h_prev": config.blend != 1.0, "shortcut": shortcut, "z": want_z}
+        present = [there.get(name, False) for name in LocalPassTensors._fields]
+        return stats + scratch("local_pass", present, nchw(a), dtype, call)
     return stats
 
 
@@ -158,7 +161,7 @@ def local_pass(
     request = _Request(a.detach() if record else a, y, config, g0, h_prev, shortcut, clock, out,
                        want_z, want_da, tile, shape_z, scale, da_out)
     result = _run_reference(request) if name == "reference" else _run_kernel(request, name)
-    if want_z and a.device.type == "cpu" and not (is_fake(a) or traced()):
+    if want_z and name in ("cpu", "reference") and not (is_fake(a) or traced()):
         _mend_overflow(request, result)
     return forbid_backward(a, result) if record else result
 
@@ -197,7 +200,7 @@ def _run_reference(r: _Request) -> LocalPassOutput:
 def _mend_overflow(r: _Request, result: LocalPassOutput) -> None:
     """Where squares overflowed fp32, z once more, in fp64; Overflowed if `a` is gone by then."""
     z = result.z
-    if z is None or r.a.dtype is torch.float64 or not overflows(
+    if z is None or r.a.device.type != "cpu" or r.a.dtype is torch.float64 or not overflows(
             result.g, r.config, r.shape_z[1:]):
         return
     if r.out is not None and r.out.data_ptr() == r.a.data_ptr():

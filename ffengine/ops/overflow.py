@@ -12,12 +12,20 @@ import torch
 from ffengine.ops.config import LocalPassConfig
 from ffengine.ops.layout import numel
 
-#: The root of fp32's largest number.
-SMALLEST = 1.8e19
+#: The root of fp32's largest number: a square above it is infinite.
+LARGEST = 1.8e19
 
 
 class Overflowed(ValueError):
     """Squares of activations are not finite, and the activations are gone."""
+
+
+def check_variance(running: torch.Tensor | None) -> None:
+    """Overflowed if running variances (C,) on the CPU took in an infinite one."""
+    if running is not None and running.device.type == "cpu" and np.isinf(
+            running.detach().numpy()).any():
+        raise Overflowed("[batch_pass] expected activations whose variance is finite, got an "
+                         "infinite running variance")
 
 
 def goodness_limit(config: LocalPassConfig, shape: tuple[int, ...], dtype: torch.dtype) -> float:
@@ -38,4 +46,4 @@ def overflows(g: torch.Tensor, config: LocalPassConfig, shape: tuple[int, ...]) 
         return False
     most = float(np.abs(g.detach().numpy()).max())  # numpy's scratch is no tensor
     # no limit is below this one, which takes a microsecond
-    return most * numel(shape) >= SMALLEST and most >= goodness_limit(config, shape, g.dtype)
+    return most * numel(shape) >= LARGEST and most >= goodness_limit(config, shape, g.dtype)

@@ -158,7 +158,7 @@ CASES: list[tuple[Callable[[], Any], str]] = [
     (lambda: trainer(scheduler=3), "scheduler expected a function or None, got 3"),
     (lambda: trainer(schedule="layerwise"), "schedule expected a Schedule or None"),
     (lambda: trainer(plan="small"), "plan expected a Plan or None, got 'small'"),
-    (lambda: trainer(notes=[1]), "notes expected a dict or None, got [1]"),
+    (lambda: trainer(memory="440MB"), "memory expected a Memory, got '440MB'"),
     (lambda: trainer().fit(3), "train_loader expected something to iterate over, got 3"),
     (lambda: trainer().fit(None), "train_loader expected something to iterate over, got None"),
     (lambda: trainer().fit([]), "expected a loader with at least one batch, got none"),

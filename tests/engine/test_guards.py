@@ -82,16 +82,28 @@ def test_activations_whose_squares_overflow_are_normalised_all_the_same(kind: An
         local_pass(a, config=config, out=a, backend=backend)
 
 
+@pytest.mark.parametrize("name", ["deeperforward/tinycnn", "hinton/threshold", "fflib/ffnn"])
+def test_predictions_do_not_depend_on_the_scale_of_huge_samples(name: str) -> None:
+    """Inputs are normalised: 1e20 and 1e30 times an image is the same image."""
+    torch.manual_seed(0)
+    net = network(name)
+    right = net(1e10 * X)
+    for scale in (1e20, 1e30):
+        found = net(scale * X)
+        assert right.std() > 0 and (found - right).abs().max() < 1e-4 * right.abs().max()
+
+
 def test_a_step_whose_activations_overflow_is_stopped_by_name() -> None:
     t = made("deeperforward/tinycnn")
     with torch.no_grad():
         t.net.layer(1).weight.abs_().mul_(1e20)
-    with pytest.raises(TrainingStopped, match=r"activations of layer 1 are too large at step 0: "):
+    with pytest.raises(TrainingStopped, match=r"loss of layer 1 is of activations .* step 0: "):
         t.step(X, Y)
-    t = made("deeperforward/tinycnn")  # the last layer passes no features on
+    torch.manual_seed(0)
+    t = ff.Trainer(network("cwcomp/ffcnn", ilt="none"), progress=False)
     with torch.no_grad():
-        t.net.layer(3).weight.abs_().mul_(1e20)
-    with pytest.raises(TrainingStopped, match=r"goodness of layer 3 reached \d.* at step 0"):
+        t.net.layer(1).weight.abs_().mul_(1e20)
+    with pytest.raises(TrainingStopped, match=r"loss of layer 1 .* step 0: \[batch_pass\] .*var"):
         t.step(X, Y)
 
 

@@ -126,20 +126,21 @@ def train(job: Job, cases: Sequence[Case], folder: Path, deadline: float | None,
     splits = resident(loaded(job, case), device_of(args))
     shown = Progress(job.name, enabled=not job.args.quiet)
     trainer = make_trainer(args, case.recipe, fitted_options(case.file.model, splits, case.options),
-                           case.data_options, seed, sip=case.file.train.sip)
+                           case.data_options, seed)
+    trainer.sip = trainer.sip and case.file.train.sip
     trainer.write_into(folder)
     if not job.args.quiet:
         print(job.name, file=sys.stderr)
         announce(argparse.Namespace(**{**vars(args), "quiet": False}), trainer)
-    count = None
-    if (folder / checkpoint.LATEST).exists():
-        trainer.resume(folder)
-        shown.resumed(trainer.epoch, trainer.epochs)
-        # other threads would add up in another order
-        count = checkpoint.load(folder).meta["notes"]["threads"]
+    begun = (folder / checkpoint.LATEST).exists()
+    # other threads would add up in another order
+    count = checkpoint.load(folder).meta["notes"]["threads"] if begun else None
     if stopped():
         raise KeyboardInterrupt
     with threads(count):
+        if begun:
+            trainer.resume(folder)
+            shown.resumed(trainer.epoch, trainer.epochs)
         trainer.notes |= {"threads": torch.get_num_threads(), "epochs_in_all": trainer.epochs}
         read_off(job, args, trainer, splits, ahead(cases, trainer),
                  Supervisor(shown, deadline, stopped))

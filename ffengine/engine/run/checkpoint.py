@@ -159,10 +159,13 @@ def load(run: str | os.PathLike[str], name: str = LATEST) -> Checkpoint:
             if file_digest(path, header["sha256"]) != header["sha256"]:
                 raise ValueError(f"[checkpoint] {path} is damaged: it does not match its digest")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        meta = json.loads(header["json"])
-        known = meta.get("format") if isinstance(meta, dict) else None
-    except (reader.SafetensorError, json.JSONDecodeError, OSError) as error:
+    except (reader.SafetensorError, OSError) as error:
         raise ValueError(f"[checkpoint] {path} is truncated or damaged: {error}") from None
+    try:
+        meta = json.loads(header["json"])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"[checkpoint] {path} is damaged: its JSON is none ({error})") from None
+    known = meta.get("format") if isinstance(meta, dict) else None
     if known != FORMAT:
         raise ValueError(f"[checkpoint] expected format {FORMAT}, got {known} in {path}")
     if (bad := not_finite(tensors)) is not None:

@@ -12,9 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ffengine.nn.network import LocalNet
-from ffengine.ops.overflow import goodness_limit
-
 #: What rounds to infinity in fp16.
 HALF_LIMIT = 65520.0
 
@@ -56,8 +53,6 @@ class FiniteCheck:
         self.host = device.type == "cpu"
         self.every, self.depth = 1 if self.host else every, depth
         self._records: list[_Record] = []
-        #: A network's shapes, and the limits that follow from them.
-        self._limits: tuple[list[tuple[int, ...]], list[float]] | None = None
 
     def before(self, given: Sequence[torch.Tensor], dtype: torch.dtype, epoch: int,
                step: int) -> None:
@@ -69,23 +64,6 @@ class FiniteCheck:
               epoch: int, step: int, now: bool, dtype: torch.dtype = torch.float32) -> None:
         """Note a step's losses; read what has gathered when it is time, or `now`."""
         self.note(self.flags(x, y, count, losses, dtype), losses, epoch, step, now)
-
-    def reached(self, goodness: Sequence[torch.Tensor | None], net: LocalNet, dtype: torch.dtype,
-                epoch: int, step: int) -> None:
-        """On the CPU, TrainingStopped naming a layer whose goodness says that the squares which its
-        normalisation sums may have overflowed: it would leave zeros."""
-        made = [(i, g) for i, g in enumerate(goodness) if g is not None and g.numel()]
-        if not self.host or not made:
-            return
-        if self._limits is None or self._limits[0] is not net.shapes:
-            self._limits = net.shapes, goodness_limits(net, dtype)
-        most = torch.stack(torch._foreach_norm([g for _, g in made], math.inf)).tolist()
-        for (i, _), value in zip(made, most, strict=True):
-            if value >= self._limits[1][i]:
-                raise TrainingStopped(
-                    f"[train] the goodness of layer {i} reached {value:.3g} at step {step} of epoch"
-                    f" {epoch}: expected activations whose squares are finite numbers; try a lower "
-                    "--lr or smaller samples")
 
     def flags(self, x: torch.Tensor, y: torch.Tensor, count: int,
               losses: list[torch.Tensor | None],
@@ -143,17 +121,11 @@ def largest(x: torch.Tensor, dtype: torch.dtype) -> float:
     return limit if limit <= torch.finfo(x.dtype).max else math.inf
 
 
-def goodness_limits(net: LocalNet, dtype: torch.dtype) -> list[float]:
-    """What each layer's goodness must stay below: see ffengine.ops.overflow."""
-    return [goodness_limit(layer.config, layer.z_shape(net.input_of(i, net.shapes[i])), dtype)
-            for i, layer in enumerate(map(net.layer, range(len(net.layers))))]
-
-
 def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
     """The name of the first tensor that holds NaN or infinity; None if there is none. Waits for a
     device once."""
     floats = {name: t.detach() for name, t in tensors.items()
-              if t.is_floating_point() and t.numel()}
+              if t.is_floating_point() and t.numel() and t.element_size() > 1}
     found = torch.stack([finite(t) for t in floats.values()]).tolist() if floats else []
     return next((name for name, good in zip(floats, found, strict=True) if not good), None)
 

@@ -64,10 +64,10 @@ class Schedule:
                              f"{type(self).__name__}")
         self.net, self.epochs = net, epochs
         self.__dict__.pop("_programs", None)
-        frozen = [i for i in self.turn(0, 0).layers if not net.layer(i).weight.requires_grad]
-        if frozen and len(frozen) == len(self.turn(0, 0).layers):  # nothing would train
+        turn = self.turn(0, 0).layers
+        if turn and not any(p.requires_grad for i in turn for p in net.layer(i).parameters()):
             raise ValueError(f"[schedule] {type(self).__name__} expected layers that train, got "
-                             f"layer {frozen[0]} frozen (requires_grad=False)")
+                             f"layer {turn[0]} frozen (requires_grad=False)")
 
     @property
     def total(self) -> int:
