@@ -7,7 +7,6 @@ name to a function that makes the call on CPU tensors, whose values do not matte
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,7 +16,8 @@ from ffengine.ops import config as c
 from ffengine.ops import local_pass as op
 from ffengine.ops.layout import pooled_shape
 from ffengine.ops.optim import OptimConfig, OptimState, StatePrecision
-from ffengine.ops.params import BatchPassCall, BatchPassTensors
+from ffengine.ops.optimizer_step import step_arguments
+from ffengine.ops.params import BatchPassCall, BatchPassTensors, LinearCall
 
 
 def sweep(shape: tuple[int, ...], config: c.LocalPassConfig, dtype: torch.dtype = torch.float32,
@@ -48,11 +48,15 @@ def from_memory(half: torch.dtype) -> dict[str, torch.Tensor]:
 def step(kind: str, count: int = 2, grad: torch.dtype = torch.float32,
          **beside: torch.Tensor) -> None:
     """One optimizer step."""
-    optim = SimpleNamespace(kind=kind, lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01,
-                            momentum=0.9, nesterov=True)
+    optim = OptimConfig(kind, lr=0.1, weight_decay=0.01, momentum=0.9, nesterov=kind == "sgd")
     weight, m, v = torch.zeros(3, 4096)
-    weight_update.optimizer_step(weight, torch.zeros(4096, dtype=grad), m, v, optim=optim,
-                                 step=count, inv_scale=1.0, **beside)
+    take(weight, torch.zeros(4096, dtype=grad), OptimState(m, v, count - 1), optim, **beside)
+
+
+def take(weight: torch.Tensor, grad: torch.Tensor, state: OptimState, optim: OptimConfig,
+         **beside: torch.Tensor) -> None:
+    tensors, _, call = step_arguments(weight, grad, state, optim, 1.0, **beside)
+    weight_update.optimizer_step(tensors, call)
 
 
 def compressed(form: StatePrecision, dtype: torch.dtype = torch.float32, count: int = 2,
@@ -62,18 +66,18 @@ def compressed(form: StatePrecision, dtype: torch.dtype = torch.float32, count: 
     optim = OptimConfig("adamw", weight_decay=0.01, state_precision=form)
     state = OptimState.create(weight, optim, seed=seed, name=str(seed))
     state.step = count
-    weight_update.compressed_step(weight, grad, state, optim=optim, inv_scale=1.0, **beside)
+    take(weight, grad, state, optim, **beside)
 
 
 def surround(dtype: torch.dtype, n: int = 64, scaled: bool = True) -> None:
     """linear_step's two passes around a tile's local_pass, 784 -> 512."""
     x, a = torch.zeros(n, 784, dtype=dtype), torch.zeros(n, 512, dtype=dtype)
-    bias, scale, norm = torch.zeros(512), torch.zeros(n), c.Norm("length")
+    bias, scale, call = torch.zeros(512), torch.zeros(n), LinearCall(rms=True, eps=1e-5, chunk=64)
     if scaled:
-        linear_step.prepare(x, a, a, bias, scale, norm)
+        linear_step.prepare((x, a, a, bias, scale), call)
     else:
-        linear_step.prepare(x, x, torch.zeros_like(x), None, None, norm)
-    linear_step.finish(a, scale if scaled else None, torch.zeros(-(-n // 64), 512), 64)
+        linear_step.prepare((x, x, torch.zeros_like(x), None, None), call)
+    linear_step.finish((a, scale if scaled else None, torch.zeros(-(-n // 64), 512)), call)
 
 
 def sweeps(shape: tuple[int, ...], pool: bool = False, norm_first: bool = False,
@@ -107,7 +111,8 @@ def middle(n: int, channels: int, groups: tuple[int, ...] | int, goodness: int, 
         BatchPassTensors(
             zeros(n, channels), y=zeros(n, dtype=torch.int64), table=zeros(5, channels),
             weight=zeros(n, channels), moments=zeros(2, n, channels), offsets=zeros(k + 1).long(),
-            g=zeros(n, k), loss=zeros(n), coef=zeros(n, k), **vectors),
+            g=zeros(n, k), loss=zeros(n), coef=zeros(n, k),
+            work=zeros(3, channels, dtype=torch.float64), **vectors),
         BatchPassCall(4, False, False, False, goodness > 0, False, groups=k, equal_groups=equal,
                       goodness=goodness, loss=loss.code, pixels=256, pixels_z=64))
 

@@ -19,6 +19,10 @@ class NoBase(Exception):
     """There is nothing to compare with; the message says why."""
 
 
+class Shallow(NoBase):
+    """The history here ends before the commit to compare with."""
+
+
 #: Builds that are kept: the one that counters are held to, and the one that time is.
 KEPT = 2
 
@@ -65,7 +69,9 @@ def tree(ref: str | None = None, root: Path = ROOT, *, cuda: bool = False) -> tu
     try:
         commit = git("rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}", root=root).strip()
     except subprocess.CalledProcessError:
-        raise NoBase(f"there is no commit {ref} here (a shallow clone?)") from None
+        shallow = git("rev-parse", "--is-shallow-repository", root=root).strip() == "true"
+        kind, why = (Shallow, "a shallow clone") if shallow else (NoBase, "a first commit?")
+        raise kind(f"there is no commit {ref} here ({why})") from None
     place = root / "build" / "bench-base" / (commit[:12] + "-cuda" * cuda)
     if not (place / "ready").exists():
         shutil.rmtree(place, ignore_errors=True)

@@ -19,12 +19,13 @@ from bench import batch_pass as coupled
 from bench import linear_step as linear
 from bench import local_pass as local
 from ffengine.engine.memory.plan import Plan
+from ffengine.engine.memory.plans import Memory
 from ffengine.engine.run.recipe import Recipe
 from ffengine.nn.convolution import convolve
 from ffengine.ops import linear_step
 from ffengine.ops.config import Dropout, LocalPassConfig
 from ffengine.ops.local_pass import bytes_moved, local_pass
-from ffengine.ops.optim import ConvGeometry, OptimConfig, OptimState
+from ffengine.ops.optim import ConvGeometry, OptimConfig, OptimState, Parameter
 from ffengine.ops.weight_update import weight_update
 
 BATCH = 32
@@ -85,12 +86,12 @@ def update(c: int, size: int, dtype: torch.dtype, batch: int = BATCH) -> Call:
     optim, geometry = OptimConfig(lr=1e-3), ConvGeometry((3, 3), 1, 1)
     exact, ours = torch.empty_like(weight), torch.empty_like(weight)
     for backend, out in (("reference", exact), ("auto", ours)):
-        weight_update(weight.clone(memory_format=torch.preserve_format), x, da, optim=optim,
-                      state=OptimState.create(weight, optim), geometry=geometry, grad_out=out,
-                      backend=backend)
+        weight_update(Parameter(weight.clone(memory_format=torch.preserve_format),
+                                OptimState.create(weight, optim), None, out), x, da, optim=optim,
+                      geometry=geometry, backend=backend)
     close(ours, exact)
-    state = OptimState.create(weight, optim)
-    return Call(lambda: weight_update(weight, x, da, optim=optim, state=state, geometry=geometry),
+    given = Parameter(weight, OptimState.create(weight, optim))
+    return Call(lambda: weight_update(given, x, da, optim=optim, geometry=geometry),
                 {"flops": 2 * x.shape[0] * size * size * weight.numel()})
 
 
@@ -126,7 +127,7 @@ def training_step(model: str, precision: str, options: dict[str, Any]) -> Call:
         torch.manual_seed(0)
         net = ff.models.create(model, num_classes=10, in_channels=1, **options)
         return ff.Trainer(net, recipe=recipe, batch_size=BATCH, backend=backend, precision=kind,
-                          plan=plan, progress=False)
+                          memory=Memory(plan=plan), progress=False)
 
     ours = trainer("auto", precision)
     generator = torch.Generator().manual_seed(0)

@@ -29,7 +29,8 @@ class Verdict:
     """What the gate has found so far.
 
     compared: what was compared, with what. skipped: what was not, and why. undecided: cases whose
-    time says neither. red: a line for each thing that moved, "<part>: ...".
+    time says neither, and all of them where the history here ends at this commit. red: a line for
+    each thing that moved, "<part>: ...".
     """
 
     compared: list[str] = field(default_factory=list)
@@ -149,6 +150,10 @@ def gate_timing(ref: str | None, verdict: Verdict, only: list[str] | None = None
     try:
         tree, commit = base.tree(ref)
         rows = timing.compare(tree, base.ROOT, only)
+    except base.Shallow as reason:
+        print(f"undecided timing: {reason}")
+        verdict.undecided.append(f"timing: {reason}")
+        return []
     except base.NoBase as reason:
         verdict.skip(f"timing: {reason}")
         return []

@@ -24,7 +24,7 @@ from ffengine.engine.memory.meter import MemoryMeter
 from ffengine.ops import backends, linear_tile
 from ffengine.ops.config import LocalPassConfig, Norm, threshold
 from ffengine.ops.linear_step import bytes_moved, extra_bytes, linear_step
-from ffengine.ops.optim import OptimConfig, OptimState
+from ffengine.ops.optim import OptimConfig, OptimState, Parameter
 
 THETA = 2.0
 CONFIG = LocalPassConfig(groups=1, goodness="mean_sq", loss=threshold(THETA))
@@ -48,11 +48,10 @@ class Layer:
         self.adam = torch.optim.Adam(self.twin, lr=OPTIM.lr)
         self.unit = self.normalised()
 
-    def ours(self, tile_rows: int | None = None, **changes: Any) -> Any:
+    def ours(self, tile_rows: int | None = None) -> Any:
         return linear_step(
-            self.weight, self.x, self.y, config=CONFIG, optim=OPTIM, state=self.state,
-            bias=self.bias, bias_state=self.bias_state, input_norm=NORM, tile_rows=tile_rows,
-            **changes)
+            Parameter(self.weight, self.state), self.x, self.y, config=CONFIG, optim=OPTIM,
+            bias=Parameter(self.bias, self.bias_state), input_norm=NORM, tile_rows=tile_rows)
 
     def normalised(self) -> torch.Tensor:
         return self.x / (self.x.norm(dim=1, keepdim=True) + NORM.eps)
@@ -69,14 +68,13 @@ class Layer:
         """SystemExit unless this very call's gradient is right."""
         ours, same = (torch.empty_like(self.weight) for _ in range(2))
         exact = same.double()
-        self.ours(finish=False, grad_out=ours, bias_grad_out=self.bias.clone())
-        for out, kind, where in ((exact, torch.float64, "reference"),
-                                 (same, self.x.dtype, "reference")):
-            wide = out.dtype
-            linear_step(self.weight.to(wide), self.x.to(kind), self.y, config=CONFIG, optim=OPTIM,
-                        state=None, bias=self.bias.to(wide), input_norm=NORM, grad_out=out,
-                        bias_grad_out=torch.empty_like(self.bias, dtype=wide), finish=False,
-                        tile_rows=4096, backend=where)
+        for out, kind, rows, where in ((ours, self.x.dtype, None, "auto"),
+                                       (exact, torch.float64, 4096, "reference"),
+                                       (same, self.x.dtype, 4096, "reference")):
+            weight, bias = (p.to(out.dtype) for p in (self.weight, self.bias))
+            linear_step(Parameter(weight, grad_out=out), self.x.to(kind), self.y, config=CONFIG,
+                        optim=OPTIM, bias=Parameter(bias, grad_out=torch.empty_like(bias)),
+                        input_norm=NORM, finish=False, tile_rows=rows, backend=where)
         error, allowed = ((t - exact).abs().max().item() for t in (ours, same))
         rounding = torch.finfo(torch.float32).eps * exact.abs().max().item()
         if not error <= 2 * allowed + rounding * len(self.x) ** 0.5:

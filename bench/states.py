@@ -31,6 +31,7 @@ import torch
 from bench import machine, results
 from bench.plots import pyplot
 from ffengine.commands.options import assignments
+from ffengine.engine.memory.plans import Memory
 from ffengine.engine.trainer import Trainer
 from ffengine.models import create
 from ffengine.nn import LocalNet
@@ -99,7 +100,7 @@ def curve(args: argparse.Namespace, options: dict[str, Any], name: str, seed: in
     net = create(args.model, **options)
     states, weights = FORMATS[name]
     trainer = Trainer(net, batch_size=args.batch_size, precision=args.precision, seed=seed,
-                      device=args.device, backend=args.backend, states=states, weights=weights,
+                      device=args.device, backend=args.backend, memory=Memory(states, weights),
                       memory_budget=args.memory_budget, lr=args.lr, progress=False)
     losses = []
     for x, y in batches(net, args, seed):

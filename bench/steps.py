@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import ffengine as ff
 from ffengine.engine.memory.meter import MemoryMeter
 from ffengine.engine.memory.plan import Plan
+from ffengine.engine.memory.plans import Memory
 from ffengine.ops import backends
 from tests.models import every
 
@@ -114,11 +115,15 @@ def counted(model: str, batch: int, settings: dict[str, Any], options: dict[str,
         options: constructor arguments of the model.
         leanest: by the plan with the lowest peak, not by the trainer's own choice.
     """
-    def trainer(**more: Any) -> ff.Trainer:
+    kept = {name: settings[name] for name in ("states", "weights") if name in settings}
+    others = {name: value for name, value in settings.items() if name not in kept}
+
+    def trainer(plan: Plan | None = None) -> ff.Trainer:
         torch.manual_seed(0)
         # costs measured here would choose other plans from run to run
         return ff.Trainer(ff.models.create(model, **options), epochs=2, lr=1e-3, batch_size=batch,
-                          device=device, progress=False, costs="modelled", **settings, **more)
+                          device=device, progress=False, **others,
+                          memory=Memory(**kept, costs="modelled", plan=plan))
 
     made = trainer()
     if leanest:

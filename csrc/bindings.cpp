@@ -1,5 +1,6 @@
-// The one pybind11 module, ffengine._C. Pointers arrive as integers, settings as the frozen
-// dataclasses of ffengine/ops; one function per op turns them into its params struct.
+// The one pybind11 module, ffengine._C. A kernel takes its tensors' addresses, their sizes, the code
+// of the first one's dtype, and its settings by the names of ffengine/ops/params.py, on CUDA and a
+// stream; one function a kernel turns them into its params struct.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -16,8 +17,10 @@ namespace ff {
 namespace {
 
 using Address = std::uintptr_t;
-using Shape4 = std::array<int64_t, 4>;
-using ConvShape = std::array<int64_t, 11>;  // N, C, H, W, O, P, Q, kH, kW, stride, pad
+template <size_t count>
+using Addresses = std::array<Address, count>;
+template <size_t count>
+using Sizes = std::array<int64_t, count>;
 using NoGil = py::gil_scoped_release;
 
 template <class T>
@@ -25,16 +28,40 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-// name: a literal, whose Python string is made once: local_pass's thirty then take 2.0 us a call, not
-// 4.2.
+int64_t whole(PyObject* number) {
+  const int64_t found = PyLong_AsLongLong(number);
+  if (found == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return found;
+}
+
+// Of a list or tuple.
+template <class T, size_t count>
+void read(std::array<T, count>& to, const py::object& from) {
+  FF_CHECK(size_t(PySequence_Fast_GET_SIZE(from.ptr())) == count,
+           "[bindings] expected " << count << " numbers, got " << py::len(from));
+  for (size_t i = 0; i < count; ++i) to[i] = T(whole(PySequence_Fast_GET_ITEM(from.ptr(), i)));
+}
+
+// name: a literal, whose Python string is made once, and numbers are read without pybind11's casts:
+// local_pass's thirty then take 2.0 us a call, not 4.2.
 template <class T>
 T get(const py::object& object, const char* name) {
   static std::unordered_map<const char*, PyObject*> names;
   PyObject*& key = names[name];
   if (key == nullptr) key = PyUnicode_InternFromString(name);
-  PyObject* value = PyObject_GetAttr(object.ptr(), key);
-  if (value == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(value).cast<T>();
+  const auto value = py::reinterpret_steal<py::object>(PyObject_GetAttr(object.ptr(), key));
+  if (!value) throw py::error_already_set();
+  if constexpr (std::is_same_v<T, bool>) {
+    return PyObject_IsTrue(value.ptr()) == 1;
+  } else if constexpr (std::is_floating_point_v<T>) {
+    const double found = PyFloat_AsDouble(value.ptr());
+    if (found == -1.0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+    return T(found);
+  } else if constexpr (std::is_signed_v<T>) {
+    return T(whole(value.ptr()));
+  } else {
+    return value.cast<T>();
+  }
 }
 
 DType dtype_of(int code) {
@@ -58,8 +85,9 @@ void read_dropout(DropoutParams& dropout, const py::object& call) {
   dropout.keep_scale = get<float>(call, "keep_scale");
 }
 
-// Every number of ffengine.ops.local_pass.LocalPassCall; the tensors are the caller's to fill.
-LocalPassParams local_pass_params(const Shape4& shape, int dtype, const py::object& call) {
+// By LocalPassTensors.
+LocalPassParams local_pass(const Addresses<13>& t, const Sizes<4>& shape, int dtype,
+                           const py::object& call) {
   LocalPassParams p{};
   p.N = shape[0], p.C = shape[1], p.H = shape[2], p.W = shape[3];
   p.z_channels = get<int64_t>(call, "z_channels");
@@ -82,14 +110,6 @@ LocalPassParams local_pass_params(const Shape4& shape, int dtype, const py::obje
   p.start = get<int64_t>(call, "start");
   p.half = get<int64_t>(call, "half");
   p.half_start = get<int64_t>(call, "half_start");
-  return p;
-}
-
-// Adds the addresses, in the order of ffengine.ops.local_pass.LocalPassTensors.
-template <class Launch>
-void local_pass(const std::array<Address, 13>& t, const Shape4& shape, int dtype,
-                const py::object& call, Launch launch) {
-  LocalPassParams p = local_pass_params(shape, dtype, call);
   p.a = at<const void>(t[0]);
   p.y = at<const int64_t>(t[1]);
   p.g0 = at<const float>(t[2]);
@@ -103,13 +123,13 @@ void local_pass(const std::array<Address, 13>& t, const Shape4& shape, int dtype
   p.da = at<void>(t[10]);
   p.stats = at<float>(t[11]);
   p.dropout.clock = at<const uint32_t>(t[12]);
-  NoGil released;
-  launch(p);
+  return p;
 }
 
-// Pointers in the order of ffengine.ops.batch_call.BatchPassTensors.
-BatchPassParams batch_pass_params(const std::array<Address, 9>& t, const Shape4& shape, int dtype,
-                                  const py::object& call) {
+// By BatchPassTensors, whose last eleven are the middle's.
+using BatchAddresses = Addresses<20>;
+BatchPassParams batch_pass(const BatchAddresses& t, const Sizes<4>& shape, int dtype,
+                           const py::object& call) {
   BatchPassParams p{};
   p.a = at<const void>(t[0]);
   p.y = at<const int64_t>(t[1]);
@@ -132,16 +152,15 @@ BatchPassParams batch_pass_params(const std::array<Address, 9>& t, const Shape4&
 }
 
 #if defined(FFENGINE_CUDA)
-// Pointers in the order of BatchPassTensors, from pivot on; then work.
-BatchMiddleParams batch_middle_params(const std::array<Address, 11>& t, const py::object& call) {
+BatchMiddleParams batch_middle(const BatchAddresses& t, const py::object& call) {
   BatchMiddleParams m{};
-  m.pivot = at<const float>(t[0]);
-  m.beta = at<const float>(t[1]);
-  m.running_mean = at<float>(t[2]), m.running_var = at<float>(t[3]);
-  m.offsets = at<const int64_t>(t[4]);
-  m.g = at<float>(t[5]), m.loss = at<float>(t[6]), m.coef = at<float>(t[7]);
-  m.dgamma = at<float>(t[8]), m.dbeta = at<float>(t[9]);
-  m.work = at<double>(t[10]);
+  m.pivot = at<const float>(t[9]);
+  m.beta = at<const float>(t[10]);
+  m.running_mean = at<float>(t[11]), m.running_var = at<float>(t[12]);
+  m.offsets = at<const int64_t>(t[13]);
+  m.g = at<float>(t[14]), m.loss = at<float>(t[15]), m.coef = at<float>(t[16]);
+  m.dgamma = at<float>(t[17]), m.dbeta = at<float>(t[18]);
+  m.work = at<double>(t[19]);
   m.K = get<int64_t>(call, "groups");
   m.pixels = get<int64_t>(call, "pixels"), m.pixels_z = get<int64_t>(call, "pixels_z");
   m.equal_groups = get<bool>(call, "equal_groups");
@@ -170,118 +189,196 @@ OptimParams optim_params(const py::object& optim) {
   return o;
 }
 
-// call: ffengine.ops.optim.CompressedCall.
-CompressedStepParams compressed_params(Address weight, Address grad, Address m, Address v,
-                                       Address m_scale, Address v_scale, int64_t n,
-                                       float inv_scale, const py::object& call) {
-  CompressedStepParams p{};
-  p.weight = at<void>(weight);
-  p.grad = at<const void>(grad);
-  p.m = at<void>(m);
-  p.v = at<void>(v);
-  p.m_scale = at<float>(m_scale);
-  p.v_scale = at<float>(v_scale);
-  p.n = n;
-  p.inv_scale = inv_scale;
+// By a StepCall, as all optimizer steps.
+using StepAddresses = Addresses<8>;
+template <class Params>
+Params step_params(const StepAddresses& t, const Sizes<1>& n, int dtype, const py::object& call) {
+  Params p{};
+  p.grad = at<const void>(t[0]);
+  p.weight = at<std::remove_pointer_t<decltype(p.weight)>>(t[1]);
+  p.m = at<std::remove_pointer_t<decltype(p.m)>>(t[2]);
+  p.v = at<std::remove_pointer_t<decltype(p.v)>>(t[3]);
+  p.half = at<void>(t[6]);
+  p.grad_dtype = dtype_of(dtype);
+  p.half_dtype = dtype_of(get<int>(call, "half_dtype"));
+  FF_CHECK(p.half == nullptr || p.half_dtype != DType::f32,
+           "[optimizer] a 16-bit copy expected bf16 or fp16, got fp32");
+  p.n = n[0];
+  p.inv_scale = get<float>(call, "inv_scale");
+  p.optim = optim_params(get<py::object>(call, "optim"));
+  p.optim.row = at<const float>(t[7]);
+  return p;
+}
+
+OptimizerStepParams optimizer_step(const StepAddresses& t, const Sizes<1>& n, int dtype,
+                                   const py::object& call) {
+  return step_params<OptimizerStepParams>(t, n, dtype, call);
+}
+
+void step_on_cpu(const OptimizerStepParams& p) {
+  optimizer_step_cpu(p.weight, p.m, p.v, static_cast<const float*>(p.grad), p.n, p.inv_scale,
+                     p.optim);
+}
+
+CompressedStepParams compressed_step(const StepAddresses& t, const Sizes<1>& n, int dtype,
+                                     const py::object& call) {
+  CompressedStepParams p = step_params<CompressedStepParams>(t, n, dtype, call);
+  p.m_scale = at<float>(t[4]);
+  p.v_scale = at<float>(t[5]);
   p.format = StateFormat(get<int>(call, "format"));
   p.bf16_weight = get<bool>(call, "bf16_weight");
   p.seed = get<uint64_t>(call, "seed");
   p.stream = get<uint32_t>(call, "stream");
-  p.optim = optim_params(call.attr("optim"));
   return p;
 }
 
-// What an optimizer step on CUDA has besides: its gradient's dtype, where a 16-bit copy of the weight
-// goes and in which dtype, a row of numbers on the device.
-struct StepExtras {
-  int grad_dtype;
-  Address half;
-  int half_dtype;
-  Address row;
-};
-
-template <class Params>
-void add_extras(Params& p, const StepExtras& extras) {
-  p.grad_dtype = dtype_of(extras.grad_dtype);
-  p.half = at<void>(extras.half);
-  p.half_dtype = dtype_of(extras.half_dtype);
-  FF_CHECK(p.half == nullptr || p.half_dtype != DType::f32,
-           "[optimizer] a 16-bit copy expected bf16 or fp16, got fp32");
-  p.optim.row = at<const float>(extras.row);
-}
-
-void read_conv_shape(WeightUpdateParams& p, const ConvShape& s, int dtype) {
+// s: N, C, H, W, O, P, Q, kH, kW, stride, pad.
+WeightUpdateParams weight_update(const Addresses<7>& t, const Sizes<11>& s, int dtype,
+                                 const py::object& call) {
+  WeightUpdateParams p{};
   p.N = s[0], p.C = s[1], p.H = s[2], p.W = s[3], p.O = s[4], p.P = s[5], p.Q = s[6];
   p.kH = s[7], p.kW = s[8], p.stride = s[9], p.pad = s[10];
   p.dtype = dtype_of(dtype);
-}
-
-void weight_update(Address x, Address da, Address weight, Address m, Address v, Address grad,
-                   Address grad_out, const ConvShape& s, int dtype, const py::object& call) {
-  WeightUpdateParams p{};
-  p.x = at<const void>(x);
-  p.da = at<const void>(da);
-  p.weight = at<float>(weight);
-  p.m = at<float>(m);
-  p.v = at<float>(v);
-  p.grad = at<float>(grad);
-  p.grad_out = at<float>(grad_out);
-  read_conv_shape(p, s, dtype);
+  p.x = at<const void>(t[0]);
+  p.da = at<const void>(t[1]);
+  p.weight = at<float>(t[2]);
+  p.m = at<float>(t[3]);
+  p.v = at<float>(t[4]);
+  p.grad = at<float>(t[5]);
+  p.grad_out = at<float>(t[6]);
   p.x_channels_last = get<bool>(call, "x_channels_last");
   p.da_channels_last = get<bool>(call, "da_channels_last");
   p.weight_channels_last = get<bool>(call, "weight_channels_last");
   p.accumulate = get<bool>(call, "accumulate");
   p.finish = get<bool>(call, "finish");
   p.inv_scale = get<float>(call, "inv_scale");
-  p.optim = optim_params(call.attr("optim"));
-  NoGil released;
-  weight_update_cpu(p);
-}
-
-using MatrixShape = std::array<int64_t, 2>;  // N, out
-
-LinearStepParams linear_params(Address a, Address scale, const MatrixShape& s, int dtype) {
-  LinearStepParams p{};
-  p.a = at<void>(a);
-  p.scale = at<float>(scale);
-  p.N = s[0], p.out = s[1];
-  p.dtype = dtype_of(dtype);
+  p.optim = optim_params(get<py::object>(call, "optim"));
   return p;
 }
 
-// `launch` takes the params of the pass before local_pass, or after it.
-template <class Launch>
-void linear_prepare(Address x, Address from, Address a, Address bias, Address scale,
-                    const std::array<int64_t, 3>& s, int dtype, bool rms, float eps,
-                    Launch launch) {
-  LinearStepParams p = linear_params(a, scale, {s[0], s[2]}, dtype);
-  p.x = at<const void>(x);
-  p.from = at<const void>(from);
-  p.bias = at<const float>(bias);
-  p.in = s[1];
-  p.rms = rms, p.eps = eps;
-  NoGil released;
-  launch(p);
+// t: x, from, a, bias, scale; s: N, in, out.
+LinearStepParams linear_prepare(const Addresses<5>& t, const Sizes<3>& s, int dtype,
+                                const py::object& call) {
+  LinearStepParams p{};
+  p.x = at<const void>(t[0]);
+  p.from = at<const void>(t[1]);
+  p.a = at<void>(t[2]);
+  p.bias = at<const float>(t[3]);
+  p.scale = at<float>(t[4]);
+  p.N = s[0], p.in = s[1], p.out = s[2];
+  p.dtype = dtype_of(dtype);
+  p.rms = get<bool>(call, "rms"), p.eps = get<float>(call, "eps");
+  return p;
 }
 
-void linear_finish(Address da, Address scale, Address sums, const MatrixShape& s, int dtype,
-                   float inv_scale) {
-  LinearStepParams p = linear_params(da, scale, s, dtype);
-  p.sums = at<float>(sums);
-  p.inv_scale = inv_scale;
-  NoGil released;
-  linear_finish_cpu(p);
+// t: da, scale, sums; s: N, out.
+LinearStepParams linear_finish(const Addresses<3>& t, const Sizes<2>& s, int dtype,
+                               const py::object& call) {
+  LinearStepParams p{};
+  p.a = at<void>(t[0]);
+  p.scale = at<float>(t[1]);
+  p.sums = at<float>(t[2]);
+  p.N = s[0], p.out = s[1];
+  p.dtype = dtype_of(dtype);
+  p.inv_scale = get<float>(call, "inv_scale"), p.chunk = get<int64_t>(call, "chunk");
+  return p;
 }
 
-RoutesParams routes_params(Address map, Address routes, Address dz, const Shape4& shape, bool pool,
-                           bool straight, int dtype) {
+// map: a or da.
+RoutesParams routes_params(Address map, Address routes, Address dz, const Sizes<4>& shape,
+                           int dtype, const py::object& call) {
   RoutesParams p{};
   p.a = p.da = at<void>(map);
   p.routes = at<uint8_t>(routes);
   p.dz = at<const void>(dz);
   p.N = shape[0], p.C = shape[1], p.H = shape[2], p.W = shape[3];
-  p.pool = pool, p.straight = straight, p.dtype = DType(dtype);
+  p.pool = get<bool>(call, "pool"), p.straight = get<bool>(call, "straight");
+  p.dtype = dtype_of(dtype);
   return p;
+}
+
+// t: a, routes.
+RoutesParams routes(const Addresses<2>& t, const Sizes<4>& shape, int dtype,
+                    const py::object& call) {
+  return routes_params(t[0], t[1], 0, shape, dtype, call);
+}
+
+// t: dz, routes, da.
+RoutesParams along_routes(const Addresses<3>& t, const Sizes<4>& shape, int dtype,
+                          const py::object& call) {
+  return routes_params(t[2], t[1], t[0], shape, dtype, call);
+}
+
+// Makes a kernel's params of what Python hands over.
+template <class Params, size_t tensors, size_t sizes>
+using Reader = Params (*)(const Addresses<tensors>&, const Sizes<sizes>&, int, const py::object&);
+
+template <class Params, size_t tensors, size_t sizes>
+Params params_of(Reader<Params, tensors, sizes> reader, const py::list& t, const py::tuple& s,
+                 int dtype, const py::object& call) {
+  Addresses<tensors> addresses;
+  Sizes<sizes> shape;
+  read(addresses, t), read(shape, s);
+  return reader(addresses, shape, dtype, call);
+}
+
+template <class Params, size_t tensors, size_t sizes>
+void define_cpu(py::module_& module, const char* name, Reader<Params, tensors, sizes> reader,
+                void (*kernel)(const Params&)) {
+  module.def(name, [reader, kernel](const py::list& t, const py::tuple& s, int dtype,
+                                    const py::object& call) {
+    const Params p = params_of(reader, t, s, dtype, call);
+    NoGil released;
+    kernel(p);
+  });
+}
+
+// Scratch bytes of a kernel, which looks at no address but for whether it is null.
+template <class Params, size_t tensors, size_t sizes>
+void define_scratch(py::module_& module, const char* name, Reader<Params, tensors, sizes> reader,
+                    int64_t (*scratch)(const Params&)) {
+  module.def(name, [reader, scratch](const py::list& present, const py::tuple& s, int dtype,
+                                     const py::object& call) {
+    return scratch(params_of(reader, present, s, dtype, call));
+  });
+}
+
+#if defined(FFENGINE_CUDA)
+template <class Params, size_t tensors, size_t sizes>
+void define_cuda(py::module_& module, const char* name, Reader<Params, tensors, sizes> reader,
+                 void (*kernel)(const Params&, void*)) {
+  module.def(name, [reader, kernel](const py::list& t, const py::tuple& s, int dtype,
+                                    const py::object& call, Address stream) {
+    const Params p = params_of(reader, t, s, dtype, call);
+    NoGil released;
+    kernel(p, at<void>(stream));
+  });
+}
+
+void define_cuda_kernels(py::module_& module) {
+  define_cuda(module, "local_pass_cuda", local_pass, local_pass_cuda);
+  define_cuda(module, "optimizer_step_cuda", optimizer_step, optimizer_step_cuda);
+  define_cuda(module, "compressed_step_cuda", compressed_step, compressed_step_cuda);
+  define_cuda(module, "linear_prepare_cuda", linear_prepare, linear_prepare_cuda);
+  define_cuda(module, "linear_finish_cuda", linear_finish, linear_finish_cuda);
+  module.def("batch_pass_cuda", [](const py::list& t, const py::tuple& s, int dtype,
+                                   const py::object& call, Address stream) {
+    const BatchPassParams p = params_of(batch_pass, t, s, dtype, call);
+    if (p.phase != BatchPhase::middle) {
+      NoGil released;
+      return batch_pass_cuda(p, at<void>(stream));
+    }
+    BatchAddresses tensors;
+    read(tensors, t);
+    const BatchMiddleParams m = batch_middle(tensors, call);
+    NoGil released;
+    batch_middle_cuda(p, m, at<void>(stream));
+  });
+}
+#endif
+
+int64_t weight_update_scratch(const WeightUpdateParams& p) {
+  return weight_update_scratch_cpu(p, num_threads());
 }
 
 // The enum values, for the test that holds them against ffengine/ops/config.py.
@@ -347,137 +444,21 @@ PYBIND11_MODULE(_C, module) {
   module.def("num_threads", &num_threads);
   module.def("set_num_threads", &set_num_threads, py::arg("n"));
   module.def("flush_denormals", &flush_denormals, py::arg("on"));
-  module.def("local_pass_cpu",
-             [](const std::array<Address, 13>& tensors, const Shape4& shape, int dtype,
-                const py::object& call) {
-               local_pass(tensors, shape, dtype, call,
-                          [](const LocalPassParams& p) { local_pass_cpu(p); });
-             });
-  module.def("local_pass_scratch_cpu", [](const Shape4& shape, int dtype, const py::object& call,
-                                         bool has_h_prev, bool has_shortcut, bool has_z) {
-    LocalPassParams p = local_pass_params(shape, dtype, call);
-    float there = 0.f;
-    p.h_prev = has_h_prev ? &there : nullptr;
-    p.shortcut = has_shortcut ? &there : nullptr;
-    p.z = has_z ? &there : nullptr;
-    return local_pass_scratch_cpu(p);
-  });
-  module.def("batch_pass_cpu", [](const std::array<Address, 9>& tensors, const Shape4& shape,
-                                  int dtype, const py::object& call) {
-    const BatchPassParams p = batch_pass_params(tensors, shape, dtype, call);
-    NoGil released;
-    batch_pass_cpu(p);
-  });
-  module.def("batch_pass_scratch_cpu", [](const Shape4& shape, int dtype, const py::object& call) {
-    return batch_pass_scratch_cpu(batch_pass_params({}, shape, dtype, call));
-  });
-  module.def("weight_update_cpu", &weight_update);
-  module.def("weight_update_scratch_cpu",
-             [](const ConvShape& s, int dtype, bool has_grad, int threads) {
-               WeightUpdateParams p{};
-               float none = 0.f;
-               p.grad = has_grad ? &none : nullptr;
-               read_conv_shape(p, s, dtype);
-               return weight_update_scratch_cpu(p, threads);
-             });
-  module.def("linear_prepare_cpu",
-             [](Address x, Address from, Address a, Address bias, Address scale,
-                const std::array<int64_t, 3>& s, int dtype, bool rms, float eps) {
-               linear_prepare(x, from, a, bias, scale, s, dtype, rms, eps,
-                              [](const LinearStepParams& p) { linear_prepare_cpu(p); });
-             });
-  module.def("linear_finish_cpu", &linear_finish);
   module.def("scratch_peak_cpu", &scratch_peak_cpu, py::arg("reset"));
-  module.def("optimizer_step_cpu",
-             [](Address weight, Address m, Address v, Address grad, int64_t n, float inv_scale,
-                const py::object& optim) {
-               const OptimParams o = optim_params(optim);
-               NoGil released;
-               optimizer_step_cpu(at<float>(weight), at<float>(m), at<float>(v),
-                                  at<const float>(grad), n, inv_scale, o);
-             });
-  module.def("compressed_step_cpu",
-             [](Address weight, Address grad, Address m, Address v, Address m_scale,
-                Address v_scale, int64_t n, float inv_scale, const py::object& call) {
-               const CompressedStepParams p =
-                   compressed_params(weight, grad, m, v, m_scale, v_scale, n, inv_scale, call);
-               NoGil released;
-               compressed_step_cpu(p);
-             });
-  module.def("routes_cpu", [](Address a, Address routes, const Shape4& shape, bool pool,
-                              bool straight, int dtype) {
-    const RoutesParams p = routes_params(a, routes, 0, shape, pool, straight, dtype);
-    NoGil released;
-    routes_cpu(p);
-  });
-  module.def("along_routes_cpu", [](Address routes, Address dz, Address da, const Shape4& shape,
-                                    bool pool, int dtype) {
-    const RoutesParams p = routes_params(da, routes, dz, shape, pool, false, dtype);
-    NoGil released;
-    along_routes_cpu(p);
-  });
+  define_cpu(module, "local_pass_cpu", local_pass, local_pass_cpu);
+  define_cpu(module, "batch_pass_cpu", batch_pass, batch_pass_cpu);
+  define_cpu(module, "weight_update_cpu", weight_update, weight_update_cpu);
+  define_cpu(module, "optimizer_step_cpu", optimizer_step, step_on_cpu);
+  define_cpu(module, "compressed_step_cpu", compressed_step, compressed_step_cpu);
+  define_cpu(module, "linear_prepare_cpu", linear_prepare, linear_prepare_cpu);
+  define_cpu(module, "linear_finish_cpu", linear_finish, linear_finish_cpu);
+  define_cpu(module, "routes_cpu", routes, routes_cpu);
+  define_cpu(module, "along_routes_cpu", along_routes, along_routes_cpu);
+  define_scratch(module, "local_pass_scratch_cpu", local_pass, local_pass_scratch_cpu);
+  define_scratch(module, "batch_pass_scratch_cpu", batch_pass, batch_pass_scratch_cpu);
+  define_scratch(module, "weight_update_scratch_cpu", weight_update, weight_update_scratch);
 #if defined(FFENGINE_CUDA)
-  module.def("local_pass_cuda",
-             [](const std::array<Address, 13>& tensors, const Shape4& shape, int dtype,
-                const py::object& call, Address stream) {
-               local_pass(tensors, shape, dtype, call, [stream](const LocalPassParams& p) {
-                 local_pass_cuda(p, at<void>(stream));
-               });
-             });
-  module.def("batch_pass_cuda", [](const std::array<Address, 9>& tensors, const Shape4& shape,
-                                   int dtype, const py::object& call, Address stream) {
-    const BatchPassParams p = batch_pass_params(tensors, shape, dtype, call);
-    NoGil released;
-    batch_pass_cuda(p, at<void>(stream));
-  });
-  module.def("batch_middle_cuda",
-             [](const std::array<Address, 9>& swept, const std::array<Address, 11>& tensors,
-                const Shape4& shape, int dtype, const py::object& call, Address stream) {
-               const BatchPassParams p = batch_pass_params(swept, shape, dtype, call);
-               const BatchMiddleParams m = batch_middle_params(tensors, call);
-               NoGil released;
-               batch_middle_cuda(p, m, at<void>(stream));
-             });
-  module.def("optimizer_step_cuda",
-             [](Address weight, Address m, Address v, Address grad, int64_t n, float inv_scale,
-                const py::object& optim, int grad_dtype, Address half, int half_dtype, Address row,
-                Address stream) {
-               OptimizerStepParams p{};
-               p.weight = at<float>(weight), p.m = at<float>(m), p.v = at<float>(v);
-               p.grad = at<const void>(grad);
-               p.n = n, p.inv_scale = inv_scale;
-               p.optim = optim_params(optim);
-               add_extras(p, {grad_dtype, half, half_dtype, row});
-               NoGil released;
-               optimizer_step_cuda(p, at<void>(stream));
-             });
-  module.def("compressed_step_cuda",
-             [](Address weight, Address grad, Address m, Address v, Address m_scale,
-                Address v_scale, int64_t n, float inv_scale, const py::object& call,
-                int grad_dtype, Address half, int half_dtype, Address row, Address stream) {
-               CompressedStepParams p =
-                   compressed_params(weight, grad, m, v, m_scale, v_scale, n, inv_scale, call);
-               add_extras(p, {grad_dtype, half, half_dtype, row});
-               NoGil released;
-               compressed_step_cuda(p, at<void>(stream));
-             });
-  module.def("linear_prepare_cuda",
-             [](Address x, Address from, Address a, Address bias, Address scale,
-                const std::array<int64_t, 3>& s, int dtype, bool rms, float eps, Address stream) {
-               linear_prepare(x, from, a, bias, scale, s, dtype, rms, eps,
-                              [stream](const LinearStepParams& p) {
-                                linear_prepare_cuda(p, at<void>(stream));
-                              });
-             });
-  module.def("linear_finish_cuda",
-             [](Address da, Address scale, Address sums, const MatrixShape& s, int dtype,
-                int64_t chunk, Address stream) {
-               LinearStepParams p = linear_params(da, scale, s, dtype);
-               p.sums = at<float>(sums);
-               p.chunk = chunk;
-               NoGil released;
-               linear_finish_cuda(p, at<void>(stream));
-             });
+  define_cuda_kernels(module);
 #endif
 }
 

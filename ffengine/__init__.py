@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from ffengine import models as models
     from ffengine import nn as nn
     from ffengine.engine.batch import Batch as Batch
+    from ffengine.engine.memory.plans import Memory as Memory
     from ffengine.engine.run.callbacks import Callback as Callback
+    from ffengine.engine.run.recipe import Recipe as Recipe
     from ffengine.engine.run.stopping import TrainingInterrupted as TrainingInterrupted
     from ffengine.engine.run.stopping import TrainingStopped as TrainingStopped
     from ffengine.engine.trainer import Trainer as Trainer
@@ -32,14 +34,16 @@ _MODULES = ("data", "losses", "models", "nn")
 _NAMES = {
     "Batch": "ffengine.engine.batch",
     "Callback": "ffengine.engine.run.callbacks",
+    "Memory": "ffengine.engine.memory.plans",
+    "Recipe": "ffengine.engine.run.recipe",
     "Trainer": "ffengine.engine.trainer",
     "TrainingInterrupted": "ffengine.engine.run.stopping",
     "TrainingStopped": "ffengine.engine.run.stopping",
     "env_report": "ffengine.env",
 }
 __all__ = [
-    "Batch", "Callback", "Trainer", "TrainingInterrupted", "TrainingStopped", "__version__", "data",
-    "env_report", "losses", "models", "nn",
+    "Batch", "Callback", "Memory", "Recipe", "Trainer", "TrainingInterrupted", "TrainingStopped",
+    "__version__", "data", "env_report", "losses", "models", "nn",
 ]
 
 

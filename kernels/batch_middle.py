@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from ffengine.kernels import losses
@@ -314,10 +313,9 @@ def batch_middle(t: BatchPassTensors, call: BatchPassCall) -> None:
     plan = make_plan(channels, call.groups, call.equal_groups, call.goodness, call.loss,
                      call.training, call.use_running, call.pixels, call.pixels_z,
                      tuple([x is None for x in t]))
-    work = torch.empty(3, channels, dtype=torch.float64, device=t.moments.device)
     tensors = (t.moments, t.moments if t.extrema is None else t.extrema, t.pivot, t.y, t.gamma,
                t.beta, t.running_mean, t.running_var, None if call.equal_groups else t.offsets,
-               t.table, t.weight, t.g, t.loss, t.coef, t.dgamma, t.dbeta, work)
+               t.table, t.weight, t.g, t.loss, t.coef, t.dgamma, t.dbeta, t.work)
     factor = call.da_scale * (1.0 if call.goodness == MEAN.value else 2.0)
     numbers = (n, *plan.numbers, call.momentum + 0.0, call.eps + 0.0, call.p0 + 0.0, call.p1 + 0.0,
                call.p2 + 0.0, call.scale + 0.0, call.da_scale + 0.0, factor)

@@ -20,7 +20,9 @@ from ffengine.kernels.forms import Form, on_device_of
 from ffengine.kernels.launch import grid, power_of_two
 
 if TYPE_CHECKING:
-    from ffengine.ops.config import Norm
+    from ffengine.ops.params import LinearCall
+
+Tensors = tuple[torch.Tensor | None, ...]
 
 #: Elements of a tile: 128 threads with 16 each, as local_pass (kernels/launch.py).
 TILE = 2048
@@ -78,19 +80,20 @@ def linear_finish_kernel(p_da, p_scale, p_sums, N, out, chunk: tl.constexpr,
         tl.store(p_sums + i_chunk * out + i_o, total, mask=i_o < out)
 
 
-def prepare(x: torch.Tensor, source: torch.Tensor, a: torch.Tensor, bias: torch.Tensor | None,
-            scale: torch.Tensor | None, norm: Norm) -> None:
+def prepare(tensors: Tensors, call: LinearCall) -> None:
     """scale (n,) of x (n, in), and a (n, out) = scale source + bias; bias and scale fp32.
 
-    source may be a or x; see LinearStepParams in csrc/params.h.
+    tensors: x, source, a, bias, scale. source may be a or x; see LinearStepParams in
+    csrc/params.h.
     """
+    x, source, a, bias, scale = tensors
     n, features = x.shape
     out = a.shape[1]
-    form, rows = _prepare_form(features, out, x.dtype, source.dtype, a.dtype, norm.length == "rms",
+    form, rows = _prepare_form(features, out, x.dtype, source.dtype, a.dtype, call.rms,
                                bias is None, scale is None)
     with on_device_of(a):
         form.launch(grid("linear_step", -(-n // rows)), (x, source, a, bias, scale),
-                    (n, features, out, norm.eps + 0.0))
+                    (n, features, out, call.eps + 0.0))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -102,10 +105,14 @@ def _prepare_form(features: int, out: int, x: torch.dtype, source: torch.dtype, 
     return Form(linear_prepare_kernel, rms=rms, rows=rows, block=block, warps=4), rows
 
 
-def finish(da: torch.Tensor, scale: torch.Tensor | None, sums: torch.Tensor | None,
-           chunk: int) -> None:
-    """sums (chunks, out) fp32 of da (n, out) over `chunk` rows each, then da *= scale (n,)."""
+def finish(tensors: Tensors, call: LinearCall) -> None:
+    """sums (chunks, out) fp32 of da (n, out) over call.chunk rows each, then da *= scale (n,).
+
+    tensors: da, scale, sums.
+    """
+    da, scale, sums = tensors
     n, out = da.shape
+    chunk = call.chunk
     form, blocks = _finish_form(out, da.dtype, chunk, scale is None, sums is None)
     with on_device_of(da):
         form.launch(grid("linear_step", -(-n // chunk), blocks), (da, scale, sums), (n, out))

@@ -8,7 +8,7 @@ reference: ffengine/reference/weight_update.py   op: ffengine/ops/weight_update.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import triton
@@ -17,11 +17,18 @@ from ffengine.kernels import philox, states
 from ffengine.kernels.forms import Form, on_device_of
 from ffengine.kernels.launch import grid
 
+if TYPE_CHECKING:
+    from ffengine.ops.optim import OptimCall
+    from ffengine.ops.params import StepCall
+
+Tensors = tuple[torch.Tensor | None, ...]
 #: Elements a program owns: 128 threads with two 16-byte loads of an fp32 tensor each.
 BLOCK = 1024
+#: By the codes of csrc/params.h.
 KINDS = ("sgd", "adam", "adamw")
 #: What m and v are stored in, by format.
 STATE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "8bit": torch.uint8}
+FORMATS = tuple(STATE_DTYPES)
 
 
 class Scalars(NamedTuple):
@@ -132,47 +139,17 @@ def optimizer_kernel(p_weight, p_grad, p_m, p_v, p_m_scale, p_v_scale, p_row, p_
             tl.store(p_half + i, w, mask=b)
 
 
-def scalars(optim: Any, step: int, inv_scale: float) -> Scalars:
+def scalars(optim: OptimCall, inv_scale: float) -> Scalars:
     """Bias corrections and products on the host, in double. Pure: unit-tested without a GPU."""
-    if optim.kind == "sgd":
+    kind = KINDS[optim.kind]
+    if kind == "sgd":
         return Scalars(float(inv_scale), float(optim.weight_decay), float(optim.momentum), 1.0,
                        0.0, 0.0, float(optim.lr), 1.0, 0.0)
-    beta1, beta2 = optim.betas
-    decay = optim.weight_decay * (optim.lr if optim.kind == "adamw" else 1.0)
+    beta1, beta2, step = optim.beta1, optim.beta2, optim.step
+    decay = optim.weight_decay * (optim.lr if kind == "adamw" else 1.0)
     return Scalars(float(inv_scale), float(decay), float(beta1), 1.0 - beta1, float(beta2),
                    1.0 - beta2, optim.lr / (1.0 - beta1**step),
                    math.sqrt(1.0 - beta2**step), float(optim.eps))
-
-
-def optimizer_step(weight: torch.Tensor, grad: torch.Tensor, m: torch.Tensor | None,
-                   v: torch.Tensor | None, *, optim: Any, step: int, inv_scale: float,
-                   row: torch.Tensor | None = None, half: torch.Tensor | None = None) -> None:
-    """Step `weight` (fp32) and the states m, v (fp32) in place with grad * inv_scale.
-
-    m: first moment or SGD's momentum buffer, zeros before step 1; v: second moment. grad: fp32,
-    bf16 or fp16; copied first where its memory order is not weight's. Semantics of torch.optim,
-    step 1 the first. row: fp32 (8,) on the device, [decay, step size, root correction] as
-    `scalars` forms them, in place of what lr, weight_decay and step say, so that a captured launch
-    follows them. half: bf16 or fp16 like weight, gets a copy of the new weight.
-    """
-    _launch(weight, grad, (m, v, None, None), "fp32", optim, step, inv_scale, (0, 0), row, half)
-
-
-def compressed_step(weight: torch.Tensor, grad: torch.Tensor, state: Any, *, optim: Any,
-                    inv_scale: float, row: torch.Tensor | None = None,
-                    half: torch.Tensor | None = None) -> None:
-    """The same for a weight in fp32 or bf16 and states in `state.format`, rounded stochastically.
-
-    state: an ffengine.ops.optim.OptimState; its step is the updates taken before this one, and is
-    left as it is. Random words: Philox of state.seed, state.stream and this update's number, which
-    a row holds as int32 bits in column 7.
-    """
-    _launch(weight, grad, (state.m, state.v, state.m_scale, state.v_scale), state.format, optim,
-            state.step + 1, inv_scale, (state.seed, state.stream), row, half)
-
-
-#: m, v and their scales.
-Held = tuple[torch.Tensor | None, ...]
 
 
 class Bound(NamedTuple):
@@ -188,28 +165,34 @@ class Bound(NamedTuple):
 _BOUND: dict[Any, Bound] = {}
 
 
-def _launch(weight: torch.Tensor, grad: torch.Tensor, held: Held, form: str, optim: Any, step: int,
-            inv_scale: float, random: tuple[int, int], row: torch.Tensor | None,
-            half: torch.Tensor | None) -> None:
-    tensors = (weight, grad, *held, row, half)
-    key = (optim.kind, optim.kind == "sgd" and optim.momentum != 0.0, bool(optim.nesterov), form,
+def optimizer_step(tensors: Tensors, call: StepCall) -> None:
+    """Step a weight (fp32 or bf16) and its states in place with grad * inv_scale.
+
+    m: first moment or SGD's momentum buffer, zeros before step 1; v: second moment. grad: fp32,
+    bf16 or fp16; copied first where its memory order is not weight's. Semantics of torch.optim,
+    step 1 the first. Rounding is stochastic, by Philox of seed, stream and step. row: on the
+    device, [decay, step size, root correction] as `scalars` forms them and in column 7 the step as
+    int32 bits, in place of what lr, weight_decay and step say, so that a captured launch follows
+    them. half: bf16 or fp16 like weight, gets a copy of the new weight.
+    """
+    grad, weight, m, v, m_scale, v_scale, half, row = tensors
+    optim, step = call.optim, call.optim.step
+    key = (optim.kind, optim.momentum != 0.0, optim.nesterov, call.format,
            *[None if t is None else (t.dtype, t.shape, t.stride()) for t in tensors])
     bound = _BOUND.get(key)
     if bound is None:
-        bound = _BOUND[key] = _bind(weight, grad, held, row, half, key)
+        bound = _BOUND[key] = _bind(tensors, call)
     if step < 1:
         raise ValueError(f"[weight_update] step counts from 1, got {step}")
     if bound.numel == 0:
         return
     if bound.copies:
         grad = torch.empty_like(weight, dtype=grad.dtype).copy_(grad)
-    numbers = scalars(optim, step, inv_scale)
+    numbers = scalars(optim, call.inv_scale)
     if row is not None:  # no argument changes from step to step
         numbers, step = numbers._replace(decay=0.0, step_size=0.0, root_correction=1.0), 0
-    seed, stream = random
-    words = (0, 0, 0, 0) if form == "fp32" and weight.dtype is torch.float32 else (
-        philox.int32_patterns(seed, seed >> 32, stream, step))
-    m, v, m_scale, v_scale = held
+    words = (0, 0, 0, 0) if call.format == 0 and weight.dtype is torch.float32 else (
+        philox.int32_patterns(call.seed, call.seed >> 32, call.stream, step))
     with on_device_of(weight):
         bound.form.launch(
             bound.grid, (_pattern(weight), grad, _pattern(m), _pattern(v), m_scale, v_scale, row,
@@ -221,11 +204,12 @@ def _pattern(t: torch.Tensor | None) -> torch.Tensor | None:
     return t.view(torch.int16) if t is not None and t.dtype is torch.bfloat16 else t
 
 
-def _bind(weight: torch.Tensor, grad: torch.Tensor, held: Held, row: torch.Tensor | None,
-          half: torch.Tensor | None, key: tuple[Any, ...]) -> Bound:
+def _bind(tensors: Tensors, call: StepCall) -> Bound:
     """Check a call's tensors, once for all of their form."""
-    kind, momentum, nesterov, form = key[:4]
-    variant = Variant(kind, momentum, kind == "sgd" and nesterov, form,
+    grad, weight, *held, half, row = tensors
+    kind = KINDS[call.optim.kind]
+    variant = Variant(kind, kind == "sgd" and call.optim.momentum != 0.0,
+                      kind == "sgd" and call.optim.nesterov, FORMATS[call.format],
                       weight.dtype is torch.bfloat16,
                       half is not None and half.dtype is torch.bfloat16, BLOCK)
     _check(weight, grad, held, variant)
@@ -242,10 +226,8 @@ def _same_order(t: torch.Tensor, weight: torch.Tensor) -> bool:
                if f is torch.contiguous_format or weight.dim() == 4)
 
 
-def _check(weight: torch.Tensor, grad: torch.Tensor, held: Held, variant: Variant) -> None:
-    if variant.kind not in KINDS:
-        raise ValueError(f"[weight_update] optimizer must be one of {', '.join(KINDS)}, "
-                         f"got {variant.kind!r}")
+def _check(weight: torch.Tensor, grad: torch.Tensor, held: list[torch.Tensor | None],
+           variant: Variant) -> None:
     _expect("grad", grad, weight, grad.dtype)
     if not variant.bf16_weight:
         _expect("weight", weight, weight, torch.float32)

@@ -22,7 +22,7 @@ from ffengine.engine.optim import LocalOptimizer
 from ffengine.nn import LocalConv2d, LocalNet
 from ffengine.ops.config import LocalPassConfig
 from ffengine.ops.local_pass import local_pass
-from ffengine.ops.weight_update import OptimConfig, OptimState, weight_update
+from ffengine.ops.weight_update import OptimConfig, OptimState, Parameter, weight_update
 
 Grads = dict[tuple[int, str], torch.Tensor]
 
@@ -163,13 +163,10 @@ def layer_turn(layer: LocalConv2d, x: torch.Tensor, y: torch.Tensor,
         z, g, loss, _, da, scale = local_pass(a, y, config=layer.config, want_da=True,
                                               backend=backend)
         grads = {n: torch.empty_like(p) for n, p in layer.named_parameters()}
-        bias = layer.bias
-        extra = {} if bias is None else {
-            "bias": bias.detach(), "bias_state": OptimState.create(bias.detach(), optim),
-            "bias_grad_out": grads["bias"]}
-        weight_update(layer.weight.detach(), x, da, optim=optim, geometry=layer.geometry,
-                      state=OptimState.create(layer.weight.detach(), optim), da_scale=scale,
-                      grad_out=grads["weight"], backend=backend, **extra)
+        given = {n: Parameter(p.detach(), OptimState.create(p.detach(), optim), None, grads[n])
+                 for n, p in layer.named_parameters()}
+        weight_update(given["weight"], x, da, optim=optim, geometry=layer.geometry,
+                      bias=given.get("bias"), da_scale=scale, backend=backend)
     out = {"goodness": g, "z": z, "loss": loss.mean()} | {f"grad.{n}": t for n, t in grads.items()}
     return {name: tensor.cpu() for name, tensor in out.items()}
 

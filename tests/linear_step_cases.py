@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from ffengine.ops import config as c
 from ffengine.ops.linear_step import linear_step
-from ffengine.ops.optim import OptimConfig, OptimState
+from ffengine.ops.optim import OptimConfig, OptimState, Parameter
 from tests.tolerances import assert_close
 
 SGD0 = OptimConfig("sgd", lr=0.0)
@@ -119,10 +119,10 @@ def outcome(case: Case, data: dict[str, Any], kind: torch.dtype, tile_rows: int 
     grads = [torch.full_like(p, float("nan")) for p in (weight, bias) if p is not None]
     states = [OptimState.create(p, optim) for p in (weight, bias) if p is not None]
     found = linear_step(
-        weight, x, data["y"], config=case.config, optim=optim, state=states[0], bias=bias,
-        bias_state=states[1] if bias is not None else None, input_norm=case.norm,
-        g0=None if data["g0"] is None else data["g0"].to(wide), tile_rows=tile_rows,
-        grad_out=grads[0], bias_grad_out=grads[1] if bias is not None else None, backend=backend)
+        Parameter(weight, states[0], None, grads[0]), x, data["y"], config=case.config,
+        optim=optim, bias=None if bias is None else Parameter(bias, states[1], None, grads[1]),
+        input_norm=case.norm, g0=None if data["g0"] is None else data["g0"].to(wide),
+        tile_rows=tile_rows, backend=backend)
     torch.testing.assert_close((x, data["y"]), before, rtol=0, atol=0, equal_nan=True)
     assert all(s.step == 1 for s in states)
     return {**found._asdict(), **dict(zip(("dW", "db"), grads, strict=False))}

@@ -17,7 +17,7 @@ from ffengine.nn.convolution import convolve
 from ffengine.ops.batch_pass import batch_pass
 from ffengine.ops.config import BatchNorm, LocalPassConfig, Norm
 from ffengine.ops.local_pass import local_pass
-from ffengine.ops.optim import ConvGeometry, OptimConfig, OptimState
+from ffengine.ops.optim import ConvGeometry, OptimConfig, OptimState, Parameter
 from ffengine.ops.weight_update import gradient_update
 
 
@@ -30,8 +30,8 @@ def calls(scale: Scale) -> Iterator[tuple[str, Callable[[], Any]]]:
                                              backend=name)
     weight, optim = torch.randn(scale.weight, device=device), OptimConfig("adamw")
     state, grad = OptimState.create(weight, optim), torch.randn(scale.weight, device=device)
-    yield f"optimizer, {backend}", partial(gradient_update, weight, grad, optim=optim, state=state,
-                                           backend=backend)
+    yield f"optimizer, {backend}", partial(gradient_update, Parameter(weight, state), grad,
+                                           optim=optim, backend=backend)
     c = scale.batch_norm[1]
     b, target = sweeps.inputs(scale.batch_norm, torch.bfloat16, "nhwc", 1, device)
     vectors = {name: torch.rand(c, device=device) + 0.5

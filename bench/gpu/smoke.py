@@ -25,7 +25,7 @@ from ffengine.engine.memory.plan import Plan
 from ffengine.ops import backends
 from ffengine.ops.config import BatchNorm, LocalPassConfig, Norm
 from ffengine.ops.local_pass import local_pass
-from ffengine.ops.optim import ConvGeometry, OptimConfig, OptimState
+from ffengine.ops.optim import ConvGeometry, OptimConfig, OptimState, Parameter
 from ffengine.ops.weight_update import gradient_update, weight_update
 from tests import batch_pass_cases, linear_step_cases
 from tests.tolerances import assert_close
@@ -77,7 +77,7 @@ def optimizer(session: Session, backend: str) -> None:
         weight = start.to(dtype, copy=True)
         state = OptimState.create(weight, optim)
         for grad in grads:
-            gradient_update(weight, grad.to(dtype), optim=optim, state=state, backend=name)
+            gradient_update(Parameter(weight, state), grad.to(dtype), optim=optim, backend=name)
         weights.append(weight)
     assert_close(*weights, reduction=2, what="weight")
 
@@ -100,8 +100,8 @@ def weight_gradient(groups: Callable[[Session], int]) -> Check:
                  .contiguous(memory_format=torch.channels_last) for _ in range(2))
         weight = torch.zeros(c, c // parts, 3, 3, device=session.device)
         found = torch.full_like(weight, float("nan"))
-        weight_update(weight, x, da, optim=optim, state=OptimState.create(weight, optim),
-                      geometry=ConvGeometry((3, 3), 1, 1, parts), grad_out=found, backend=backend)
+        weight_update(Parameter(weight, OptimState.create(weight, optim), None, found), x, da,
+                      optim=optim, geometry=ConvGeometry((3, 3), 1, 1, parts), backend=backend)
         for part in range(parts):
             mine = slice(part * c // parts, (part + 1) * c // parts)
             patches = functional.unfold(x[:, mine].double(), 3, padding=1)

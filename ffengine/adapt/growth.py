@@ -206,7 +206,7 @@ def train_units(layer: LocalLayer, units: list[int], x: torch.Tensor, y: torch.T
                    layer_range=(0, 0))
     trainer = Trainer(
         net, recipe=Recipe(optimizer=options.optimizer, lr=lr, epochs=epochs, batch_size=size),
-        backend=backend, seed=options.seed, schedule=Schedule(), progress=False, sip=False,
+        backend=backend, seed=options.seed, schedule=Schedule(), progress=False,
         precision="fp64" if x.dtype is torch.float64 else "fp32")
     x, y = x.to(trainer.dtype), y.to(x.device)
     for epoch in range(epochs):

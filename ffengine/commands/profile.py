@@ -13,6 +13,7 @@ from ffengine import models
 from ffengine.commands.devices import emulate, emulation
 from ffengine.commands.options import device_of, model_options
 from ffengine.commands.train import new_folder, sized
+from ffengine.engine.memory.plans import Memory
 from ffengine.engine.run.checkpoint import write_atomically
 from ffengine.engine.trainer import Trainer
 from ffengine.profile import page, plot, record, table, trace
@@ -55,7 +56,7 @@ def make_trainer(args: argparse.Namespace) -> Trainer:
     return Trainer(net, recipe=recipe, batch_size=recipe.batch_size, progress=False,
                    backend=args.backend or "auto", precision=args.precision or "fp32",
                    memory_budget=args.memory_budget, device=device_of(args),
-                   states=args.states, weights=args.weights, costs=args.costs)
+                   memory=Memory(args.states, args.weights, args.costs))
 
 
 def chosen(args: argparse.Namespace, trainer: Trainer) -> list[Start]:

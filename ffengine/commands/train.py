@@ -35,7 +35,7 @@ from ffengine.data.batches import Augment
 from ffengine.engine.memory.budget import megabytes, parse_bytes
 from ffengine.engine.memory.plan import Plan
 from ffengine.engine.memory.planning import Planning
-from ffengine.engine.memory.plans import Job
+from ffengine.engine.memory.plans import Job, Memory
 from ffengine.engine.memory.precision_fallback import rung
 from ffengine.engine.optim import round_weights
 from ffengine.engine.run import checkpoint
@@ -124,8 +124,7 @@ def told(splits: data.Splits, args: argparse.Namespace,
 def job_of(args: argparse.Namespace, recipe: Recipe, options: dict[str, Any]) -> Job:
     """What is planned for: a network without memory, and how it trains."""
     settings = Settings.resolve(
-        recipe, optimizer=None, lr=None, lr_min=None, weight_decay=None,
-        epochs=getattr(args, "epochs", None), batch_size=None, seed=0,
+        recipe, epochs=getattr(args, "epochs", None),
         precision=args.precision or "fp32", states=args.states or "fp32",
         weights=args.weights or "fp32")
     device, backend = device_of(args), args.backend or "auto"
@@ -181,21 +180,22 @@ def within(recipe: Recipe, train: int) -> Recipe:
 
 def make_trainer(args: argparse.Namespace, recipe: Recipe, options: dict[str, Any],
                  data_options: dict[str, Any], seed: int, *,
-                 structure: dict[str, Any] | None = None, **more: Any) -> Trainer:
-    """Network and trainer, which takes `more`; a budget that cannot be met is refused here.
+                 structure: dict[str, Any] | None = None) -> Trainer:
+    """Network and trainer; a budget that cannot be met is refused here.
 
     structure: of a run that was edited (adapt.edits.restructure).
     """
     torch.manual_seed(seed)
     net = models.create(args.model, **options)
     restructure(net, structure)
-    notes = {"data": args.data, "data_options": words(data_options),
-             "augment": getattr(args, "augment", None) or "none"}
-    return Trainer(net, recipe=recipe, epochs=args.epochs, lr=args.lr,
-                   batch_size=recipe.batch_size, backend=args.backend or "auto",
-                   precision=args.precision or "fp32", memory_budget=args.memory_budget,
-                   states=args.states, weights=args.weights, costs=args.costs,
-                   seed=seed, device=device_of(args), progress=not args.quiet, notes=notes, **more)
+    trainer = Trainer(net, recipe=recipe, epochs=args.epochs, lr=args.lr,
+                      batch_size=recipe.batch_size, backend=args.backend or "auto",
+                      precision=args.precision or "fp32", memory_budget=args.memory_budget,
+                      memory=Memory(args.states, args.weights, args.costs), seed=seed,
+                      device=device_of(args), progress=not args.quiet)
+    trainer.notes = {"data": args.data, "data_options": words(data_options),
+                     "augment": getattr(args, "augment", None) or "none"}
+    return trainer
 
 
 def announce(args: argparse.Namespace, trainer: Trainer) -> None:

@@ -20,7 +20,7 @@ from ffengine.nn.layers import LocalLayer, Operands
 from ffengine.nn.norms import Normalised, PreNorm
 from ffengine.ops import pieces
 from ffengine.ops.host import constant
-from ffengine.ops.optim import ConvGeometry
+from ffengine.ops.optim import ConvGeometry, Parameter
 from ffengine.ops.optimizer_step import step_dtype
 from ffengine.ops.product_rule import exact
 from ffengine.ops.weight_update import bias_gradient, gradient_update, weight_update
@@ -53,7 +53,7 @@ def update(ctx: StepContext, i: int, u: torch.Tensor, made: Normalised | None, s
         owner: whose optimizer states (OLU).
         du: dL/du times da_scale, where the caller has it (unfolded norms; else computed here).
     """
-    layer, opt = ctx.net.layer(i), ctx.optimizer
+    layer = ctx.net.layer(i)
     da, scale = swept.da, swept.da_scale
     assert da is not None
     if made is None:
@@ -61,19 +61,14 @@ def update(ctx: StepContext, i: int, u: torch.Tensor, made: Normalised | None, s
             (total, last, share), (bias_total, *_) = (
                 ctx.adding(p, owner) for p in (layer.weight, layer.bias))
             buffers, finish, scale = (total, bias_total), finish and last, scale / share
-        bias = layer.bias if trains(layer.bias) else None
-        if not trains(layer.weight):
-            update_bias(ctx, i, bias, da, buffers[1], finish, scale, owner)
+        weight = ctx.parameter(i, "weight", layer.weight, owner, buffers[0])
+        bias = ctx.parameter(i, "bias", layer.bias, owner, buffers[1])
+        if weight is None:
+            update_bias(ctx, layer.bias, bias, da, finish, scale)
             return norms(ctx, i, swept, owner)
         weight_update(
-            layer.weight.detach(), u, da, optim=opt.config(layer.weight),
-            state=opt.state_of(layer.weight, owner), geometry=layer.geometry,
-            accumulate=buffers[0], finish=finish, da_scale=scale,
-            grad_out=ctx.grad_of(i, "weight"), backend=ctx.backend,
-            bias=None if bias is None else bias.detach(),
-            bias_state=opt.state_of(bias, owner),
-            bias_accumulate=None if bias is None else buffers[1],
-            bias_grad_out=None if bias is None else ctx.grad_of(i, "bias"))
+            weight, u, da, optim=ctx.optimizer.config(layer.weight), geometry=layer.geometry,
+            bias=bias, finish=finish, da_scale=scale, backend=ctx.backend)
     else:
         step_all(ctx, i, normalised_gradients(ctx, i, u, made, da, scale, du), owner)
     norms(ctx, i, swept, owner)
@@ -87,40 +82,33 @@ def norms(ctx: StepContext, i: int, swept: SweepResult, owner: str) -> None:
             step(ctx, i, name, getattr(layer, name), grad, owner)
 
 
-def trains(parameter: nn.Parameter | None) -> bool:
-    """It is there, and nobody froze it."""
-    return parameter is not None and parameter.requires_grad
-
-
-def update_bias(ctx: StepContext, i: int | str, bias: nn.Parameter | None, da: torch.Tensor,
-                total: torch.Tensor | None, finish: bool, scale: float, owner: str = "") -> None:
-    """Step a bias, or None, whose weight is frozen; arguments as `update` gives weight_update."""
-    if bias is None:
+def update_bias(ctx: StepContext, bias: nn.Parameter | None, p: Parameter | None, da: torch.Tensor,
+                finish: bool, scale: float) -> None:
+    """Step a bias `p`, or None, whose weight is frozen; arguments as `update` gives
+    weight_update."""
+    if p is None:
         return
-    grad = bias_gradient(da, bias.dtype)
-    if total is not None:
-        grad, scale = total.add_(grad, alpha=1.0 / scale), 1.0
-    state = ctx.optimizer.state_of(bias, owner)
-    if finish and state is not None:
-        gradient_update(bias.detach(), grad, state=state, optim=ctx.optimizer.config(bias),
-                        grad_out=ctx.grad_of(i, "bias"), scale=scale, backend=ctx.backend)
+    grad = bias_gradient(da, p.value.dtype)
+    if p.accumulate is not None:
+        grad, scale = p.accumulate.add_(grad, alpha=1.0 / scale), 1.0
+    if finish:
+        gradient_update(p._replace(accumulate=None), grad, optim=ctx.optimizer.config(bias),
+                        scale=scale, backend=ctx.backend)
 
 
 def step(ctx: StepContext, i: int | str, name: str, parameter: nn.Parameter, grad: torch.Tensor,
          owner: str = "", scale: float = 1.0) -> None:
     """Step one parameter, unless it is frozen, with a gradient that exists, times `scale`."""
-    if not trains(parameter):
+    p = ctx.parameter(i, name, parameter, owner)
+    if p is None:
         return
-    state = ctx.optimizer.state_of(parameter, owner)
-    assert state is not None
     total, last, share = ctx.adding(parameter, owner)
     if total is not None:
         grad, scale = total.add_(grad, alpha=share / scale), 1.0
     if not last:
         return
-    gradient_update(parameter.detach(), grad.to(step_dtype(parameter.dtype)), state=state,
-                    optim=ctx.optimizer.config(parameter), grad_out=ctx.grad_of(i, name),
-                    scale=scale, backend=ctx.backend)
+    gradient_update(p, grad.to(step_dtype(parameter.dtype)),
+                    optim=ctx.optimizer.config(parameter), scale=scale, backend=ctx.backend)
 
 
 Gradients = list[tuple[str, nn.Parameter, torch.Tensor]]
@@ -160,9 +148,9 @@ class GradientSums:
         """Add some rows: what the weight saw of them, x̂ (unfolded norms), da times `scale`."""
         layer, ctx, norm = self.layer, self.ctx, self.layer.pre_norm
         self.da_scale = scale
-        weight_update(layer.weight.detach(), u, da, optim=ctx.optimizer.config(layer.weight),
-                      state=None, geometry=layer.geometry, accumulate=self.against, finish=False,
-                      da_scale=scale, backend=ctx.backend)
+        weight_update(Parameter(layer.weight.detach(), accumulate=self.against), u, da,
+                      optim=ctx.optimizer.config(layer.weight), geometry=layer.geometry,
+                      finish=False, da_scale=scale, backend=ctx.backend)
         if norm is not None and norm.folded:
             self._size = u.shape[2:]
             self._more("plane", plane_sums(da, self._wide), scale)

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from ffengine.engine.accumulator import Accumulation, GradientAccumulator
 from ffengine.engine.batch import joined
 from ffengine.engine.optim import LocalOptimizer
 from ffengine.nn.network import LocalNet
 from ffengine.ops.config import LocalPassConfig, Tile
+from ffengine.ops.optim import Parameter
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,21 @@ class StepContext:
     def grad_of(self, i: int | str, name: str) -> torch.Tensor | None:
         return None if self.grads is None else self.grads.get((i, name))
 
+    def parameter(self, i: int | str, name: str, value: nn.Parameter | None, owner: str = "",
+                  accumulate: torch.Tensor | None = None) -> Parameter | None:
+        """A parameter of layer i, or of what i names, as the ops take it; None of one that is not
+        there, or frozen."""
+        if value is None or not value.requires_grad:
+            return None
+        return Parameter(value.detach(), self.optimizer.state_of(value, owner), accumulate,
+                         self.grad_of(i, name))
+
     def adding(self, parameter: torch.Tensor | None, owner: str = "") -> Accumulation:
         """Where a parameter's gradient goes: by default it is all there is of it."""
         if self.sums is None or parameter is None:
             return Accumulation()
-        return Accumulation(self.sums.of(parameter, owner), self.sums.last, self.sums.share)
+        total = self.sums.of(parameter, owner) if parameter.requires_grad else None
+        return Accumulation(total, self.sums.last, self.sums.share)
 
     def half(self, i: int, dtype: torch.dtype) -> torch.Tensor | None:
         """Layer i's weight in 16 bits, where a copy is kept."""

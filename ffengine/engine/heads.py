@@ -38,22 +38,19 @@ def own_features(ctx: StepContext, index: int, item: Batch, dtype: torch.dtype) 
 def train_head(ctx: StepContext, index: int, features: torch.Tensor,
                y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(mean loss, logits (N, K)) before the step."""
-    head, opt = of(ctx.net, index), ctx.optimizer
+    head = of(ctx.net, index)
     logits = head(features.detach()).detach()
     loss, dlogits = loss_and_gradient(head, logits, y)
-    (total, last, share), bias = ctx.adding(head.weight), head.bias
-    bias, where = bias if affine.trains(bias) else None, f"heads.{index}"
-    if not affine.trains(head.weight):
-        affine.update_bias(ctx, where, bias, dlogits, ctx.adding(bias).total, last, 1.0 / share)
+    (total, last, share), of_bias = ctx.adding(head.weight), ctx.adding(head.bias).total
+    where = f"heads.{index}"
+    weight = ctx.parameter(where, "weight", head.weight, accumulate=total)
+    bias = ctx.parameter(where, "bias", head.bias, accumulate=of_bias)
+    if weight is None:
+        affine.update_bias(ctx, head.bias, bias, dlogits, last, 1.0 / share)
         return loss, logits
-    weight_update(
-        head.weight.detach(), features.to(head.weight.dtype).contiguous(), dlogits,
-        optim=opt.config(head.weight), state=opt.state_of(head.weight),
-        accumulate=total, bias_accumulate=ctx.adding(bias).total, finish=last,
-        da_scale=1.0 / share,
-        grad_out=ctx.grad_of(where, "weight"), backend=ctx.backend,
-        bias=None if bias is None else bias.detach(), bias_state=opt.state_of(bias),
-        bias_grad_out=None if bias is None else ctx.grad_of(where, "bias"))
+    weight_update(weight, features.to(head.weight.dtype).contiguous(), dlogits,
+                  optim=ctx.optimizer.config(head.weight), bias=bias, finish=last,
+                  da_scale=1.0 / share, backend=ctx.backend)
     return loss, logits
 
 

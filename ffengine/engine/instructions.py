@@ -8,7 +8,7 @@ function's own: it pops them from what it reads as soon as it can let go of them
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from ffengine.ops import linear_step as linear
 from ffengine.ops import local_pass as sweeps
 from ffengine.ops.config import Tile
 from ffengine.ops.memory_accounting import allocating
+from ffengine.ops.optim import Parameter
 from ffengine.ops.optimizer_step import step_dtype
 
 #: Whole-batch tensors, or a tile's, by their names in the program; and what else ops hand on.
@@ -114,24 +115,22 @@ def local_pass(at: Place, line: Instruction, given: Tensors) -> Made:
 def linear_step(at: Place, line: Instruction, given: Tensors) -> Made:
     """The whole of a dense layer's turn without its activations ever being stored."""
     ctx, i, x = at.ctx, line.index, given["x"]
-    layer, opt = ctx.net.layer(i), ctx.optimizer
-    bias, finish = layer.bias, all(p.requires_grad for p in (layer.weight, layer.bias)
-                                   if p is not None)
+    layer = ctx.net.layer(i)
+    parts = [(name, p) for name, p in (("weight", layer.weight), ("bias", layer.bias))
+             if p is not None]
+    finish = all(p.requires_grad for _, p in parts)
     # a part that is frozen: the gradients alone, of which the other part takes its own
-    grads = (ctx.grad_of(i, "weight"), ctx.grad_of(i, "bias")) if finish else (
-        zeros_like_parameters(layer))
+    given_parts = [ctx.parameter(i, *part) for part in parts] if finish else [
+        Parameter(p.detach(), grad_out=grad) for (_, p), grad in zip(
+            parts, zeros_like_parameters(layer), strict=False)]
+    weight, *bias = cast(list[Parameter], given_parts)
     made = linear.linear_step(
-        layer.weight.detach(), x, ctx.targets(i, at.tile, x.shape[0]),
-        config=layer.settings(ctx.seed, i, ctx.step), optim=opt.config(layer.weight),
-        state=opt.state_of(layer.weight) if finish else None,
-        bias=None if bias is None else bias.detach(),
-        bias_state=opt.state_of(bias) if finish else None, g0=given.get("g0"), grad_out=grads[0],
-        bias_grad_out=grads[1], finish=finish, backend=ctx.backend)
+        weight, x, ctx.targets(i, at.tile, x.shape[0]),
+        config=layer.settings(ctx.seed, i, ctx.step), optim=ctx.optimizer.config(layer.weight),
+        bias=bias[0] if bias else None, g0=given.get("g0"), finish=finish, backend=ctx.backend)
     if not finish:
-        affine.step_all(ctx, i, [
-            (name, p, grad) for name, p, grad in zip(
-                ("weight", "bias"), (layer.weight, bias), grads, strict=True)
-            if p is not None and grad is not None], "")
+        affine.step_all(ctx, i, [(name, p, cast(torch.Tensor, q.grad_out)) for (name, p), q in zip(
+            parts, (weight, *bias), strict=True)], "")
     ctx.note(i, made.loss, made.g)
     if "g0" in given:
         ctx.coef[i] = [made.coef]

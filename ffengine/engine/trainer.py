@@ -27,9 +27,10 @@ from ffengine.engine.memory.limit import AllocatorLimit, enforced, limit_for
 from ffengine.engine.memory.meter import MemoryMeter
 from ffengine.engine.memory.plan import Plan
 from ffengine.engine.memory.planning import Planning
-from ffengine.engine.memory.plans import Job
+from ffengine.engine.memory.plans import Job, Memory
 from ffengine.engine.optim import floor_bytes, halved_weights, optimizer_of, round_weights
 from ffengine.engine.run import checkpoint, evaluation, saving
+from ffengine.engine.run.arguments import with_old_keywords
 from ffengine.engine.run.callbacks import Callback, Callbacks
 from ffengine.engine.run.history import EpochSums, History, Row, mean
 from ffengine.engine.run.overtraining import Overtraining
@@ -41,59 +42,51 @@ from ffengine.engine.schedules.schedule import Schedule, of
 from ffengine.nn.network import LocalNet
 from ffengine.ops import backends, product_rule
 
+DEFAULT = Memory()
+
 
 class Trainer:
     """Trains a network by its local losses; see `step` and `fit`.
 
     Args:
         net: the network, moved to `device` and to the weights' dtype.
-        epochs, lr, lr_min, weight_decay, optimizer: where absent, the recipe's. The rate falls
-            from lr to lr_min on a cosine, per epoch; a changed lr alone keeps their ratio.
+        epochs, lr: where absent, the recipe's. The rate falls from lr to lr_min on a cosine, per
+            epoch; a changed lr keeps their ratio.
         batch_size: lets the plan be made, and a budget refused, before the first batch.
-        backend: of the ops; "auto" picks what is fastest here.
         precision: fp64 (reference only) | fp32 | bf16 | fp16; weights stay fp32 below fp64.
         memory_budget: "440MB", "256MiB" or bytes that a training step may hold at once. The
             fastest plan that fits is taken, by measured costs; with batch_size, and neither states
             nor weights given, fewer bits where none fits (precision_fallback.py). On a GPU it
             is the allocator's limit too (limit.py).
-        seed: of dropout.
+        backend: of the ops; "auto" picks what is fastest here.
         device: default is where the net is.
+        seed: of dropout.
         out: run folder for history and checkpoints; None writes nothing.
-        recipe: default is the one that came with the net.
-        plan: use this plan instead of searching one.
-        scheduler: factory of a torch.optim.lr_scheduler in place of the cosine, stepped per epoch.
-        schedule: whose turn it is; default is the network's own, else every layer on every batch.
         progress: bar and one line an epoch on standard error.
-        sip: select the layer range on the validation loader after each epoch, in networks that
-            leave it open (net.selects_range).
-        micro_batch: train in pieces of this many samples, whose gradients add up to one update
-            (ffengine.engine.micro); batch statistics are then each piece's own.
-        states: what Adam's moments (SGD's momentum) are kept in, fp32 | bf16 | 8bit (block-wise),
-            rounded stochastically; small parameters keep fp32. Default: fp32, if the budget
-            allows.
-        weights: fp32, or bf16 for those of layers, with precision bf16 only. Default: as states.
-        costs: what ranks the plans within a memory budget, measured (times this machine, once) or
-            modelled (the same everywhere).
+        recipe: optimizer, weight decay and all else; default is the one that came with the net.
+        memory: precisions of states and weights, micro-batches, how plans are ranked.
+        schedule: whose turn it is; default is the network's own, else every layer on every batch.
+        scheduler: factory of a torch.optim.lr_scheduler in place of the cosine, stepped per epoch.
+
+    Attributes:
+        sip: select the layer range on the validation loader after each epoch; by default in
+            networks that leave it open (net.selects_range).
         notes: plain values kept in checkpoints as they are, e.g. the data set.
     """
 
+    @with_old_keywords
     def __init__(self, net: LocalNet, *, epochs: int | None = None, lr: float | None = None,
-                 lr_min: float | None = None, weight_decay: float | None = None,
-                 optimizer: str | None = None, batch_size: int | None = None,
-                 backend: str = "auto", precision: str = "fp32",
-                 memory_budget: str | int | None = None, seed: int = 0,
-                 device: torch.device | str | None = None,
-                 out: str | os.PathLike[str] | None = None, recipe: Recipe | None = None,
-                 plan: Plan | None = None, scheduler: SchedulerFactory | None = None,
-                 schedule: Schedule | None = None, progress: bool = True, sip: bool = True,
-                 micro_batch: int | None = None, states: str | None = None,
-                 weights: str | None = None, costs: str = "measured",
-                 notes: dict[str, Any] | None = None) -> None:
+                 batch_size: int | None = None, precision: str = "fp32",
+                 memory_budget: str | int | None = None, backend: str = "auto",
+                 device: torch.device | str | None = None, seed: int = 0,
+                 out: str | os.PathLike[str] | None = None, progress: bool = True,
+                 recipe: Recipe | None = None, memory: Memory = DEFAULT,
+                 schedule: Schedule | None = None,
+                 scheduler: SchedulerFactory | None = None) -> None:
         recipe = recipe or net.recipe or Recipe()
         self.settings = Settings.resolve(
-            recipe, optimizer=optimizer, lr=lr, lr_min=lr_min,
-            weight_decay=weight_decay, epochs=epochs, batch_size=batch_size, seed=seed,
-            precision=precision, states=states or "fp32", weights=weights or "fp32")
+            recipe, lr=lr, epochs=epochs, batch_size=batch_size, seed=seed, precision=precision,
+            states=memory.states or "fp32", weights=memory.weights or "fp32")
         self.budget = parse_bytes(memory_budget)
         self.device = torch.device(device) if device else next(net.parameters()).device
         self.dtype = self.settings.dtype
@@ -108,14 +101,15 @@ class Trainer:
         if self.budget is not None and not self.schedule.planned:
             raise ValueError("[trainer] memory_budget expected layer-local training, got a network "
                              "trained by one loss, whose memory no plan describes")
-        self.micro_batch = micro_batch
-        if micro_batch is not None:
-            micro.check(self.schedule, self.net, micro_batch)
+        self.micro_batch = memory.micro_batch
+        if self.micro_batch is not None:
+            micro.check(self.schedule, self.net, self.micro_batch)
         self.planning = Planning(
             Job(self.net, self.schedule, self.settings, self.device.type, backend), self.budget,
-            micro_batch=micro_batch, plan=plan, costs=costs)
+            micro_batch=memory.micro_batch, plan=memory.plan, costs=memory.costs)
         if batch_size is not None:
-            self.settings = self.planning.begin(batch_size, fixed=bool(states or weights))
+            fixed = bool(memory.states or memory.weights)
+            self.settings = self.planning.begin(batch_size, fixed=fixed)
             if self.settings.weights == "bf16":  # the budget took it
                 round_weights(self.net)
         self.optimizer = optimizer_of(self.net, self.settings.optim(), seed=self.settings.seed,
@@ -123,7 +117,8 @@ class Trainer:
         #: Numbers that kernels on a GPU read from its memory.
         self.clock = clock_of(self.optimizer, self.device, self.schedule.updates)
         self.rate = LearningRate(self.optimizer, self.settings, scheduler)
-        self.progress, self.sip, self.notes = progress, sip and net.selects_range, notes or {}
+        self.progress, self.sip = progress, net.selects_range
+        self.notes: dict[str, Any] = {}
         #: Told of training while `fit` runs.
         self.callbacks = Callbacks()
         #: Features that a layer-wise schedule keeps between its stages.

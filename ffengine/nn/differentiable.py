@@ -14,6 +14,7 @@ from ffengine.nn.heads import LinearHead
 from ffengine.nn.layers import LocalLayer
 from ffengine.ops.config import BatchNorm
 from ffengine.reference import local_pass as reference
+from ffengine.reference.norms import batch_normed
 
 #: How the inside of a layer is called: as it is, or under torch.utils.checkpoint.
 Call = Callable[..., Any]
@@ -56,14 +57,12 @@ def activation(layer: LocalLayer, x: torch.Tensor, training: bool, *,
     else:
         h = F.relu(a, inplace=True)
     h = F.dropout(h, layer.dropout, training) if layer.dropout else h
-    pools, coupling = layer.config.pool == "max2", layer.batch_coupling
+    coupling = layer.batch_coupling
     if not isinstance(coupling, BatchNorm):
-        return F.max_pool2d(h, 2) if pools else h
-    if pools and coupling.order == "pool_norm":
-        h = F.max_pool2d(h, 2)
-    h = F.batch_norm(h, layer.running_mean, layer.running_var, layer.norm_weight, layer.norm_bias,
-                     training and not coupling.use_running, coupling.momentum, coupling.eps)
-    return F.max_pool2d(h, 2) if pools and coupling.order == "norm_pool" else h
+        return F.max_pool2d(h, 2) if layer.config.pool == "max2" else h
+    return batch_normed(h, layer.config, coupling, (layer.running_mean, layer.running_var),
+                        (layer.norm_weight, layer.norm_bias),
+                        training and not coupling.use_running)
 
 
 def goodness(layer: LocalLayer, h: torch.Tensor) -> torch.Tensor:

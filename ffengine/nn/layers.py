@@ -23,6 +23,7 @@ from ffengine.ops.local_pass import local_pass
 from ffengine.ops.tracing import traced
 from ffengine.ops.weight_update import ConvGeometry
 from ffengine.reference import local_pass as reference
+from ffengine.reference.norms import batch_normed
 
 #: What the batch's other samples do to a sample, between activation and goodness.
 Coupling = BatchNorm | Peer
@@ -225,16 +226,10 @@ class LocalLayer(nn.Module):
         coupling = self.batch_coupling
         if not isinstance(coupling, BatchNorm):
             return traced_pass(a, config)
-        pools = config.pool == "max2"
-        z = F.relu(a)
-        if pools and coupling.order == "pool_norm":
-            z = F.max_pool2d(z, 2)
         running = (None, None) if training and not coupling.use_running else (
             self.running_mean, self.running_var)
-        z = F.batch_norm(z, *running, self.norm_weight, self.norm_bias, running[0] is None,
-                         eps=coupling.eps)
-        if pools and coupling.order == "norm_pool":
-            z = F.max_pool2d(z, 2)
+        z = batch_normed(F.relu(a), config, coupling, running, (self.norm_weight, self.norm_bias),
+                         running[0] is None)
         return z, traced_goodness(z, config)
 
 

@@ -20,6 +20,7 @@ from ffengine.ops.memory_accounting import is_fake
 from ffengine.ops.overflow import LARGEST
 from ffengine.ops.tracing import traced
 from ffengine.reference import local_pass as reference
+from ffengine.reference.norms import standardised
 
 Kind = Literal["batch", "batch-running", "layer", "layer-no-mean"]
 KINDS = ("batch", "batch-running", "layer", "layer-no-mean")
@@ -97,11 +98,9 @@ class PreNorm(nn.Module):
             self.running_var.lerp_(wide.var(dims), self.momentum)
 
     def _per_sample(self, x: torch.Tensor) -> Normalised:
-        dims = list(range(1, x.dim()))
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        centred = wide - wide.mean(dims, keepdim=True) if self.kind == "layer" else wide
-        rstd = torch.rsqrt((centred * centred).mean(dims, keepdim=True) + self.eps)
-        return Normalised((centred * rstd).to(x.dtype), rstd)
+        x_hat, rstd = standardised(wide, self.eps, self.kind == "layer")
+        return Normalised(x_hat.to(x.dtype), rstd)
 
     def affine(self, x_hat: torch.Tensor) -> torch.Tensor:
         """g x̂ + b."""
@@ -112,10 +111,8 @@ class PreNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The module as plain differentiable PyTorch (backpropagation twins, export)."""
         if not self.folded:
-            dims = list(range(1, x.dim()))
-            centred = x - x.mean(dims, keepdim=True) if self.kind == "layer" else x
-            rstd = torch.rsqrt((centred * centred).mean(dims, keepdim=True) + self.eps)
-            return torch.addcmul(self.bias.to(x.dtype), self.weight.to(x.dtype), centred * rstd)
+            x_hat, _ = standardised(x, self.eps, self.kind == "layer")
+            return torch.addcmul(self.bias.to(x.dtype), self.weight.to(x.dtype), x_hat)
         own = self.training and self.kind == "batch"
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, own,
                             self.momentum, self.eps)

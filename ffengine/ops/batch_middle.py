@@ -5,14 +5,12 @@ triton: kernels/batch_middle.py   cuda: csrc/cuda/batch_middle.cu
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
 
-from ffengine.ops.batch_call import run
 from ffengine.ops.batch_stats import Middle, Sweep
-from ffengine.ops.call import offsets_tensor
+from ffengine.ops.call import offsets_tensor, run_batch
 from ffengine.ops.config import GOODNESS_CODES, LocalPassConfig, Loss
 from ffengine.ops.params import PHASE_MIDDLE, BatchPassCall, BatchPassTensors
 
@@ -41,8 +39,9 @@ def between(backend: str, swept: BatchPassTensors, call: BatchPassCall, y: torch
     tensors = swept._replace(
         y=None if y is None else y.contiguous(), gamma=gamma, beta=beta,
         running_mean=running_mean, running_var=running_var,
-        offsets=offsets_tensor(offsets, swept.a.device), **made._asdict())
-    run(backend, tensors, _call(call, s, len(offsets) - 1, loss, n))
+        offsets=offsets_tensor(offsets, swept.a.device), **made._asdict(),
+        work=torch.empty(3, channels, dtype=torch.float64, device=swept.a.device))
+    run_batch(backend, tensors, _call(call, s, len(offsets) - 1, loss, n))
     return made
 
 
@@ -61,8 +60,8 @@ def _allocate(a: torch.Tensor, n: int, channels: int, groups: int, loss: Loss | 
 
 def _call(call: BatchPassCall, s: Sweep, groups: int, loss: Loss | None, n: int) -> BatchPassCall:
     p = (0.0, 0.0, 0.0) if loss is None else loss.kernel_p()
-    return replace(
-        call, phase=PHASE_MIDDLE, groups=groups, equal_groups=isinstance(s.config.groups, int),
+    return call._replace(
+        phase=PHASE_MIDDLE, groups=groups, equal_groups=isinstance(s.config.groups, int),
         goodness=GOODNESS_CODES[s.config.goodness], loss=-1 if loss is None else loss.code,
         training=s.training, use_running=s.coupling.use_running, pixels=s.pixels,
         pixels_z=s.pixels_z, momentum=s.coupling.momentum, eps=s.coupling.eps, p0=p[0], p1=p[1],

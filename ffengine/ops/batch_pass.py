@@ -10,15 +10,15 @@ triton: kernels/batch_pass.py                 cuda: csrc/cuda/batch_pass.cu
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
 
 from ffengine.ops import backends, batch_middle, batch_stats
-from ffengine.ops.batch_call import cpu_scratch, run
+from ffengine.ops.call import run_batch
 from ffengine.ops.config import BatchNorm, LocalPassConfig, Loss, Peer, Tile, da_scale
-from ffengine.ops.layout import destination, memory_layout, numel, pooled_shape
+from ffengine.ops.launch import scratch
+from ffengine.ops.layout import destination, memory_layout, nchw, numel, pooled_shape
 from ffengine.ops.local_pass import (
     check_targets,
     forbid_backward,
@@ -35,7 +35,7 @@ from ffengine.ops.params import (
     BatchPassCall,
     BatchPassTensors,
 )
-from ffengine.ops.tracing import traced
+from ffengine.ops.tracing import traced, unrecorded
 from ffengine.reference import batch_pass as reference
 
 Coupling = BatchNorm | Peer
@@ -98,8 +98,9 @@ def extra_bytes(shape: tuple[int, ...], dtype: torch.dtype, config: LocalPassCon
     a = torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
     norm_first, pools = coupling.order == "norm_pool", config.pool == "max2"
     call = BatchPassCall(PHASE_STATS, channels_last, pools, norm_first, True, False)
-    stats, apply = (cpu_scratch(a, replace(call, phase=p)) if backend == "cpu" and n else 0
-                    for p in (PHASE_STATS, PHASE_APPLY))
+    present = [True] * len(BatchPassTensors._fields)
+    stats, apply = (scratch("batch_pass", present, nchw(a), dtype, call._replace(phase=p))
+                    if backend == "cpu" and n else 0 for p in (PHASE_STATS, PHASE_APPLY))
     moments = 4 * 2 * n * c * (2 if pools and norm_first else 1)
     groups = len(config.offsets(c)) - 1
     if backend in batch_middle.BACKENDS and isinstance(config.loss, Loss):  # weight, table, its own
@@ -214,8 +215,9 @@ def _run_norm(r: _Request, coupling: BatchNorm, backend: str) -> BatchPassOutput
     z = destination(r.out, r.out is r.a, r.shape_z, a, layout) if r.want_z else None
     da = torch.empty_like(a, memory_format=layout) if r.want_da and r.y is not None else None
     if z is not None or da is not None:
-        run(backend, BatchPassTensors(a, table=middle.table, weight=middle.weight, z=z, da=da),
-            replace(call, phase=PHASE_APPLY))
+        run_batch(
+            backend, BatchPassTensors(a, table=middle.table, weight=middle.weight, z=z, da=da),
+            call._replace(phase=PHASE_APPLY))
     if r.out is not None and z is not None and z is not r.out:
         z = r.out.copy_(z)
     return BatchPassOutput(z, middle.g, middle.loss, middle.coef, da, r.scale, middle.dgamma,
@@ -238,7 +240,8 @@ def _first_sweep(r: _Request, coupling: BatchNorm, backend: str, a: torch.Tensor
     extrema = torch.empty_like(moments) if call.pool and call.norm_first else None
     gamma = None if r.gamma is None else r.gamma.contiguous()
     pivot = batch_stats.pivots(a)
-    run(backend, BatchPassTensors(a, gamma=gamma, table=pivot, moments=moments, extrema=extrema),
+    run_batch(
+        backend, BatchPassTensors(a, gamma=gamma, table=pivot, moments=moments, extrema=extrema),
         call)
     pixels_z = numel(r.shape_z[2:])
     sweep = batch_stats.Sweep(
@@ -260,14 +263,16 @@ def _run_peer(r: _Request, coupling: Peer, backend: str) -> BatchPassOutput:
     a = r.a.contiguous()
     call = BatchPassCall(PHASE_PEER_STATS, False, False, False, False,
                          r.config.relu_gradient == "straight_through")
-    with torch.no_grad():
+    with unrecorded():
         penalty, answer = _peer_penalty(r, coupling, backend, a, call)
     late = r.want_da and r.out is r.a  # the mask is read from a: z may cover it only at the end
     local = local_pass(a, r.y, config=r.config, out=None if late else r.out,
                        want_z=r.want_z and not late, want_da=r.want_da, backend=backend)
     if answer is not None and local.da is not None:
-        run(backend, BatchPassTensors(a, y=r.y.contiguous(), table=answer * r.scale, da=local.da),
-            replace(call, phase=PHASE_PEER_APPLY))
+        run_batch(
+            backend,
+            BatchPassTensors(a, y=r.y.contiguous(), table=answer * r.scale, da=local.da),
+            call._replace(phase=PHASE_PEER_APPLY))
     z = local.z
     if late and r.want_z:
         z = local_pass(a, config=r.config, out=r.out, backend=backend).z
@@ -282,7 +287,7 @@ def _peer_penalty(r: _Request, coupling: Peer, backend: str, a: torch.Tensor,
     if not r.training or not coupling.weight:
         return coupling.weight * (state.mean() - state).square().mean(), None
     mean = torch.empty_like(state)
-    run(backend, BatchPassTensors(a, y=r.y.contiguous(), moments=mean), call)
+    run_batch(backend, BatchPassTensors(a, y=r.y.contiguous(), moments=mean), call)
     rows = (r.y == 1).sum()
     after = coupling.momentum * state + (1 - coupling.momentum) * mean
     state.copy_(torch.where(rows > 0, after, state))

@@ -1,4 +1,4 @@
-"""A `local_pass` call as the kernels read it: tensors, flat numbers, the way to a back-end."""
+"""`local_pass` and `batch_pass` calls as the kernels read them: tensors and flat numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import torch
 
-from ffengine.ops import backends, library
 from ffengine.ops.config import (
     GOODNESS_CODES,
     LOSS_CODES,
@@ -16,9 +15,14 @@ from ffengine.ops.config import (
     Tile,
 )
 from ffengine.ops.host import constant
+from ffengine.ops.launch import launch, recorded
 from ffengine.ops.layout import memory_layout, nchw
-from ffengine.ops.memory_accounting import declare, is_fake, listeners
-from ffengine.ops.params import LocalPassCall, LocalPassTensors
+from ffengine.ops.params import (
+    BatchPassCall,
+    BatchPassTensors,
+    LocalPassCall,
+    LocalPassTensors,
+)
 from ffengine.ops.tracing import traced
 
 #: Calls made before, by the identity of their settings (whose hash would take longer than a call)
@@ -81,51 +85,18 @@ def _flat(a: torch.Tensor, channels_last: bool, config: LocalPassConfig, tile: T
     )
 
 
-@library.implements("local_pass")
+@recorded("local_pass")
 def run(backend: str, tensors: LocalPassTensors, call: LocalPassCall) -> None:
-    """Hand a call to a kernel back-end; the one place that knows where they live."""
-    if tensors.a.shape[0] == 0:
-        return
-    if traced():
-        library.local_pass(backend, tensors, call)
-        return
-    if backend == "cpu" and listeners.get():
-        declare(cpu_scratch(tensors.a, call, tensors.h_prev is not None,
-                            tensors.shortcut is not None, tensors.z is not None))
-    if is_fake(tensors.a):
-        return
-    if backend == "triton":
-        from ffengine.kernels import local_pass as kernels
-
-        kernels.local_pass(tensors, call)
-        return
-    ext = backends.extension()
-    assert ext is not None  # resolve() checked
-    if backend == "cpu":
-        ext.local_pass_cpu(_pointers(tensors), nchw(tensors.a), _dtype_code(tensors.a), call)
-    else:
-        stream = torch.cuda.current_stream(tensors.a.device).cuda_stream
-        ext.local_pass_cuda(
-            _pointers(tensors), nchw(tensors.a), _dtype_code(tensors.a), call, stream)
+    """`local_pass` on a kernel back-end."""
+    if tensors.a.shape[0]:
+        launch("local_pass", backend, tensors, nchw(tensors.a), call)
 
 
-def cpu_scratch(a: torch.Tensor, call: LocalPassCall, has_h_prev: bool, has_shortcut: bool,
-                has_z: bool) -> int:
-    """Bytes the C++ kernel's threads hold beside the tensors, for a of this shape and dtype."""
-    ext = backends.extension()
-    if ext is None:
-        return 0
-    held: int = ext.local_pass_scratch_cpu(
-        nchw(a), _dtype_code(a), call, has_h_prev, has_shortcut, has_z)
-    return held
-
-
-def _pointers(tensors: LocalPassTensors) -> tuple[int, ...]:
-    return tuple(0 if t is None else t.data_ptr() for t in tensors)
-
-
-def _dtype_code(t: torch.Tensor) -> int:
-    return {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}[t.dtype]
+@recorded("batch_pass")
+def run_batch(backend: str, tensors: BatchPassTensors, call: BatchPassCall) -> None:
+    """A phase of `batch_pass` on a kernel back-end."""
+    if tensors.a.shape[0]:
+        launch("batch_pass", backend, tensors, nchw(tensors.a), call)
 
 
 def offsets_tensor(offsets: tuple[int, ...], device: torch.device) -> torch.Tensor:

@@ -10,9 +10,15 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+
+#: What annotations say of a field where torch records an op (ffengine/ops/launch.py): a tensor is
+#: written, a whole number has no sign in its 64 bits, a field stays behind.
+WRITTEN, UNSIGNED, ASIDE = "written", "unsigned", "aside"
+Written = Annotated[torch.Tensor, WRITTEN]
+Seed = Annotated[int, UNSIGNED]
 
 LOSS_CODES = {
     "none": -1,
@@ -168,7 +174,7 @@ class Dropout:
     """
 
     p: float = 0.0
-    seed: int = 0
+    seed: Seed = 0
     layer: int = 0
     step: int = 0
 

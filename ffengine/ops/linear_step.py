@@ -18,15 +18,16 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from ffengine.ops import backends, library, library_linear_step, linear_tile, product
+from ffengine.ops import backends, linear_tile, product
 from ffengine.ops import local_pass as sweep
 from ffengine.ops import weight_update as update
 from ffengine.ops.config import LocalPassConfig, Loss, Norm, Tile
+from ffengine.ops.launch import recorded
 from ffengine.ops.memory_accounting import allocating
-from ffengine.ops.optim import DTYPE_CODES, OptimConfig, OptimState, state_bytes
+from ffengine.ops.optim import DTYPE_CODES, OptimConfig, Parameter, state_bytes
 from ffengine.ops.optimizer_step import check_state, step_dtype
-from ffengine.ops.params import LinearStepCall, LinearStepOutput
-from ffengine.ops.tracing import traced
+from ffengine.ops.params import LinearStepOutput, LinearStepRequest
+from ffengine.ops.tracing import traced, unrecorded
 from ffengine.reference import linear_step as reference
 
 __all__ = ["LinearStepOutput", "bytes_moved", "extra_bytes", "linear_step"]
@@ -100,45 +101,30 @@ def library_adds(dtype: torch.dtype, device: str) -> bool:
     return dtype is torch.float32 and not (device == "cpu" and product.mkl_lags())
 
 
-def linear_step(
-    weight: torch.Tensor,
-    x: torch.Tensor,
-    y: Any,
-    *,
-    config: LocalPassConfig,
-    optim: OptimConfig,
-    state: OptimState | None,
-    bias: torch.Tensor | None = None,
-    bias_state: OptimState | None = None,
-    input_norm: Norm = NO_NORM,
-    g0: torch.Tensor | None = None,
-    tile_rows: int | None = None,
-    grad_out: torch.Tensor | None = None,
-    bias_grad_out: torch.Tensor | None = None,
-    finish: bool = True,
-    backend: str = "auto",
-) -> LinearStepOutput:
+def linear_step(weight: Parameter, x: torch.Tensor, y: Any, *, config: LocalPassConfig,
+                optim: OptimConfig, bias: Parameter | None = None, input_norm: Norm = NO_NORM,
+                g0: torch.Tensor | None = None, tile_rows: int | None = None, finish: bool = True,
+                backend: str = "auto") -> LinearStepOutput:
     """One training step of a dense layer on its own loss: a = x W^T + bias, local_pass, optimizer.
 
     Equal to F.linear(normalised x), local_pass(want_da=True) and weight_update in a row, whatever
     the tile, but for the order of sums.
 
     Args:
-        weight: (O, in) fp32, or bf16 where x is bf16 (fp64: reference only), contiguous; updated
-            in place, as is bias.
+        weight: its value (O, in) fp32, or bf16 where x is bf16 (fp64: reference only), contiguous.
+            Its state's step rises by one with `finish`, and may be None without. Nothing is
+            accumulated: a step sees its whole batch.
         x: layer input (N, in), fp32 | bf16 | fp16 (fp64: reference only); products take its dtype.
         y: targets int64 (N,) as for local_pass, or, if `config.loss` is a function, a tensor of N
             rows; the function sees a tile of rows at a time.
         config: groups, goodness, loss, relu_gradient, dropout. Its norm counts for nothing (no z is
             formed); pool and blend must be off.
-        state, bias_state: of weight and bias; their step rises by one. None without `finish`.
-        bias: (O,) fp32 (fp64).
+        bias: the same for the layer's bias, its value (O,) fp32 (fp64).
         input_norm: none, or length of scope sample: x / (||x|| + eps), folded in as a row scale.
         g0: (N, K) fp32 term added to the goodness (collaborative FF).
         tile_rows: most samples at a time, None: by shape and dtype. A loss of pairs takes row n and
             row n + N/2 together.
-        grad_out, bias_grad_out: receive the gradients, before weight decay; fp32 (fp64).
-        finish: False leaves weight, bias and states alone: only the gradients are wanted.
+        finish: False leaves values and states alone: only the gradients are wanted.
 
     Returns:
         LinearStepOutput: g (N, K), loss (N,) unscaled per row (N/2 for pair losses), coef (N, K),
@@ -147,74 +133,67 @@ def linear_step(
     Raises:
         TypeError, ValueError: one line with what was expected and what came.
     """
-    call = LinearStepCall(weight, x, y, config, optim, state, bias, bias_state, input_norm, g0,
-                          tile_rows, grad_out, bias_grad_out, finish)
+    call = LinearStepRequest(weight, x, y, config, optim, bias, input_norm, g0, tile_rows, finish)
     _check(call)
     name = backends.resolve("linear_step", backend, x.device.type, x.dtype)
-    recorded = torch.is_grad_enabled() and x.requires_grad
+    is_recorded = torch.is_grad_enabled() and x.requires_grad
     call = call._replace(x=x.detach(), config=replace(config, norm=NO_NORM))
     result = _results(call)
-    if not traced():
-        run(call, name, result)
-    elif isinstance(config.loss, Loss):
-        with torch.no_grad():
-            library_linear_step.linear_step(call, name, result)
-    else:  # no schema holds a function
-        torch.compiler.disable(run)(call, name, result)  # type: ignore[no-untyped-call]
-    for counted in (state, bias_state if bias is not None else None):
-        if finish and counted is not None:
-            counted.step += 1
-    return cast(LinearStepOutput, sweep.forbid_backward(x, result)) if recorded else result
+    with unrecorded():
+        if traced() and not isinstance(config.loss, Loss):  # no schema holds a function
+            torch.compiler.disable(run)(name, call, result)  # type: ignore[no-untyped-call]
+        else:
+            run(name, call, result)
+    for p in (weight, bias):
+        if finish and p is not None and p.state is not None:
+            p.state.step += 1
+    return cast(LinearStepOutput, sweep.forbid_backward(x, result)) if is_recorded else result
 
 
 def _paired(config: LocalPassConfig) -> bool:
     return isinstance(config.loss, Loss) and config.loss.paired
 
 
-def _results(c: LinearStepCall) -> LinearStepOutput:
-    n, k = c.x.shape[0], len(c.config.offsets(c.weight.shape[0])) - 1
+def _results(c: LinearStepRequest) -> LinearStepOutput:
+    n, k = c.x.shape[0], len(c.config.offsets(c.weight.value.shape[0])) - 1
     loss = n // 2 if _paired(c.config) else n
-    wide = step_dtype(c.weight.dtype)
+    wide = step_dtype(c.weight.value.dtype)
     return LinearStepOutput(*(torch.empty(size, dtype=wide, device=c.x.device)
                               for size in ((n, k), (loss,), (n, k))))
 
 
-@library.implements("linear_step")
-@torch.no_grad()
-def run(c: LinearStepCall, backend: str, result: LinearStepOutput) -> None:
+@recorded("linear_step")
+def run(backend: str, c: LinearStepRequest, result: LinearStepOutput) -> None:
     """A checked call: fills `result`, then steps; the states' counts are the caller's to raise."""
-    wide = step_dtype(c.weight.dtype)
+    parameters = [p for p in (c.weight, c.bias) if p is not None]
     if backend == "reference":
         found = reference.linear_step(
-            c.weight.to(wide), c.x, c.y, config=c.config, bias=c.bias, input_norm=c.input_norm,
-            g0=c.g0, tile_rows=c.tile_rows)
+            c.weight.value.to(step_dtype(c.weight.value.dtype)), c.x, c.y, config=c.config,
+            bias=c.bias and c.bias.value, input_norm=c.input_norm, g0=c.g0, tile_rows=c.tile_rows)
         for mine, value in zip(result, found, strict=False):
             mine.copy_(value)
-        dw, db = found.weight, None if c.bias is None else found.bias
+        gradients = [found.weight, found.bias]
+        for p, grad in zip(parameters, gradients, strict=False):
+            if p.grad_out is not None:
+                p.grad_out.copy_(grad)
     else:
         with allocating("gradient"):
-            dw = c.grad_out.zero_() if c.grad_out is not None else torch.zeros_like(
-                c.weight, dtype=wide)
-            db = c.bias_grad_out.zero_() if c.bias_grad_out is not None else (
-                None if c.bias is None else torch.zeros_like(c.bias))
-        _run_tiles(c, backend, result, dw, db)
-    for p, grad, state, out in ((c.weight, dw, c.state, c.grad_out),
-                                (c.bias, db, c.bias_state, c.bias_grad_out)):
-        if p is None or grad is None:
-            continue
-        if out is not None and out is not grad:
-            out.copy_(grad)
-        if c.finish and state is not None:
-            update.optimizer_step(p, grad, state, c.optim, 1.0, backend)
+            gradients = [torch.zeros_like(p.value, dtype=step_dtype(p.value.dtype))
+                         if p.grad_out is None else p.grad_out.zero_() for p in parameters]
+        _run_tiles(c, backend, result, *gradients)
+    for p, grad in zip(parameters, gradients, strict=False):
+        if c.finish and p.state is not None:
+            update.optimizer_step(p.value, grad, p.state, c.optim, 1.0, backend)
 
 
-def _run_tiles(c: LinearStepCall, backend: str, result: LinearStepOutput, dw: torch.Tensor,
-               db: torch.Tensor | None) -> None:
-    (n, features), out, paired = c.x.shape, c.weight.shape[0], _paired(c.config)
+def _run_tiles(c: LinearStepRequest, backend: str, result: LinearStepOutput, dw: torch.Tensor,
+               db: torch.Tensor | None = None) -> None:
+    (n, features), out, paired = c.x.shape, len(c.weight.value), _paired(c.config)
     rows = _rows(n, features, out, c.x.dtype, c)
-    half = None if c.state is None else c.state.half
+    weight, state, _, _ = c.weight
+    half = None if state is None else state.half
     kept = half is not None and half.copy.dtype is c.x.dtype
-    weight = half.current(c.weight) if half and kept else c.weight.to(c.x.dtype)  # itself in fp32
+    weight = half.current(weight) if half and kept else weight.to(c.x.dtype)  # itself in fp32
     buffer = torch.empty(rows, out, dtype=c.x.dtype, device=c.x.device)
     scale = room = None
     if linear_tile.folds(c.x.dtype, c.input_norm):
@@ -238,7 +217,7 @@ class Buffers(NamedTuple):
                 None if self.room is None else self.room[start:stop])
 
 
-def _run_tile(c: LinearStepCall, backend: str, result: LinearStepOutput, dw: torch.Tensor,
+def _run_tile(c: LinearStepRequest, backend: str, result: LinearStepOutput, dw: torch.Tensor,
               db: torch.Tensor | None, weight: torch.Tensor, buffers: Buffers, tile: Tile,
               parts: tuple[slice, ...]) -> None:
     """One tile; its rows lie together or, in pairs, in two runs, which are never gathered."""
@@ -246,7 +225,7 @@ def _run_tile(c: LinearStepCall, backend: str, result: LinearStepOutput, dw: tor
     for p in parts:
         part, scale, room = buffers.rows(at, at + p.stop - p.start)
         x = linear_tile.inputs(backend, c.x[p], c.input_norm, room)
-        linear_tile.forward(backend, x, weight, c.bias, c.input_norm, part, scale)
+        linear_tile.forward(backend, x, weight, c.bias and c.bias.value, c.input_norm, part, scale)
         runs.append((x, part))
         at += p.stop - p.start
     a, scales, _ = buffers.rows(0, at)
@@ -256,15 +235,15 @@ def _run_tile(c: LinearStepCall, backend: str, result: LinearStepOutput, dw: tor
         _add_product(c, backend, dw, part, x, da_scale)
 
 
-def _rows(n: int, features: int, out: int, dtype: torch.dtype, c: LinearStepCall) -> int:
+def _rows(n: int, features: int, out: int, dtype: torch.dtype, c: LinearStepRequest) -> int:
     """Rows of a tile's buffers: at least a pair where the loss takes pairs."""
     wanted = c.tile_rows or linear_tile.choose_rows(n, features, out, dtype, c.input_norm,
                                                     c.x.device.type)
     return max(1, min(n, max(wanted, 2 if _paired(c.config) else 1)))
 
 
-def _sweep(c: LinearStepCall, backend: str, result: LinearStepOutput, a: torch.Tensor, tile: Tile,
-           parts: tuple[slice, ...]) -> float:
+def _sweep(c: LinearStepRequest, backend: str, result: LinearStepOutput, a: torch.Tensor,
+           tile: Tile, parts: tuple[slice, ...]) -> float:
     """a becomes da where it lies; g, loss and coef go to their rows. Returns da's scale."""
     found = sweep.local_pass(
         a, reference.gather(c.y, parts), config=c.config, want_z=False, want_da=True, da_out=a,
@@ -274,37 +253,38 @@ def _sweep(c: LinearStepCall, backend: str, result: LinearStepOutput, a: torch.T
     return found.da_scale
 
 
-def _add_product(c: LinearStepCall, backend: str, dw: torch.Tensor, da: torch.Tensor,
+def _add_product(c: LinearStepRequest, backend: str, dw: torch.Tensor, da: torch.Tensor,
                  x: torch.Tensor, da_scale: float) -> None:
     """dw += da^T x / da_scale."""
     if library_adds(x.dtype, x.device.type):
         dw.addmm_(da.t(), x)
         return
-    update.weight_update(c.weight, x, da, optim=c.optim, state=None, accumulate=dw, finish=False,
-                         da_scale=da_scale, backend=backend)
+    update.weight_update(Parameter(c.weight.value, accumulate=dw), x, da, optim=c.optim,
+                         finish=False, da_scale=da_scale, backend=backend)
 
 
-def _check(c: LinearStepCall) -> None:
+def _check(c: LinearStepRequest) -> None:
     """Validate without a host sync."""
-    for name, t in (("weight", c.weight), ("x", c.x)):
+    weight = c.weight.value
+    for name, t in (("weight", weight), ("x", c.x)):
         if not isinstance(t, torch.Tensor) or t.dim() != 2:
             came = tuple(t.shape) if isinstance(t, torch.Tensor) else type(t).__name__
             raise ValueError(f"[linear_step] {name} must be a matrix, got {came}")
     if c.x.dtype not in (*DTYPE_CODES, torch.float64):
         raise TypeError("[linear_step] x must be of float32, bfloat16, float16 or float64, got "
                         f"{c.x.dtype}")
-    update.check_weight_dtype("linear_step", c.weight, c.x.dtype)
-    if c.x.shape[1] != c.weight.shape[1] or c.x.device != c.weight.device:
-        raise ValueError(f"[linear_step] x must be (N, {c.weight.shape[1]}) on {c.weight.device} "
+    update.check_weight_dtype("linear_step", weight, c.x.dtype)
+    if c.x.shape[1] != weight.shape[1] or c.x.device != weight.device:
+        raise ValueError(f"[linear_step] x must be (N, {weight.shape[1]}) on {weight.device} "
                          f"as the weight, got {tuple(c.x.shape)} on {c.x.device}")
     _check_settings(c)
     _check_rows(c)
-    for role, p, state, out in (("weight", c.weight, c.state, c.grad_out),
-                                ("bias", c.bias, c.bias_state, c.bias_grad_out)):
-        _check_parameter(c, role, p, state, out)
+    _check_parameter(c, "weight", c.weight)
+    if c.bias is not None:
+        _check_parameter(c, "bias", c.bias)
 
 
-def _check_settings(c: LinearStepCall) -> None:
+def _check_settings(c: LinearStepRequest) -> None:
     if c.config.pool != "none" or c.config.blend != 1.0:
         raise ValueError("[linear_step] expected a config without pool and blend, got "
                          f"pool={c.config.pool!r} blend={c.config.blend}")
@@ -316,9 +296,9 @@ def _check_settings(c: LinearStepCall) -> None:
         raise ValueError(f"[linear_step] tile_rows must be 1 or more, got {c.tile_rows}")
 
 
-def _check_rows(c: LinearStepCall) -> None:
+def _check_rows(c: LinearStepRequest) -> None:
     """Targets and g0: a row for every sample."""
-    n, k = c.x.shape[0], len(c.config.offsets(c.weight.shape[0])) - 1
+    n, k = c.x.shape[0], len(c.config.offsets(c.weight.value.shape[0])) - 1
     if isinstance(c.config.loss, Loss):
         sweep.check_targets(c.y, n, k, c.config.loss, c.x.device, sweep.WHOLE)
     elif not isinstance(c.y, torch.Tensor) or c.y.shape[:1] != (n,):
@@ -329,24 +309,21 @@ def _check_rows(c: LinearStepCall) -> None:
                          f"{tuple(c.g0.shape)} on {c.g0.device}")
 
 
-def _check_parameter(c: LinearStepCall, role: str, p: torch.Tensor | None, state: OptimState | None,
-                     out: torch.Tensor | None) -> None:
-    if p is None:
-        if out is not None:
-            raise ValueError(f"[linear_step] a gradient of the {role} expected a {role}, got None")
-        return
-    size = tuple(c.weight.shape) if role == "weight" else (c.weight.shape[0],)
-    if not c.finish and out is None:
+def _check_parameter(c: LinearStepRequest, role: str, p: Parameter) -> None:
+    weight, wide = c.weight.value, step_dtype(c.weight.value.dtype)
+    size = tuple(weight.shape) if role == "weight" else (weight.shape[0],)
+    if p.accumulate is not None:
+        raise ValueError(f"[linear_step] expected no gradient accumulated of the {role}, got one")
+    if not c.finish and p.grad_out is None:
         raise ValueError(f"[linear_step] finish=False expected a tensor for the gradient of the "
                          f"{role}, got None")
-    wide = step_dtype(c.weight.dtype)
-    for name, t, dtype in ((role, p, c.weight.dtype if role == "weight" else wide),
-                           (f"the gradient of the {role}", out, wide)):
+    for name, t, dtype in ((role, p.value, weight.dtype if role == "weight" else wide),
+                           (f"the gradient of the {role}", p.grad_out, wide)):
         if t is not None and (tuple(t.shape) != size or t.dtype != dtype
-                              or t.device != c.weight.device or not t.is_contiguous()):
+                              or t.device != weight.device or not t.is_contiguous()):
             raise ValueError(f"[linear_step] {name} must be contiguous {size} {dtype} on "
-                             f"{c.weight.device}, got {tuple(t.shape)} {t.dtype} on {t.device}")
-    if c.finish and state is None:
+                             f"{weight.device}, got {tuple(t.shape)} {t.dtype} on {t.device}")
+    if c.finish and p.state is None:
         raise ValueError(f"[linear_step] finish=True expected a state for the {role}, got None")
-    if c.finish and state is not None:
-        check_state("linear_step", role, p, state, c.optim)
+    if c.finish and p.state is not None:
+        check_state("linear_step", role, p.value, p.state, c.optim)

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import torch
 
-from ffengine.ops import backends, product
+from ffengine.ops import product
 from ffengine.ops.config import Norm
-from ffengine.ops.memory_accounting import is_fake
-from ffengine.ops.optim import DTYPE_CODES
+from ffengine.ops.launch import launch
+from ffengine.ops.params import LinearCall
 
 #: Bytes of a tile, at most: a full batch then works in well under 32 MB. On two idle CPU cores the
 #: size counts little (50,000 x 784 -> 500 fp32, s of both products: tiles of 256 rows 0.297, 1024
@@ -80,52 +80,18 @@ def forward(backend: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Ten
 def _prepare(backend: str, x: torch.Tensor, source: torch.Tensor, a: torch.Tensor,
              bias: torch.Tensor | None, scale: torch.Tensor | None, norm: Norm) -> None:
     """scale = 1 / (||x|| + eps), a = scale source + bias."""
-    if is_fake(x):
-        return
-    if backend == "triton":
-        from ffengine.kernels import linear_step as kernels
-
-        kernels.prepare(x, source, a, bias, scale, norm)
-        return
-    ext = backends.extension()
-    assert ext is not None  # resolve() checked
-    arguments = (x.data_ptr(), source.data_ptr(), a.data_ptr(), _address(bias), _address(scale),
-                 (*x.shape, a.shape[1]), DTYPE_CODES[x.dtype], norm.length == "rms", norm.eps)
-    if backend == "cpu":
-        ext.linear_prepare_cpu(*arguments)
-    else:
-        ext.linear_prepare_cuda(*arguments, torch.cuda.current_stream(x.device).cuda_stream)
+    launch("linear_prepare", backend, (x, source, a, bias, scale), (*x.shape, a.shape[1]),
+           LinearCall(rms=norm.length == "rms", eps=norm.eps))
 
 
 def finish(backend: str, da: torch.Tensor, scale: torch.Tensor | None,
            sums: torch.Tensor | None, inv_scale: float) -> None:
     """sums (O,) += inv_scale * the column sums of da (n, O), then da *= scale, row by row."""
-    if (scale is None and sums is None) or (is_fake(da) and backend == "cpu"):
+    if scale is None and sums is None:
         return
-    if backend == "cpu":
-        ext = backends.extension()
-        assert ext is not None
-        ext.linear_finish_cpu(da.data_ptr(), _address(scale), _address(sums), tuple(da.shape),
-                              DTYPE_CODES[da.dtype], inv_scale)
-        return
-    chunks = -(-da.shape[0] // CHUNK)
-    partial = None if sums is None else torch.empty(
-        chunks, da.shape[1], dtype=torch.float32, device=da.device)
-    if is_fake(da):
-        return
-    if backend == "triton":
-        from ffengine.kernels import linear_step as kernels
-
-        kernels.finish(da, scale, partial, CHUNK)
-    else:
-        ext = backends.extension()
-        assert ext is not None
-        ext.linear_finish_cuda(
-            da.data_ptr(), _address(scale), _address(partial), tuple(da.shape),
-            DTYPE_CODES[da.dtype], CHUNK, torch.cuda.current_stream(da.device).cuda_stream)
-    if sums is not None and partial is not None:
+    call, partial = LinearCall(inv_scale=inv_scale, chunk=CHUNK), sums
+    if backend != "cpu" and sums is not None:
+        partial = sums.new_empty(-(-da.shape[0] // CHUNK), da.shape[1])
+    launch("linear_finish", backend, (da, scale, partial), tuple(da.shape), call)
+    if sums is not None and partial is not None and partial is not sums:
         sums.add_(partial.sum(0), alpha=inv_scale)
-
-
-def _address(t: torch.Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from ffengine.ops import backends
-from ffengine.ops.call import cpu_scratch, make_call, offsets_tensor, run
+from ffengine.ops.call import make_call, offsets_tensor, run
 from ffengine.ops.config import (
     PHASE_APPLY,
     PHASE_FUSED,
@@ -26,6 +26,7 @@ from ffengine.ops.config import (
     da_scale,
 )
 from ffengine.ops.host import widths
+from ffengine.ops.launch import scratch
 from ffengine.ops.layout import (
     destination,
     map_channels,
@@ -90,7 +91,9 @@ def extra_bytes(shape: tuple[int, ...], dtype: torch.dtype, config: LocalPassCon
     if backend == "cpu" and shape[0]:
         call = make_call(a, config, WHOLE, 1.0, PHASE_FUSED, isinstance(config.loss, Loss),
                          z_channels)
-        return stats + cpu_scratch(a, call, config.blend != 1.0, shortcut, want_z)
+        there = {"h_prev": config.blend != 1.0, "shortcut": shortcut, "z": want_z}
+        present = [there.get(name, False) for name in LocalPassTensors._fields]
+        return stats + scratch("local_pass", present, nchw(a), dtype, call)
     return stats
 
 

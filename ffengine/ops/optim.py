@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 import zlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
+
+from ffengine.ops.config import ASIDE, Seed, Written
 
 OPTIM_CODES = {"sgd": 0, "adam": 1, "adamw": 2}
 STATE_CODES = {"fp32": 0, "bf16": 1, "8bit": 2}
@@ -134,18 +136,18 @@ class OptimState:
     the random bits of stochastic rounding: see csrc/common/state_formats.h.
     """
 
-    m: torch.Tensor | None
-    v: torch.Tensor | None
+    m: Written | None
+    v: Written | None
     step: int = 0
-    m_scale: torch.Tensor | None = None
-    v_scale: torch.Tensor | None = None
-    seed: int = 0
+    m_scale: Written | None = None
+    v_scale: Written | None = None
+    seed: Seed = 0
     stream: int = STREAMS
     #: Kept up to date by the steps.
-    half: Half | None = None
+    half: Annotated[Half | None, ASIDE] = None
     #: On a device, `row_of` the updates from number `first` on, or none.
-    rows: tuple[torch.Tensor, ...] = ()
-    first: int = 1
+    rows: Annotated[tuple[torch.Tensor, ...], ASIDE] = ()
+    first: Annotated[int, ASIDE] = 1
 
     @property
     def row(self) -> torch.Tensor | None:
@@ -172,9 +174,7 @@ class OptimState:
     @property
     def format(self) -> StatePrecision:
         """What m and v are stored as (fp64 states count as fp32: they are not rounded)."""
-        if self.m is None or self.m.dtype in (torch.float32, torch.float64):
-            return "fp32"
-        return "bf16" if self.m.dtype is torch.bfloat16 else "8bit"
+        return "fp32" if self.m is None else FORMATS.get(self.m.dtype, "fp32")
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What the state holds in memory, by name."""
@@ -182,7 +182,25 @@ class OptimState:
         return {name: t for name, t in parts.items() if t is not None}
 
 
+class Parameter(NamedTuple):
+    """A weight or bias, and what belongs to it in an update.
+
+    All tensors have the shape and memory layout of `value`; the buffers are fp32 (fp64).
+    """
+
+    #: Stepped in place.
+    value: Written
+    #: None: no step.
+    state: OptimState | None = None
+    #: Zeroed by the caller before the first tile; gradients are added into it. None: the samples at
+    #: hand are all there are.
+    accumulate: Written | None = None
+    #: Receives the finished gradient, before weight decay.
+    grad_out: Written | None = None
+
+
 FORMAT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "8bit": torch.uint8}
+FORMATS: dict[torch.dtype, StatePrecision] = {torch.bfloat16: "bf16", torch.uint8: "8bit"}
 
 
 def stream_of(name: str) -> int:
@@ -214,9 +232,8 @@ def compressed(numel: int, dtype: torch.dtype, config: OptimConfig) -> bool:
         config.states > 0 and state_format(numel, dtype, config) != "fp32")
 
 
-@dataclass(frozen=True, slots=True)
-class OptimCall:
-    """An optimizer step's numbers, as the kernels read them (csrc/params.h: OptimParams)."""
+class OptimCall(NamedTuple):
+    """An optimizer's numbers at one of its steps (csrc/params.h: OptimParams)."""
 
     kind: int
     lr: float
@@ -243,20 +260,3 @@ def row_of(optim: OptimConfig, step: int) -> tuple[float, float, float]:
     decay = optim.weight_decay * (optim.lr if optim.kind == "adamw" else 1.0)
     beta1, beta2 = optim.betas
     return decay, optim.lr / (1.0 - beta1**step), math.sqrt(1.0 - beta2**step)
-
-
-@dataclass(frozen=True, slots=True)
-class CompressedCall:
-    """A step on rounded weights or states, as the kernels read it (CompressedStepParams)."""
-
-    format: int
-    bf16_weight: bool
-    seed: int
-    stream: int
-    optim: OptimCall
-
-
-def compressed_call(weight: torch.Tensor, state: OptimState, optim: OptimConfig) -> CompressedCall:
-    """The flat form of `optim`'s next step on `weight`."""
-    return CompressedCall(STATE_CODES[state.format], weight.dtype is torch.bfloat16, state.seed,
-                          state.stream, optim_call(optim, state.step + 1))

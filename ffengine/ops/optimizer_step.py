@@ -9,34 +9,24 @@ triton: kernels/weight_update.py                 cuda: csrc/cuda/compressed_step
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import NamedTuple
-
 import torch
 
-from ffengine.ops import backends
+from ffengine.ops.launch import Tensors, launch
 from ffengine.ops.memory_accounting import is_fake
 from ffengine.ops.optim import (
     DTYPE_CODES,
     FORMAT_DTYPES,
+    STATE_CODES,
     OptimConfig,
     OptimState,
+    Parameter,
     blocks,
-    compressed_call,
     optim_call,
     state_format,
 )
+from ffengine.ops.params import StepCall
 from ffengine.reference import state_formats
 from ffengine.reference import weight_update as reference
-
-
-class Parameter(NamedTuple):
-    """A parameter with what belongs to it: weight or bias."""
-
-    value: torch.Tensor
-    state: OptimState | None
-    accumulate: torch.Tensor | None
-    grad_out: torch.Tensor | None
 
 
 def step_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -67,9 +57,42 @@ def is_compressed(weight: torch.Tensor, state: OptimState) -> bool:
 def optimizer_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
                    optim: OptimConfig, inv_scale: float, backend: str) -> None:
     """One optimizer step with gradient grad * inv_scale; state.step is left as it is."""
-    step = _compressed_step if is_compressed(weight, state) else _plain_step
-    step(weight, grad, state, optim, inv_scale, backend)
+    if backend == "reference":
+        _reference_step(weight, grad, state, optim, inv_scale)
+    else:
+        half = row = None
+        if backend == "cpu":
+            grad = grad.float()
+        else:
+            half, row = None if state.half is None else state.half.copy, state.row
+        launch("compressed_step" if is_compressed(weight, state) else "optimizer_step", backend,
+               *step_arguments(weight, grad, state, optim, inv_scale, half, row))
     stepped(weight, state, backend)
+
+
+def step_arguments(weight: torch.Tensor, grad: torch.Tensor, state: OptimState, optim: OptimConfig,
+                   inv_scale: float, half: torch.Tensor | None = None,
+                   row: torch.Tensor | None = None) -> tuple[Tensors, tuple[int], StepCall]:
+    """The tensors, sizes and numbers of a step's kernel."""
+    call = StepCall(optim_call(optim, state.step + 1), inv_scale,
+                    0 if half is None else DTYPE_CODES[half.dtype])
+    if is_compressed(weight, state):
+        call = StepCall(*call[:3], STATE_CODES[state.format], weight.dtype is torch.bfloat16,
+                        state.seed, state.stream)
+    return ((grad, weight, state.m, state.v, state.m_scale, state.v_scale, half, row),
+            (weight.numel(),), call)
+
+
+def _reference_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
+                    optim: OptimConfig, inv_scale: float) -> None:
+    rounds = is_compressed(weight, state)
+    grad = grad.float() if rounds else grad
+    grad = grad if inv_scale == 1.0 else grad * inv_scale
+    if rounds:
+        state_formats.compressed_step(weight, grad, state, optim,
+                                      chunks=1 if is_fake(weight) else None)
+    else:
+        reference.optimizer_step(weight, grad, state.m, state.v, optim, state.step + 1)
 
 
 def stepped(weight: torch.Tensor, state: OptimState, backend: str) -> None:
@@ -81,73 +104,6 @@ def stepped(weight: torch.Tensor, state: OptimState, backend: str) -> None:
         if backend in ("reference", "cpu"):
             state.half.copy.copy_(weight)
         state.half.written(weight)
-
-
-def _from_memory(state: OptimState) -> dict[str, torch.Tensor | None]:
-    """What a step on a GPU reads and writes beside weight, gradient and states."""
-    return {"row": state.row, "half": None if state.half is None else state.half.copy}
-
-
-def _plain_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState, optim: OptimConfig,
-                inv_scale: float, backend: str) -> None:
-    if backend == "triton":
-        if is_fake(weight):
-            return
-        from ffengine.kernels import weight_update as kernels
-
-        kernels.optimizer_step(weight, grad, state.m, state.v, optim=optim, step=state.step + 1,
-                               inv_scale=inv_scale, **_from_memory(state))
-        return
-    if backend == "reference":
-        grad = grad if inv_scale == 1.0 else grad * inv_scale
-        reference.optimizer_step(weight, grad, state.m, state.v, optim, state.step + 1)
-        return
-    grad = grad if backend == "cuda" else grad.float()
-    if is_fake(weight):
-        return
-    arguments = (weight.data_ptr(), address(state.m), address(state.v), grad.data_ptr(),
-                 weight.numel(), inv_scale, optim_call(optim, state.step + 1))
-    if backend == "cpu":
-        extension().optimizer_step_cpu(*arguments)
-    else:
-        extension().optimizer_step_cuda(*arguments, *step_extras(grad, **_from_memory(state)),
-                                        _stream(weight))
-
-
-def _compressed_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
-                     optim: OptimConfig, inv_scale: float, backend: str) -> None:
-    if backend == "triton":
-        if is_fake(weight):
-            return
-        from ffengine.kernels import weight_update as kernels
-
-        kernels.compressed_step(weight, grad, state, optim=optim, inv_scale=inv_scale,
-                                **_from_memory(state))
-        return
-    grad = grad if backend == "cuda" else grad.float()
-    if backend == "reference":
-        grad = grad if inv_scale == 1.0 else grad * inv_scale
-        state_formats.compressed_step(weight, grad, state, optim,
-                                      chunks=1 if is_fake(weight) else None)
-        return
-    if is_fake(weight):
-        return
-    arguments = (weight.data_ptr(), grad.data_ptr(), address(state.m), address(state.v),
-                 address(state.m_scale), address(state.v_scale), weight.numel(), inv_scale,
-                 compressed_call(weight, state, optim))
-    if backend == "cpu":
-        extension().compressed_step_cpu(*arguments)
-    else:
-        extension().compressed_step_cuda(*arguments, *step_extras(grad, **_from_memory(state)),
-                                         _stream(weight))
-
-
-def step_extras(grad: torch.Tensor, half: torch.Tensor | None = None,
-                row: torch.Tensor | None = None) -> tuple[int, int, int, int]:
-    """What the CUDA steps take besides: the gradient's dtype, the 16-bit copy of the weight that
-    they write and its dtype, the row of numbers that they read (csrc/params.h: OptimParams)."""
-    return (DTYPE_CODES[grad.dtype], address(half), 0 if half is None else DTYPE_CODES[half.dtype],
-            address(row))
 
 
 def check_state(op: str, role: str, value: torch.Tensor, state: OptimState,
@@ -193,17 +149,3 @@ def as_laid_out(grad: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     if same_layout(grad, like):
         return grad
     return torch.empty_like(like, dtype=grad.dtype).copy_(grad)
-
-
-def extension() -> ModuleType:
-    ext = backends.extension()
-    assert ext is not None  # resolve() checked
-    return ext
-
-
-def address(t: torch.Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
-
-
-def _stream(weight: torch.Tensor) -> int:
-    return int(torch.cuda.current_stream(weight.device).cuda_stream)

@@ -5,13 +5,12 @@ The numbers are those of csrc/params.h; the kernels of every back-end read them 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from ffengine.ops.config import LocalPassConfig, Norm
-from ffengine.ops.optim import OptimCall, OptimConfig, OptimState
+from ffengine.ops.config import LocalPassConfig, Norm, Seed, Written
+from ffengine.ops.optim import ConvGeometry, OptimCall, OptimConfig, Parameter
 
 #: Phases of `batch_pass`.
 PHASE_STATS, PHASE_APPLY, PHASE_PEER_STATS, PHASE_PEER_APPLY, PHASE_MIDDLE = range(5)
@@ -26,17 +25,16 @@ class LocalPassTensors(NamedTuple):
     h_prev: torch.Tensor | None
     shortcut: torch.Tensor | None  # like z, dense
     offsets: torch.Tensor  # (K + 1,) int64, same device as a
-    z: torch.Tensor | None
-    g: torch.Tensor  # (N, K) fp32
-    loss: torch.Tensor | None  # (N,) or (N/2,) fp32
-    coef: torch.Tensor | None  # (N, K) fp32
-    da: torch.Tensor | None
-    stats: torch.Tensor  # (N, K, 2) fp32
+    z: Written | None
+    g: Written  # (N, K) fp32
+    loss: Written | None  # (N,) or (N/2,) fp32
+    coef: Written | None  # (N, K) fp32
+    da: Written | None
+    stats: Written  # (N, K, 2) fp32
     clock: torch.Tensor | None  # (1,) int32: dropout's step, in place of the call's
 
 
-@dataclass(frozen=True, slots=True)
-class LocalPassCall:
+class LocalPassCall(NamedTuple):
     """A call's numbers, flat, as the kernels read them (csrc/params.h: LocalPassParams)."""
 
     z_channels: int
@@ -52,7 +50,7 @@ class LocalPassCall:
     straight_through: bool
     pool: bool
     blend: float
-    dropout_seed: int
+    dropout_seed: Seed
     dropout_layer: int
     dropout_step: int
     dropout_threshold: int
@@ -74,31 +72,27 @@ class BatchPassTensors(NamedTuple):
     a: torch.Tensor
     y: torch.Tensor | None = None
     gamma: torch.Tensor | None = None
-    table: torch.Tensor | None = None  # (5, C) fp32; stats, peer: (C,)
-    weight: torch.Tensor | None = None  # (N, C) fp32
-    moments: torch.Tensor | None = None  # (2, N, C) fp32; peer: (C,)
-    extrema: torch.Tensor | None = None  # (2, N, C) fp32
-    z: torch.Tensor | None = None
-    da: torch.Tensor | None = None
+    table: Written | None = None  # (5, C) fp32; stats, peer: (C,)
+    weight: Written | None = None  # (N, C) fp32
+    moments: Written | None = None  # (2, N, C) fp32; peer: (C,)
+    extrema: Written | None = None  # (2, N, C) fp32
+    z: Written | None = None
+    da: Written | None = None
     # the middle reads moments, extrema, y, gamma and these, and writes table, weight and the rest
     pivot: torch.Tensor | None = None  # (C,) fp32: the table of the first sweep
     beta: torch.Tensor | None = None
-    running_mean: torch.Tensor | None = None  # (C,) fp32, moved in training
-    running_var: torch.Tensor | None = None
+    running_mean: Written | None = None  # (C,) fp32, moved in training
+    running_var: Written | None = None
     offsets: torch.Tensor | None = None  # (K + 1,) int64
-    g: torch.Tensor | None = None  # (N, K) fp32
-    loss: torch.Tensor | None = None  # (N,) or (N/2,) fp32
-    coef: torch.Tensor | None = None  # (N, K) fp32
-    dgamma: torch.Tensor | None = None  # (C,) fp32
-    dbeta: torch.Tensor | None = None
+    g: Written | None = None  # (N, K) fp32
+    loss: Written | None = None  # (N,) or (N/2,) fp32
+    coef: Written | None = None  # (N, K) fp32
+    dgamma: Written | None = None  # (C,) fp32
+    dbeta: Written | None = None
+    work: Written | None = None  # (3, C) fp64
 
 
-#: Of these the sweeps in C++ take so many; the rest are the middle's.
-SWEPT = 9
-
-
-@dataclass(frozen=True, slots=True)
-class BatchPassCall:
+class BatchPassCall(NamedTuple):
     """A call's numbers, flat, as the kernels read them."""
 
     phase: int
@@ -125,41 +119,81 @@ class BatchPassCall:
     da_scale: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class WeightUpdateCall:
-    """A call's numbers (csrc/params.h: WeightUpdateParams)."""
+class WeightUpdateRequest(NamedTuple):
+    """The arguments of `weight_update`, by its names."""
 
-    x_channels_last: bool
-    da_channels_last: bool
-    weight_channels_last: bool
-    accumulate: bool
+    weight: Parameter
+    x: torch.Tensor
+    da: torch.Tensor
+    optim: OptimConfig
+    geometry: ConvGeometry | None
+    bias: Parameter | None
     finish: bool
+    da_scale: float
+
+
+class WeightUpdateCall(NamedTuple):
+    """The numbers of the CPU's kernel (csrc/params.h: WeightUpdateParams)."""
+
+    x_channels_last: bool = False
+    da_channels_last: bool = False
+    weight_channels_last: bool = False
+    accumulate: bool = False
+    finish: bool = False
+    inv_scale: float = 1.0
+    optim: OptimCall | None = None
+
+
+class StepCall(NamedTuple):
+    """The numbers of an optimizer step (csrc/params.h: OptimizerStepParams, CompressedStepParams).
+
+    Its tensors: grad, weight, m, v, m_scale, v_scale; and on a GPU half, which gets the weight in
+    16 bits, and row, (8,) fp32 in place of lr, weight_decay and step, or None.
+    """
+
+    optim: OptimCall
     inv_scale: float
-    optim: OptimCall | None
+    half_dtype: int = 0
+    format: int = 0
+    bf16_weight: bool = False
+    seed: int = 0
+    stream: int = 0
+
+
+class LinearCall(NamedTuple):
+    """The numbers of the passes around a tile's local_pass (csrc/params.h: LinearStepParams)."""
+
+    rms: bool = False
+    eps: float = 0.0
+    inv_scale: float = 1.0
+    chunk: int = 0
+
+
+class RoutesCall(NamedTuple):
+    """The settings of `routes` (csrc/params.h: RoutesParams)."""
+
+    pool: bool
+    straight: bool = False
 
 
 class LinearStepOutput(NamedTuple):
     """What a step leaves beside the new weights: see `linear_step`."""
 
-    g: torch.Tensor
-    loss: torch.Tensor
-    coef: torch.Tensor
+    g: Written
+    loss: Written
+    coef: Written
 
 
-class LinearStepCall(NamedTuple):
-    """The arguments of a step, as `linear_step` names them."""
+class LinearStepRequest(NamedTuple):
+    """The arguments of `linear_step`, by its names."""
 
-    weight: torch.Tensor
+    weight: Parameter
     x: torch.Tensor
-    y: Any
+    y: torch.Tensor
     config: LocalPassConfig
     optim: OptimConfig
-    state: OptimState | None
-    bias: torch.Tensor | None
-    bias_state: OptimState | None
+    bias: Parameter | None
     input_norm: Norm
     g0: torch.Tensor | None
     tile_rows: int | None
-    grad_out: torch.Tensor | None
-    bias_grad_out: torch.Tensor | None
     finish: bool

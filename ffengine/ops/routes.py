@@ -6,7 +6,8 @@ All that a layer's own update needs of its pre-activation once the next layer's 
     1 where relu passes a gradient; of a pooled window its arg-max, the first in row-major order on
     ties, or BLOCKED where all of it lies below zero
 
-A CPU runs csrc/cpu/routes_kernel.cpp on maps in channels_last, everything else plain PyTorch.
+A CPU runs csrc/cpu/routes_kernel.cpp on maps in channels_last, everything else plain PyTorch:
+Triton and CUDA have no kernel.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ import math
 import torch
 
 from ffengine.ops import backends
-from ffengine.ops.memory_accounting import is_fake
-from ffengine.ops.optim import DTYPE_CODES
-from ffengine.ops.optimizer_step import extension
+from ffengine.ops.launch import launch
+from ffengine.ops.params import RoutesCall
 
 #: Where a pool's window takes no gradient.
 BLOCKED = 4
@@ -34,19 +34,20 @@ def routes(a: torch.Tensor, out: torch.Tensor, *, pool: bool, straight: bool,
         out: uint8 like z; a last odd row or column of `a` is in no window.
         pool: 2x2 max pool after relu.
         straight: relu passes every gradient (straight-through).
+        backend: auto, reference, or cpu where both maps are contiguous, (N, C, H, W) in
+            channels_last.
 
     Raises:
-        ValueError: `out` is not uint8, or not like z.
+        ValueError: `out` is not uint8, or not like z; a back-end without a kernel for these maps.
     """
     expected = (a.shape[0], *_pooled(tuple(a.shape[1:]), pool))
     if out.dtype is not torch.uint8 or tuple(out.shape) != expected:
         raise ValueError(f"[routes] out expected torch.uint8 of shape {expected}, got {out.dtype} "
                          f"of shape {tuple(out.shape)}")
-    if not _kernel_takes(backend, a, out):
+    if _kernel_takes(backend, a, out):
+        launch("routes", "cpu", (a, out), _shape(a), RoutesCall(pool, straight))
+    else:
         out.copy_(_plain(a, pool, straight))
-    elif not is_fake(a):
-        extension().routes_cpu(a.data_ptr(), out.data_ptr(), _shape(a), pool, straight,
-                                DTYPE_CODES[a.dtype])
 
 
 def along_routes(found: torch.Tensor, dz: torch.Tensor, shape: tuple[int, ...], *, pool: bool,
@@ -57,9 +58,10 @@ def along_routes(found: torch.Tensor, dz: torch.Tensor, shape: tuple[int, ...], 
         found: what `routes` wrote, (N, *shape of z).
         dz: like z.
         shape: of a, per sample.
+        backend: as of `routes`.
 
     Raises:
-        ValueError: the shapes do not go together.
+        ValueError: the shapes do not go together; a back-end without a kernel for these maps.
     """
     expected = _pooled(shape, pool)
     if tuple(found.shape[1:]) != expected or found.shape != dz.shape:
@@ -69,9 +71,7 @@ def along_routes(found: torch.Tensor, dz: torch.Tensor, shape: tuple[int, ...], 
         return _plain_along(found, dz, shape, pool)
     da = torch.empty((dz.shape[0], *shape), dtype=dz.dtype, device=dz.device,
                      memory_format=_layout(dz))
-    if not is_fake(dz):
-        extension().along_routes_cpu(found.data_ptr(), dz.data_ptr(), da.data_ptr(), _shape(da),
-                                      pool, DTYPE_CODES[dz.dtype])
+    launch("along_routes", "cpu", (dz, found, da), _shape(da), RoutesCall(pool))
     return da
 
 
@@ -94,10 +94,16 @@ def extra_bytes(shape: tuple[int, ...], dtype: torch.dtype, *, pool: bool, strai
 
 
 def _kernel_takes(backend: str, *maps: torch.Tensor) -> bool:
-    """All maps lie in channels_last, and the CPU's kernels take them; Triton and CUDA have none."""
+    """The CPU's kernels are asked for, or taken by themselves where they take these maps."""
     dtypes = {t.dtype for t in maps} - {torch.uint8}
     chosen = backends.resolve("routes", backend, maps[0].device.type, *dtypes)
-    return chosen == "cpu" and all(t.is_contiguous(memory_format=_layout(t)) for t in maps)
+    if chosen == "cpu" and all(t.is_contiguous(memory_format=_layout(t)) for t in maps):
+        return True
+    if backend not in ("auto", "reference"):
+        raise ValueError(f"[routes] backend {backend!r} has no kernel for maps of strides "
+                         f"{', '.join(str(t.stride()) for t in maps)}: expected auto, reference "
+                         "or, on maps in channels_last, cpu")
+    return False
 
 
 def _pooled(shape: tuple[int, ...], pool: bool) -> tuple[int, ...]:

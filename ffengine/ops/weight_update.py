@@ -15,24 +15,23 @@ from typing import Literal
 
 import torch
 
-from ffengine.ops import backends, library, product_rule, tracing
-from ffengine.ops.memory_accounting import allocating, declare, is_fake, listeners
+from ffengine.ops import backends, product_rule
+from ffengine.ops.launch import compiled, launch, recorded, scratch
+from ffengine.ops.memory_accounting import allocating, is_fake
 from ffengine.ops.optim import (
     DTYPE_CODES,
     LINEAR,
     ConvGeometry,
     OptimConfig,
     OptimState,
+    Parameter,
     compressed,
     optim_call,
     state_bytes,
 )
 from ffengine.ops.optimizer_step import (
-    Parameter,
-    address,
     as_laid_out,
     check_state,
-    extension,
     finish_gradient,
     is_channels_last,
     is_compressed,
@@ -41,12 +40,13 @@ from ffengine.ops.optimizer_step import (
     step_dtype,
     stepped,
 )
-from ffengine.ops.params import WeightUpdateCall
+from ffengine.ops.params import WeightUpdateCall, WeightUpdateRequest
+from ffengine.ops.tracing import unrecorded
 from ffengine.reference import weight_update as reference
 from ffengine.reference.state_formats import SCRATCH_BYTES
 
-__all__ = ["ConvGeometry", "OptimConfig", "OptimState", "bytes_moved", "choose", "extra_bytes",
-           "gradient_update", "optimizer_step", "weight_update"]
+__all__ = ["ConvGeometry", "OptimConfig", "OptimState", "Parameter", "bytes_moved", "choose",
+           "extra_bytes", "gradient_update", "optimizer_step", "weight_update"]
 
 
 #: Where the library's fp32 convolution gradient beats ours: input channels below `limit`. ms of one
@@ -74,7 +74,7 @@ def choose(shape: tuple[int, ...], dtype: torch.dtype) -> Literal["library", "im
     """
     n, c, _, _, _, p, q, *_ = shape
     small = n > 0 and c < LIBRARY_BELOW_CHANNELS and p * q > 1 and dtype is torch.float32
-    return "library" if small and extension().isa() != "baseline" else "im2col"
+    return "library" if small and compiled().isa() != "baseline" else "im2col"
 
 
 def bytes_moved(x_shape: tuple[int, ...], da_shape: tuple[int, ...],
@@ -116,7 +116,8 @@ def extra_bytes(x_shape: tuple[int, ...], da_shape: tuple[int, ...],
     bias_bytes += wide * min(n_da, BIAS_CHUNK) * bias
     if backend == "cpu" and shape[1] == weight_shape[1] and choose(shape, dtype) == "im2col":
         buffer = wide * n_w * (compressed and not accumulate)
-        inside = _kernel_scratch(shape, dtype, accumulate or compressed)
+        given = [*[True] * 5, accumulate or compressed, False]
+        inside = scratch("weight_update", given, shape, dtype, WeightUpdateCall())
         return max(buffer + inside, bias_bytes)
     casts = wide * (n_x + n_da) if item < 4 else 0
     casts += wide * n_w * (kept.itemsize < wide)  # the gradient's operator wants an fp32 weight
@@ -128,69 +129,43 @@ def extra_bytes(x_shape: tuple[int, ...], da_shape: tuple[int, ...],
     return wide * 4 * n_w + casts + (unfolded if geometry else 0) + wide * n_da * bias
 
 
-def _kernel_scratch(shape: tuple[int, ...], dtype: torch.dtype, accumulate: bool) -> int:
-    ext = extension()
-    return int(ext.weight_update_scratch_cpu(shape, DTYPE_CODES[dtype], accumulate,
-                                             ext.num_threads()))
-
-
-@library.implements("weight_update")
-def weight_update(
-    weight: torch.Tensor,
-    x: torch.Tensor,
-    da: torch.Tensor,
-    *,
-    optim: OptimConfig,
-    state: OptimState | None,
-    geometry: ConvGeometry | None = None,
-    accumulate: torch.Tensor | None = None,
-    finish: bool = True,
-    grad_out: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    bias_state: OptimState | None = None,
-    bias_accumulate: torch.Tensor | None = None,
-    bias_grad_out: torch.Tensor | None = None,
-    da_scale: float = 1.0,
-    backend: str = "auto",
-) -> None:
+def weight_update(weight: Parameter, x: torch.Tensor, da: torch.Tensor, *, optim: OptimConfig,
+                  geometry: ConvGeometry | None = None, bias: Parameter | None = None,
+                  finish: bool = True, da_scale: float = 1.0, backend: str = "auto") -> None:
     """Add the gradient of these samples to the sum so far and, with `finish`, step the optimizer.
 
     Args:
-        weight: (O, C, kH, kW) or (O, in), fp32, or bf16 where x is bf16 (fp64: reference only),
-            contiguous or channels_last; updated in place. State, accumulate and grad_out share its
-            layout; the two buffers are fp32 (fp64).
+        weight: its value (O, C, kH, kW) or (O, in), fp32, or bf16 where x is bf16 (fp64: reference
+            only), contiguous or channels_last. Its state's step rises by one with `finish`, and
+            may be None without. What is accumulated is complete with `finish`.
         x: layer input (N, C, H, W) or (N, in), fp32 | bf16 | fp16, contiguous or channels_last;
             other strides are copied first.
         da: gradient at the pre-activation (N, O, P, Q) or (N, O), dtype of x, times da_scale.
-        state: of `weight`; its step rises by one when finish is set. May be None otherwise.
         geometry: None for a linear layer.
-        accumulate: buffer like weight, zeroed by the caller before the first tile; the gradient is
-            added into it (with finish too). None: these samples are all there are.
-        grad_out: receives the finished gradient, before weight decay.
-        bias, bias_state, bias_accumulate, bias_grad_out: the same for the layer's bias (O,).
+        bias: the same for the layer's bias, its value (O,) fp32 (fp64).
         da_scale: power of two that da was multiplied by (fp16).
 
     Raises:
         TypeError, ValueError: one line with what was expected and what came.
     """
-    if tracing.traced():
-        library.weight_update(weight, x, da, optim, state, geometry, accumulate, finish, grad_out,
-                              bias, bias_state, bias_accumulate, bias_grad_out, da_scale, backend)
-        return
-    main = Parameter(weight, state, accumulate, grad_out)
-    extra = None if bias is None else Parameter(bias, bias_state, bias_accumulate, bias_grad_out)
-    _check(main, extra, x, da, optim, geometry, finish)
+    _check(weight, bias, x, da, optim, geometry, finish)
     name = backends.resolve("weight_update", backend, x.device.type, x.dtype)
-    shape = geometry or LINEAR
-    with torch.no_grad():
-        _update_weight(main, _dense(x), _dense(da), optim, shape, finish, da_scale, name)
-        if extra is not None:
-            grad = bias_gradient(da, extra.value.dtype)
-            finish_gradient(extra, grad, optim, finish, da_scale, name)
+    with unrecorded():
+        _update(name, WeightUpdateRequest(weight, x, da, optim, geometry, bias, finish, da_scale))
     if finish:
-        for p in (main, extra):
+        for p in (weight, bias):
             if p is not None and p.state is not None:
                 p.state.step += 1
+
+
+@recorded("weight_update")
+def _update(backend: str, c: WeightUpdateRequest) -> None:
+    """A checked call; the states' counts are the caller's to raise."""
+    _update_weight(c.weight, _dense(c.x), _dense(c.da), c.optim, c.geometry or LINEAR, c.finish,
+                   c.da_scale, backend)
+    if c.bias is not None:
+        grad = bias_gradient(c.da, c.bias.value.dtype)
+        finish_gradient(c.bias, grad, c.optim, c.finish, c.da_scale, backend)
 
 
 def _library_gradient(x: torch.Tensor, da: torch.Tensor, weight: torch.Tensor,
@@ -261,14 +236,8 @@ def _run_cpu(p: Parameter, x: torch.Tensor, da: torch.Tensor, shape: tuple[int, 
         is_channels_last(x), is_channels_last(da), not p.value.is_contiguous(),
         accumulate=add, finish=finish, inv_scale=1.0 / da_scale,
         optim=optim_call(optim, state.step + 1) if state else None)
-    if listeners.get():
-        declare(_kernel_scratch(shape, x.dtype, p.accumulate is not None))
-    if is_fake(x):
-        return
-    extension().weight_update_cpu(
-        x.data_ptr(), da.data_ptr(), p.value.data_ptr(), address(state.m if state else None),
-        address(state.v if state else None), address(p.accumulate), address(p.grad_out), shape,
-        DTYPE_CODES[x.dtype], call)
+    m, v = (state.m, state.v) if state else (None, None)
+    launch("weight_update", "cpu", (x, da, p.value, m, v, p.accumulate, p.grad_out), shape, call)
     if state is not None:
         stepped(p.value, state, "cpu")
 
@@ -281,22 +250,19 @@ def conv_shape(weight: tuple[int, ...], x: tuple[int, ...],
             geometry.stride, geometry.padding)
 
 
-def gradient_update(weight: torch.Tensor, grad: torch.Tensor, *, optim: OptimConfig,
-                    state: OptimState, grad_out: torch.Tensor | None = None, scale: float = 1.0,
+def gradient_update(p: Parameter, grad: torch.Tensor, *, optim: OptimConfig, scale: float = 1.0,
                     backend: str = "auto") -> None:
     """Step the optimizer with a gradient that exists: affine maps, embeddings, folded weights.
 
     Args:
-        weight: updated in place, fp32 or bf16 (fp64: reference only), dense.
-        grad: of weight's shape, times `scale`.
-        state: its step rises by one.
-        grad_out: receives the gradient.
+        p: its value fp32 or bf16 (fp64: reference only), dense; its state's step rises by one.
+        grad: of the value's shape, times `scale`.
     """
-    name = backends.resolve("weight_update", backend, weight.device.type, weight.dtype)
-    with torch.no_grad():
-        finish_gradient(Parameter(weight, state, None, grad_out), as_laid_out(grad, weight),
-                        optim, True, scale, name)
-    state.step += 1
+    name = backends.resolve("weight_update", backend, p.value.device.type, p.value.dtype)
+    with unrecorded():
+        finish_gradient(p, as_laid_out(grad, p.value), optim, True, scale, name)
+    if p.state is not None:
+        p.state.step += 1
 
 
 def bias_gradient(da: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

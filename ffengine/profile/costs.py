@@ -15,6 +15,7 @@ from ffengine.ops import batch_pass as batch_op
 from ffengine.ops import linear_step as linear_op
 from ffengine.ops import local_pass as pass_op
 from ffengine.ops import weight_update as update_op
+from ffengine.ops.optim import Parameter
 
 
 @dataclass(frozen=True)
@@ -69,23 +70,23 @@ def batch_sweep(result: Any, a: torch.Tensor, *_: Any, config: Any, coupling: An
                                      want_da=result.da is not None))
 
 
-def update(result: None, weight: torch.Tensor, x: torch.Tensor, da: torch.Tensor, *, optim: Any,
-           accumulate: torch.Tensor | None = None, finish: bool = True, **_: Any) -> Cost:
-    moved = update_op.bytes_moved(tuple(x.shape), tuple(da.shape), tuple(weight.shape), x.dtype,
-                                  optim=optim, accumulate=accumulate is not None, finish=finish)
-    return Cost(moved, **product(da, weight))
+def update(result: None, weight: Parameter, x: torch.Tensor, da: torch.Tensor, *, optim: Any,
+           finish: bool = True, **_: Any) -> Cost:
+    moved = update_op.bytes_moved(
+        tuple(x.shape), tuple(da.shape), tuple(weight.value.shape), x.dtype, optim=optim,
+        accumulate=weight.accumulate is not None, finish=finish)
+    return Cost(moved, **product(da, weight.value))
 
 
-def stepped(result: None, weight: torch.Tensor, grad: torch.Tensor, *, optim: Any,
-            **_: Any) -> Cost:
+def stepped(result: None, p: Parameter, grad: torch.Tensor, *, optim: Any, **_: Any) -> Cost:
     """gradient_update: the gradient read, weight and states read and written."""
-    return Cost(size(grad) + 2 * (1 + optim.states) * size(weight))
+    return Cost(size(grad) + 2 * (1 + optim.states) * size(p.value))
 
 
-def streamed(result: Any, weight: torch.Tensor, x: torch.Tensor, *_: Any, config: Any,
-             optim: Any, **__: Any) -> Cost:
+def streamed(result: Any, weight: Parameter, x: torch.Tensor, *_: Any, config: Any, optim: Any,
+             **__: Any) -> Cost:
     """linear_step: forward and gradient, the activations never stored."""
-    (n, features), out = x.shape, weight.shape[0]
+    (n, features), out = x.shape, len(weight.value)
     moved = linear_op.bytes_moved((n, features), (out, features), x.dtype, config, optim=optim)
     return Cost(moved, 4 * n * features * out, (n, features, out), x.dtype)
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from ffengine.ops.config import LocalPassConfig, Loss, Norm, Tile, da_scale
 from ffengine.reference.local_pass import local_pass
+from ffengine.reference.norms import by_length
 from ffengine.reference.weight_update import bias_gradient, weight_gradient
 
 
@@ -58,11 +59,7 @@ def normalise_input(x: torch.Tensor, norm: Norm | None) -> torch.Tensor:
     """x / (||x|| + eps) row by row in x's dtype, l2 norm or root mean square; x without a norm."""
     if norm is None or norm.kind == "none":
         return x
-    wide = x if x.dtype is torch.float64 else x.float()
-    square = (wide * wide).sum(1, keepdim=True)
-    if norm.length == "rms":
-        square = square / x.shape[1]
-    return (wide / (square.sqrt() + norm.eps)).to(x.dtype)
+    return by_length(x if x.dtype is torch.float64 else x.float(), norm).to(x.dtype)
 
 
 def tiles(n: int, rows: int, paired: bool) -> Iterator[tuple[Tile, tuple[slice, ...]]]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from ffengine.ops.config import Dropout, LocalPassConfig, Loss, LossFunction, Tile
 from ffengine.ops.host import widths
+from ffengine.reference.norms import by_length, standardised
 
 _MASK32 = 0xFFFFFFFF
 
@@ -83,14 +84,7 @@ def normalise(h: torch.Tensor, offsets: tuple[int, ...], config: LocalPassConfig
     out = []
     for s, t in pairwise(runs):
         part = h[:, s:t].flatten(1)
-        if norm.kind == "length":
-            square = (part * part).sum(1, keepdim=True)
-            if norm.length == "rms":
-                square = square / part.shape[1]
-            part = part / (square.sqrt() + norm.eps)
-        else:
-            centred = part - part.mean(1, keepdim=True)
-            part = centred * torch.rsqrt((centred * centred).mean(1, keepdim=True) + norm.eps)
+        part = by_length(part, norm) if norm.kind == "length" else standardised(part, norm.eps)[0]
         out.append(part.view(h.shape[0], t - s, *h.shape[2:]))
     return torch.cat(out, 1)
 

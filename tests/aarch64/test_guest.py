@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from ffengine.ops import backends
-from ffengine.ops.optim import OptimConfig, optim_call
+from ffengine.ops.launch import launch
+from ffengine.ops.optim import OptimConfig, OptimState
+from ffengine.ops.optimizer_step import step_arguments
 from tests.aarch64.build import BUILD
 
 EXTENSION = backends.extension()
@@ -34,10 +36,9 @@ def test_kernels_use_neon(path: Path) -> None:
 def sgd(weight: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
     """The weight after a step of rate 1, by the guest."""
     assert EXTENSION is not None
-    call = optim_call(OptimConfig("sgd", lr=1.0), 1)
     stepped = weight.clone()
-    EXTENSION.optimizer_step_cpu(stepped.data_ptr(), 0, 0, grad.data_ptr(), weight.numel(), 1.0,
-                                 call)
+    launch("optimizer_step", "cpu", *step_arguments(
+        stepped, grad, OptimState(None, None), OptimConfig("sgd", lr=1.0), 1.0))
     return stepped
 
 

@@ -32,8 +32,8 @@ def trainer(name: str = "deeperforward/tinycnn", batch: int = 8, *, cuts: Any = 
     if cuts is not None:
         plan = ff.Trainer(net, batch_size=batch, backend=backend,
                           progress=False).planning.planner(batch).fixed(cuts, tile)
-    return ff.Trainer(net, batch_size=batch, backend=backend, plan=plan, memory_budget=budget,
-                      progress=False)
+    return ff.Trainer(net, batch_size=batch, backend=backend, memory=ff.Memory(plan=plan),
+                      memory_budget=budget, progress=False)
 
 
 def profiled(made: ff.Trainer, batch: int = 8, **options: Any) -> Any:

@@ -28,9 +28,7 @@ def job(model="deeperforward/tinycnn", batch=8, precision="fp32", options=SMALL)
     with torch.device("meta"):
         net = models.create(model, **options)
     schedule = of(net, None)
-    settings = Settings.resolve(
-        models.entry(model).recipe, optimizer=None, lr=None, lr_min=None, weight_decay=None,
-        epochs=None, batch_size=batch, seed=0, precision=precision)
+    settings = Settings.resolve(models.entry(model).recipe, batch_size=batch, precision=precision)
     schedule.begin(net, settings.epochs)
     return Job(net, schedule, settings)
 

@@ -15,7 +15,6 @@ from engine.training import assert_same
 from models import every as models
 from models.every import TINY
 
-import ffengine as ff
 from bench import fair, machine, plots, results
 from bench.contenders import Contender, Phase
 from bench.judging import judged, table, verdict
@@ -28,6 +27,7 @@ from ffengine.engine.schedules.schedule import of
 from ffengine.nn.differentiable import batch_statistics
 from ffengine.ops.product_rule import exact
 from ffengine.ops.weight_update import OptimConfig
+from tests.engine.training import grouped
 
 NAMES = sorted(TINY)
 
@@ -97,8 +97,8 @@ def test_the_unfused_step_is_the_engines_rule(name: str) -> None:
         assert name.startswith(("cff/", "cafo/")) or name == "fflib/ffrnn"
         return
     net = network(name)
-    trainer = ff.Trainer(net, epochs=4, lr=0.1, lr_min=0.1, optimizer="sgd", weight_decay=0.0,
-                         precision="fp64", backend="reference", progress=False)
+    trainer = grouped(net, epochs=4, lr=0.1, lr_min=0.1, optimizer="sgd", weight_decay=0.0,
+                 precision="fp64", backend="reference", progress=False)
     x, y = samples(net)
     trainer.planning.keep({  # no search: any plan will do
         "samples": len(x), "costs": "modelled", "seconds": None, "gave_up": [],

@@ -22,8 +22,15 @@ from ffengine.ops import backends
 from ffengine.ops.call import make_call
 from ffengine.ops.config import PHASE_FUSED, LocalPassConfig, Tile
 from ffengine.ops.layout import nchw
-from ffengine.ops.optim import DTYPE_CODES, CompressedCall, OptimCall
-from ffengine.ops.params import BatchPassCall, LocalPassCall, LocalPassTensors
+from ffengine.ops.optim import DTYPE_CODES, OptimCall
+from ffengine.ops.params import (
+    PHASE_MIDDLE,
+    BatchPassCall,
+    LinearCall,
+    LocalPassCall,
+    LocalPassTensors,
+    StepCall,
+)
 
 HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "csrc"
@@ -154,45 +161,43 @@ class Extension:
 
     def batch_pass_cuda(self, tensors: Sequence[int], shape: Sequence[int], dtype: int,
                         call: BatchPassCall, stream: int) -> None:
-        self._run("batch", "batch_pass", addresses(*tensors), integers(
-            *shape, dtype, call.phase, call.channels_last, call.pool, call.norm_first,
-            call.squares, call.straight_through), integers(*self.device))
-
-    def batch_middle_cuda(self, swept: Sequence[int], tensors: Sequence[int], shape: Sequence[int],
-                          dtype: int, call: BatchPassCall, stream: int) -> None:
         c = call
-        self._run("batch", "batch_middle", addresses(*swept, *tensors), integers(
-            *shape, dtype, c.phase, c.channels_last, c.pool, c.norm_first, c.squares,
-            c.straight_through, c.groups, c.equal_groups, c.goodness, c.loss, c.training,
-            c.use_running, c.pixels, c.pixels_z),
+        sweep = (*shape, dtype, c.phase, c.channels_last, c.pool, c.norm_first, c.squares,
+                 c.straight_through)
+        if c.phase != PHASE_MIDDLE:
+            self._run("batch", "batch_pass", addresses(*tensors), integers(*sweep),
+                      integers(*self.device))
+            return
+        self._run("batch", "batch_middle", addresses(*tensors), integers(
+            *sweep, c.groups, c.equal_groups, c.goodness, c.loss, c.training, c.use_running,
+            c.pixels, c.pixels_z),
             reals(c.momentum, c.eps, c.p0, c.p1, c.p2, c.scale, c.da_scale))
 
-    def linear_prepare_cuda(self, x: int, source: int, a: int, bias: int, scale: int,
-                            shape: Sequence[int], dtype: int, rms: bool, eps: float,
-                            stream: int) -> None:
-        self._run("linear", "linear_prepare", addresses(x, source, a, bias, scale),
-                  integers(*shape), dtype, int(rms), ctypes.c_double(eps))
+    def linear_prepare_cuda(self, tensors: Sequence[int], shape: Sequence[int], dtype: int,
+                            call: LinearCall, stream: int) -> None:
+        self._run("linear", "linear_prepare", addresses(*tensors), integers(*shape), dtype,
+                  int(call.rms), ctypes.c_double(call.eps))
 
-    def linear_finish_cuda(self, da: int, scale: int, sums: int, shape: Sequence[int], dtype: int,
-                           chunk: int, stream: int) -> None:
-        self._run("linear", "linear_finish", addresses(da, scale, sums), integers(*shape), dtype,
-                  ctypes.c_int64(chunk))
+    def linear_finish_cuda(self, tensors: Sequence[int], shape: Sequence[int], dtype: int,
+                           call: LinearCall, stream: int) -> None:
+        self._run("linear", "linear_finish", addresses(*tensors), integers(*shape), dtype,
+                  ctypes.c_int64(call.chunk))
 
-    def optimizer_step_cuda(self, weight: int, m: int, v: int, grad: int, n: int, inv_scale: float,
-                            call: OptimCall, grad_dtype: int, half: int, half_dtype: int, row: int,
-                            stream: int) -> None:
+    def optimizer_step_cuda(self, tensors: Sequence[int], shape: Sequence[int], dtype: int,
+                            call: StepCall, stream: int) -> None:
+        grad, weight, m, v, _, _, half, row = tensors
         self._run("optimizer", "optimizer_step", addresses(weight, m, v, grad, half, row),
-                  integers(n, grad_dtype, half_dtype), ctypes.c_double(inv_scale),
-                  *optim_numbers(call))
+                  integers(*shape, dtype, call.half_dtype), ctypes.c_double(call.inv_scale),
+                  *optim_numbers(call.optim))
 
-    def compressed_step_cuda(self, weight: int, grad: int, m: int, v: int, m_scale: int,
-                             v_scale: int, n: int, inv_scale: float, call: CompressedCall,
-                             grad_dtype: int, half: int, half_dtype: int, row: int,
-                             stream: int) -> None:
+    def compressed_step_cuda(self, tensors: Sequence[int], shape: Sequence[int], dtype: int,
+                             call: StepCall, stream: int) -> None:
+        grad, weight, m, v, m_scale, v_scale, half, row = tensors
         self._run("optimizer", "compressed_step",
                   addresses(weight, m, v, grad, half, row, m_scale, v_scale),
-                  integers(n, grad_dtype, half_dtype, call.format, call.bf16_weight, call.seed,
-                           call.stream), ctypes.c_double(inv_scale), *optim_numbers(call.optim))
+                  integers(*shape, dtype, call.half_dtype, call.format, call.bf16_weight,
+                           call.seed, call.stream), ctypes.c_double(call.inv_scale),
+                  *optim_numbers(call.optim))
 
     def _run(self, name: str, function: str, *arguments: Any) -> None:
         """ValueError of what a device or the kernels' own checks refuse."""

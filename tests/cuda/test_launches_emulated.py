@@ -21,8 +21,10 @@ from ffengine.ops.params import (
     PHASE_PEER_APPLY,
     PHASE_PEER_STATS,
     PHASE_STATS,
-    SWEPT,
     BatchPassCall,
+    BatchPassTensors,
+    LinearCall,
+    StepCall,
 )
 
 NCHW, NHWC = torch.contiguous_format, torch.channels_last
@@ -72,7 +74,8 @@ def batch_pass(phase: int, shape: Sequence[int], channels_last: bool, pool: bool
     extension = emulate.Extension(device)
     extension.dry = True
     call = BatchPassCall(phase, channels_last, pool, norm_first, True, False)
-    extension.batch_pass_cuda([emulate.ANYWHERE] * SWEPT, shape, dtype, call, 0)
+    extension.batch_pass_cuda([emulate.ANYWHERE] * len(BatchPassTensors._fields), shape, dtype,
+                              call, 0)
     return extension.launches
 
 
@@ -115,8 +118,7 @@ def test_middle(shape: tuple[int, ...]) -> None:
     extension = emulate.Extension()
     extension.dry = True
     call = BatchPassCall(PHASE_MIDDLE, True, False, True, True, False, groups=4, loss=0)
-    extension.batch_middle_cuda([emulate.ANYWHERE] * SWEPT, [emulate.ANYWHERE] * 11, shape, 0, call,
-                                0)
+    extension.batch_pass_cuda([emulate.ANYWHERE] * len(BatchPassTensors._fields), shape, 0, call, 0)
     assert [one.kernel for one in extension.launches] == [
         "middle_channels", "middle_rows", "middle_answers"]
     assert [one.grid for one in extension.launches] == [
@@ -139,25 +141,26 @@ def test_batch_pass_refuses_in_words() -> None:
 def test_linear_step() -> None:
     extension = emulate.Extension()
     extension.dry = True
-    at = emulate.ANYWHERE
+    call, at = LinearCall(eps=1e-5, chunk=64), emulate.ANYWHERE
     for rows in (MANY * 64, 2**33):
-        extension.linear_prepare_cuda(at, at, at, at, at, (rows, 20, 30), 1, False, 1e-5, 0)
-        extension.linear_finish_cuda(at, at, at, (rows, 5000), 1, 64, 0)
+        extension.linear_prepare_cuda([at] * 5, (rows, 20, 30), 1, call, 0)
+        extension.linear_finish_cuda([at] * 3, (rows, 5000), 1, call, 0)
         (launch,) = extension.launches
         assert launch.grid == (-(-rows // 64) * 3, 1, 1)  # 625 vectors of eight columns
     with pytest.raises(ValueError, match="expected at most 2147483647 blocks"):
-        extension.linear_finish_cuda(at, at, at, (2**40, 5000), 1, 64, 0)
+        extension.linear_finish_cuda([at] * 3, (2**40, 5000), 1, call, 0)
 
 
 def test_optimizer_step() -> None:
     extension = emulate.Extension()
     extension.dry = True
-    call, at = optim_call(OptimConfig("adam"), 1), emulate.ANYWHERE
+    call, at = StepCall(optim_call(OptimConfig("adam"), 1), 1.0), emulate.ANYWHERE
+    tensors = (at, at, at, at, 0, 0, 0, 0)
     for n in (2**32 + 3, 2**40):
-        extension.optimizer_step_cuda(at, at, at, at, n, 1.0, call, 0, 0, 0, 0, 0)
+        extension.optimizer_step_cuda(tensors, (n,), 0, call, 0)
         assert extension.launches[0].grid == (n // 1024, 1, 1)
     with pytest.raises(ValueError, match="expected at most 2147483647 blocks"):
-        extension.optimizer_step_cuda(at, at, at, at, 2**42, 1.0, call, 0, 0, 0, 0, 0)
+        extension.optimizer_step_cuda(tensors, (2**42,), 0, call, 0)
 
 
 @pytest.mark.parametrize(("grid", "block", "shared", "cluster", "why"), [

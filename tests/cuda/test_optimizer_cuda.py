@@ -10,9 +10,9 @@ import pytest
 import torch
 from tolerances import assert_close
 
-from ffengine.ops import backends
-from ffengine.ops.optim import OptimConfig, OptimState, compressed_call, optim_call
-from ffengine.ops.optimizer_step import address, step_extras
+from ffengine.ops.launch import launch
+from ffengine.ops.optim import OptimConfig, OptimState
+from ffengine.ops.optimizer_step import step_arguments
 from ffengine.reference.weight_update import optimizer_step
 from tests import compressed_step_cases
 
@@ -68,10 +68,9 @@ def three_steps(name: str, n: int, offset: int, device: str, *,
     for count in (1, 2, 3):
         grad = room(grad_dtype).copy_(torch.randn(n, generator=gen))
         row = row_of(optim, count, device) if by_row else None
-        call = optim_call(stale(optim), 7) if by_row else optim_call(optim, count)
-        extension().optimizer_step_cuda(
-            weight.data_ptr(), address(m if has_m else None), address(v if has_v else None),
-            grad.data_ptr(), n, 0.25, call, *step_extras(grad, half, row), stream())
+        state = OptimState(m if has_m else None, v if has_v else None, 6 if by_row else count - 1)
+        launch("optimizer_step", "cuda", *step_arguments(
+            weight, grad, state, stale(optim) if by_row else optim, 0.25, half, row))
         for w, first, second in twins:
             assert w is not None
             optimizer_step(w, grad.cpu().to(w.dtype) * 0.25, first, second, optim, count)
@@ -82,24 +81,12 @@ def three_steps(name: str, n: int, offset: int, device: str, *,
         assert torch.equal(half, weight.to(half.dtype))
 
 
-def extension() -> Any:
-    ext = backends.extension()
-    assert ext is not None and ext.has_cuda
-    return ext
-
-
-def stream() -> int:
-    return int(torch.cuda.current_stream().cuda_stream)
-
-
 def compressed(weight: torch.Tensor, grad: torch.Tensor, state: OptimState, optim: OptimConfig,
                inv_scale: float, half: torch.Tensor | None = None,
                row: torch.Tensor | None = None) -> None:
     """As compressed_step_cases.check calls it."""
-    tensors = (weight, grad, state.m, state.v, state.m_scale, state.v_scale)
-    extension().compressed_step_cuda(
-        *map(address, tensors), weight.numel(), inv_scale, compressed_call(weight, state, optim),
-        *step_extras(grad, half, row), stream())
+    launch("compressed_step", "cuda",
+           *step_arguments(weight, grad, state, optim, inv_scale, half, row))
 
 
 def compressed_by_row(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,

@@ -16,7 +16,7 @@ from ffengine.engine.inputs import rows_of
 from ffengine.engine.memory.plan import one_tile
 from ffengine.ops.config import LocalPassConfig, Norm
 from ffengine.ops.linear_step import linear_step
-from ffengine.ops.optim import OptimConfig, OptimState
+from ffengine.ops.optim import OptimConfig, OptimState, Parameter
 from tests.tolerances import assert_close
 
 LOCAL = [name for name in NAMES if not name.startswith("bp/")]
@@ -73,10 +73,9 @@ def test_step_in_fewer_bits(precision: str, states: str, extension: emulate.Exte
 def test_linear_step(extension: emulate.Extension) -> None:
     weight, bias = torch.randn(20, 12), torch.zeros(20)
     optim = OptimConfig("sgd", lr=0.1)
-    linear_step(weight, torch.rand(9, 12), torch.arange(9) % 10, config=LocalPassConfig(),
-                optim=optim, state=OptimState.create(weight, optim), bias=bias,
-                bias_state=OptimState.create(bias, optim), input_norm=Norm("length"),
-                backend="cuda")
+    given = [Parameter(p, OptimState.create(p, optim)) for p in (weight, bias)]
+    linear_step(given[0], torch.rand(9, 12), torch.arange(9) % 10, config=LocalPassConfig(),
+                optim=optim, bias=given[1], input_norm=Norm("length"), backend="cuda")
     assert set(extension.calls) == {"linear_prepare", "local_pass", "linear_finish",
                                     "optimizer_step"}
 

@@ -27,6 +27,7 @@ from ffengine.engine.memory.plans import Job, TrainingPlan, planner_for
 from ffengine.nn import layers, network, norms
 from ffengine.reference import weight_update as reference
 from tests import stub_driver
+from tests.engine.training import grouped
 
 ROUNDS, REPEATS = 5, 4
 
@@ -57,8 +58,8 @@ class Pooled:
 def trainer(samples: int) -> ff.Trainer:
     """On CPU tensors, with what a trainer on a GPU has."""
     net = ff.models.create("deeperforward/resnet17", planes=(20, 40, 80, 160))
-    t = ff.Trainer(net, epochs=2, lr=0.1, lr_min=0.01, precision="bf16", backend="triton",
-                   progress=False)
+    t = grouped(net, epochs=2, lr=0.1, lr_min=0.01, precision="bf16", backend="triton",
+                progress=False)
     job = t.planning.job = Job(t.net, t.schedule, t.settings, "cpu", "triton", roomy=True)
     t.planning.base = t.planning._made[samples] = TrainingPlan(
         ((0, planner_for(job, samples).one_tile()),))

@@ -18,6 +18,7 @@ from ffengine.engine.memory.budget import megabytes, parse_bytes
 from ffengine.engine.memory.limit import AllocatorLimit, enforced, limit_for
 from ffengine.engine.memory.plan import Plan
 from ffengine.engine.schedules import layerwise
+from tests.engine.training import grouped
 
 #: What a step may hold over its plan.
 AGREEMENT = 1.02
@@ -30,8 +31,8 @@ NETS: dict[str, dict[str, Any]] = {
 def made(model: str = "deeperforward/tinycnn", size: int = 32, **options: Any) -> ff.Trainer:
     torch.manual_seed(0)
     net = ff.models.create(model, **NETS[model])
-    return ff.Trainer(net, **{"epochs": 2, "batch_size": size, "backend": "cpu",
-                              "costs": "modelled", "progress": False, **options})
+    return grouped(net, **{"epochs": 2, "batch_size": size, "backend": "cpu", "costs": "modelled",
+                      "progress": False, **options})
 
 
 def metered(t: ff.Trainer, size: int = 32) -> int:

@@ -31,9 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def job(model: str = "deeperforward/tinycnn", **options: Any) -> Any:
     with torch.device("meta"):
         net = models.create(model, **(SMALL if model.endswith("tinycnn") else {}), **options)
-    settings = Settings.resolve(net.recipe or Recipe(), optimizer=None, lr=None, lr_min=None,
-                                weight_decay=None, epochs=2, batch_size=16, seed=0,
-                                precision="fp32")
+    settings = Settings.resolve(net.recipe or Recipe(), epochs=2, batch_size=16)
     schedule = of(net, None)
     schedule.begin(net, settings.epochs)
     return SimpleNamespace(net=net, schedule=schedule, settings=settings, device="cpu",

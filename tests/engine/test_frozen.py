@@ -18,6 +18,7 @@ from ffengine.engine.schedules.backprop import Backprop
 from ffengine.engine.schedules.layerwise import Layerwise
 from ffengine.engine.schedules.schedule import Interleaved, Together
 from ffengine.nn.heads import LinearHead
+from tests.engine.training import grouped
 
 
 def batch(n: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,7 +41,7 @@ def stepped(net: Any, freeze: tuple[str, ...], before: bool, steps: int = 1, n: 
             named[name].requires_grad_(False)
     if type(net.schedule) in (Layerwise, Interleaved):  # a layer at a time
         options["schedule"] = Together()
-    t = ff.Trainer(net, progress=False, lr=0.05, weight_decay=0.1, **options)
+    t = grouped(net, progress=False, lr=0.05, weight_decay=0.1, **options)
     if not before:
         for name in freeze:
             named[name].requires_grad_(False)

@@ -19,6 +19,7 @@ from ffengine.engine.schedules.schedule import Interleaved, Schedule, Together
 from ffengine.models.trifecta import network
 from ffengine.nn import LocalNet, Wire
 from ffengine.ops.weight_update import OptimConfig
+from tests.engine.training import grouped
 
 CLASSES, LR = 5, 0.01
 IMAGE = (2, 8, 8)
@@ -45,7 +46,7 @@ def batch(step: int, rows: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def trainer(net: LocalNet, **settings: Any) -> ff.Trainer:
-    return ff.Trainer(net, **{"precision": "fp64", "progress": False, "recipe": Recipe(
+    return grouped(net, **{"precision": "fp64", "progress": False, "recipe": Recipe(
         "adam", LR, epochs=4), "scheduler": (
             lambda o: torch.optim.lr_scheduler.ConstantLR(o, 1.0)), **settings})
 

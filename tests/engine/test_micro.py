@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import ffengine as ff
+from tests.engine.training import grouped
 
 #: Batch-free networks: pieces add up to the whole batch's own gradient.
 FREE: dict[str, dict[str, Any]] = {
@@ -23,8 +24,8 @@ COUPLED: dict[str, dict[str, Any]] = {
 def trainer(model: str, options: dict[str, Any], micro_batch: int | None) -> ff.Trainer:
     torch.manual_seed(0)
     net = ff.models.create(model, **options, num_classes=10, in_channels=1, image_size=8)
-    return ff.Trainer(net, precision="fp64", backend="reference", optimizer="sgd", lr=0.05,
-                      epochs=2, progress=False, micro_batch=micro_batch)
+    return grouped(net, precision="fp64", backend="reference", optimizer="sgd", lr=0.05, epochs=2,
+              progress=False, micro_batch=micro_batch)
 
 
 def batch(n: int, model: str) -> dict[str, torch.Tensor]:
@@ -103,9 +104,9 @@ def test_tiles_of_the_last_piece_step_once() -> None:
     whole = trainer("deeperforward/tinycnn", options, None)
     plan = whole.planning.planner(6).fixed([1], [2, 3])
     torch.manual_seed(0)
-    parts = ff.Trainer(trainer("deeperforward/tinycnn", options, None).net, precision="fp64",
-                       backend="reference", optimizer="sgd", lr=0.05, epochs=2, progress=False,
-                       micro_batch=6, plan=plan)
+    parts = grouped(trainer("deeperforward/tinycnn", options, None).net, precision="fp64",
+               backend="reference", optimizer="sgd", lr=0.05, epochs=2, progress=False,
+               micro_batch=6, plan=plan)
     for t in (whole, parts):
         t.step(batch(12, ""))
     compare(whole, parts)

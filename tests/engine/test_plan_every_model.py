@@ -54,8 +54,7 @@ def job(name: str, precision: str = "fp32") -> Job:
     options = {"image_size": 8, **entry.options_for("digits"), "in_channels": 1, "num_classes": 10}
     net = models.create(name, **{**options, **SMALL.get(name, {})})
     settings = Settings.resolve(
-        entry.recipe_for("digits"), optimizer=None, lr=None, lr_min=None, weight_decay=None,
-        epochs=2, batch_size=32, seed=0, precision=precision)
+        entry.recipe_for("digits"), epochs=2, batch_size=32, precision=precision)
     schedule = of(net, None)
     schedule.begin(net, settings.epochs)
     return Job(net, schedule, settings)

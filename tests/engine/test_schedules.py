@@ -21,6 +21,7 @@ from ffengine.engine.schedules.layerwise import Layerwise
 from ffengine.engine.schedules.schedule import Interleaved, Together
 from ffengine.nn import LinearHead, LocalConv2d, LocalLinear, LocalNet, Readout
 from ffengine.ops.config import BatchNorm, LocalPassConfig, Norm, cwc, pvn
+from tests.engine.training import grouped
 
 WIDTHS = (12, 8, 16)
 
@@ -36,7 +37,7 @@ def mlp(depth: int = 3, heads: int = 0, seed: int = 0, **options: Any) -> LocalN
 
 
 def trainer(net: LocalNet, schedule: Any, **options: Any) -> ff.Trainer:
-    return ff.Trainer(net, schedule=schedule, **{
+    return grouped(net, schedule=schedule, **{
         "epochs": 2, "lr": 0.01, "optimizer": "adam", "progress": False, "sip": False, **options})
 
 

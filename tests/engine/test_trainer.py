@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -281,3 +282,20 @@ def test_importing_is_light():
     assert ff.losses.ce().name == "ce"
     with pytest.raises(AttributeError, match="nothing"):
         _ = ff.nothing
+
+
+def test_keywords_of_the_version_before_work_with_one_warning() -> None:
+    """They settle what Recipe, Memory and the attributes settle now."""
+    with pytest.warns(FutureWarning, match=r"^\[trainer\] optimizer, lr_min, weight_decay, states, "
+                                           r"micro_batch, sip, notes will go: expected ") as told:
+        old = ff.Trainer(network(), lr=0.2, epochs=4, lr_min=0.1, weight_decay=0.5,
+                         optimizer="sgd", states="8bit", micro_batch=4, sip=False, notes={"a": 1})
+    recipe = replace(network().recipe, lr=0.2, lr_min=0.1, weight_decay=0.5, optimizer="sgd")
+    new = ff.Trainer(network(), epochs=4, recipe=recipe,
+                     memory=ff.Memory(states="8bit", micro_batch=4))
+    assert len(told) == 1 and told[0].filename == __file__
+    assert old.settings == new.settings and old.micro_batch == new.micro_batch == 4
+    assert old.settings.lr_min == 0.1 and old.settings.states == "8bit"
+    assert not old.sip and old.notes == {"a": 1} and new.sip == new.net.selects_range
+    with pytest.raises(TypeError, match="rate"):
+        ff.Trainer(network(), rate=0.1)

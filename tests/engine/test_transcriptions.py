@@ -13,6 +13,7 @@ import ffengine as ff
 from ffengine.models.sn import sparse_cross_entropy
 from ffengine.nn import LocalNet
 from ffengine.reference.local_pass import sparsemax_loss
+from tests.engine.training import grouped
 
 ROWS, CLASSES, THETA, LR = 6, 5, 0.5, 0.01
 SMALL = {"num_classes": CLASSES, "in_channels": 1, "image_size": 4, "layers": (12, 10)}
@@ -24,7 +25,7 @@ def network(name: str, **options: Any) -> LocalNet:
 
 
 def trainer(net: LocalNet, **options: Any) -> ff.Trainer:
-    return ff.Trainer(net, **{
+    return grouped(net, **{
         "epochs": 4, "lr": LR, "optimizer": "adam", "weight_decay": 0.0, "precision": "fp64",
         "progress": False, "scheduler": lambda o: torch.optim.lr_scheduler.ConstantLR(o, 1.0),
         **options})

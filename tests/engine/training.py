@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -19,7 +20,23 @@ def network(seed: int = 0, **options: Any) -> Any:
 def trainer(seed: int = 0, net: Any = None, **options: Any) -> ff.Trainer:
     settings = {"epochs": 4, "backend": "reference", "seed": seed, "progress": False,
                 "sip": False, **options}
-    return ff.Trainer(network(seed) if net is None else net, **settings)
+    return grouped(network(seed) if net is None else net, **settings)
+
+
+def grouped(net: Any, *, sip: bool = True, recipe: ff.Recipe | None = None,
+       **flat: Any) -> ff.Trainer:
+    """A trainer of options that need not be grouped."""
+    def taken(kind: Any) -> dict[str, Any]:
+        names = {f.name for f in fields(kind)} - {"lr", "epochs", "batch_size"}
+        return {name: flat.pop(name) for name in names & flat.keys()}
+
+    recipe = recipe or net.recipe or ff.Recipe()
+    if "lr_min" in flat:  # no ratio to another rate
+        recipe = replace(recipe, lr=flat.get("lr", recipe.lr))
+    recipe = replace(recipe, **taken(ff.Recipe))
+    made = ff.Trainer(net, recipe=recipe, memory=ff.Memory(**taken(ff.Memory)), **flat)
+    made.sip = made.sip and sip
+    return made
 
 
 def loaders(batch_size: int = 16) -> list[Any]:

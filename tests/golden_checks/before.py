@@ -26,6 +26,7 @@ import ffengine as ff
 from bench.compare import differences, incomparable
 from bench.counters import device_needs
 from bench.steps import Launches
+from ffengine.engine.memory.plan import Plan
 from ffengine.engine.memory.plans import phase_starts
 from ffengine.env import cpu_name
 from ffengine.nn import LocalNet
@@ -63,11 +64,12 @@ def rows() -> Iterator[tuple[str, Row]]:
                 yield f"{model} {precision} {side} epoch {epoch}", row
 
 
-def trainer(model: str, **settings: Any) -> ff.Trainer:
+def trainer(model: str, plan: Plan | None = None, **settings: Any) -> ff.Trainer:
     torch.manual_seed(0)
     # costs measured here would choose other plans from run to run
     return ff.Trainer(ff.models.create(model, **every.options(model)), epochs=1, lr=1e-3,
-                      batch_size=SAMPLES, progress=False, costs="modelled", **settings)
+                      batch_size=SAMPLES, progress=False,
+                      memory=ff.Memory(costs="modelled", plan=plan), **settings)
 
 
 def phases(made: ff.Trainer) -> Iterator[tuple[int, Row]]:

@@ -51,7 +51,7 @@ def main() -> None:
         jobs[name] = lambda name=name: optimizer_cases.check_row(name, "cpu")
     for name, state_case in optimizer_cases.COMPRESSED.items():
         jobs[name] = lambda name=name, case=state_case: compressed_step_cases.check(
-            name, case, optimizer_cases.compressed_step)
+            name, case, optimizer_cases.step)
     for name, batch_case in batch_cases().items():
         jobs[name] = lambda case=batch_case: case.check("triton", "cpu")
     for name, (case, dtype, rows) in LINEAR_STEPS.items():

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import torch
 
-from ffengine.ops.optim import OptimConfig, OptimState
+from ffengine.ops.optim import OptimConfig, OptimState, optim_call
+from ffengine.ops.optimizer_step import step_arguments
 from tests import compressed_step_cases
 from tests.kernels.check import Banded
 from tests.tolerances import assert_close
 
 STEPS = 3
-BASE = {"lr": 0.05, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "momentum": 0.0,
-        "nesterov": False}
+BASE = {"lr": 0.05, "betas": (0.9, 0.99)}
 CASES = {
     "optimizer-sgd": {"kind": "sgd"},
     "optimizer-sgd-decay": {"kind": "sgd", "weight_decay": 0.1},
@@ -38,7 +38,7 @@ FROM_MEMORY = {
 SHAPES = ((41, 25), (16, 4, 3, 3))
 
 
-def twin(optim: SimpleNamespace, weight: torch.Tensor) -> torch.optim.Optimizer:
+def twin(optim: OptimConfig, weight: torch.Tensor) -> torch.optim.Optimizer:
     """torch's own optimizer of the same settings."""
     if optim.kind == "sgd":
         return torch.optim.SGD([weight], optim.lr, momentum=optim.momentum,
@@ -50,11 +50,9 @@ def twin(optim: SimpleNamespace, weight: torch.Tensor) -> torch.optim.Optimizer:
 
 def check(name: str, device: str) -> None:
     """Some steps of the kernel between guard bands, of torch in fp64 and of torch in fp32."""
-    from ffengine.kernels.weight_update import optimizer_step
-
     settings = {**BASE, **CASES[name]}
     dtype = settings.pop("grad", torch.float32)
-    optim = SimpleNamespace(**settings)
+    optim = OptimConfig(**settings)
     for shape in SHAPES:
         rng = torch.Generator().manual_seed(0)
         start = torch.randn(shape, generator=rng).to(device)
@@ -64,10 +62,9 @@ def check(name: str, device: str) -> None:
         weight, m, v = Banded(start, True), Banded(zero, True), Banded(zero, True)
         same, exact = start.clone(), start.double()
         twins = [twin(optim, same), twin(optim, exact)]
-        for step in range(1, STEPS + 1):
+        for taken in range(STEPS):
             grad = Banded(torch.randn(shape, generator=rng).to(device).to(dtype), True)
-            optimizer_step(weight.view, grad.view, m.view, v.view, optim=optim, step=step,
-                           inv_scale=0.25)
+            step(weight.view, grad.view, OptimState(m.view, v.view, taken), optim, 0.25)
             for parameter, torch_step in zip((same, exact), twins, strict=True):
                 parameter.grad = grad.view.to(parameter.dtype) * 0.25
                 torch_step.step()
@@ -77,11 +74,11 @@ def check(name: str, device: str) -> None:
         assert_close(weight.view, exact, same, reduction=STEPS, what=f"weight {shape}")
 
 
-def row_of(optim: SimpleNamespace, step: int) -> torch.Tensor:
+def row_of(optim: OptimConfig, step: int) -> torch.Tensor:
     """The numbers of a step as the kernels read them from memory."""
     from ffengine.kernels.weight_update import scalars
 
-    numbers = scalars(optim, step, 1.0)
+    numbers = scalars(optim_call(optim, step), 1.0)
     row = torch.zeros(8)
     row[:3] = torch.tensor([numbers.decay, numbers.step_size, numbers.root_correction])
     row.view(torch.int32)[7] = step
@@ -90,10 +87,8 @@ def row_of(optim: SimpleNamespace, step: int) -> torch.Tensor:
 
 def check_row(name: str, device: str) -> None:
     """A row and a 16-bit copy change no bit of the step; other numbers in the row do."""
-    from ffengine.kernels import weight_update as kernels
-
     settings, form, half_dtype = FROM_MEMORY[name]
-    optim = SimpleNamespace(**{**BASE, **settings})
+    optim = OptimConfig(**BASE, **settings)
     rng = torch.Generator().manual_seed(0)
     shape = (24, 19, 3, 3)
     start = torch.randn(shape, generator=rng).to(device).contiguous(
@@ -107,19 +102,14 @@ def check_row(name: str, device: str) -> None:
         held = {k: Banded(t, True) for k, t in state.tensors().items()}
         views = {"m": None, "v": None, **{k: b.view for k, b in held.items()}}
         gradients = torch.Generator().manual_seed(1)
-        for step in steps:
+        for count in steps:
             grad = torch.randn(shape, generator=gradients).to(device, torch.bfloat16)
             grad = grad.contiguous(memory_format=torch.channels_last)
-            row = row_of(optim, step).to(device) if from_memory else None
-            other = SimpleNamespace(**{**vars(optim), "lr": 9.0}) if from_memory else optim
-            shared = {"optim": other, "inv_scale": 0.25, "row": row, "half": half}
-            if form == "fp32":
-                kernels.optimizer_step(weight.view, grad, views["m"], views["v"],
-                                       step=1 if from_memory else step, **shared)
-            else:
-                now = OptimState(**views, step=0 if from_memory else step - 1, seed=state.seed,
-                                 stream=state.stream)
-                kernels.compressed_step(weight.view, grad, now, **shared)
+            row = row_of(optim, count).to(device) if from_memory else None
+            now = OptimState(**views, step=0 if from_memory else count - 1, seed=state.seed,
+                             stream=state.stream)
+            step(weight.view, grad, now, replace(optim, lr=9.0) if from_memory else optim, 0.25,
+                 half, row)
         for what, banded in {"weight": weight, **held}.items():
             banded.check(what, written=True)
         return [weight.view, *(b.view for b in held.values())]
@@ -135,9 +125,11 @@ def check_row(name: str, device: str) -> None:
         assert torch.equal(copy.view, ours[0].to(half_dtype))
 
 
-def compressed_step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState,
-                    optim: OptimConfig, inv_scale: float) -> None:
+def step(weight: torch.Tensor, grad: torch.Tensor, state: OptimState, optim: OptimConfig,
+         inv_scale: float, half: torch.Tensor | None = None,
+         row: torch.Tensor | None = None) -> None:
     """The Triton kernel, as compressed_step_cases.check calls it."""
     from ffengine.kernels import weight_update as kernels
 
-    kernels.compressed_step(weight, grad, state, optim=optim, inv_scale=inv_scale)
+    tensors, _, call = step_arguments(weight, grad, state, optim, inv_scale, half, row)
+    kernels.optimizer_step(tensors, call)

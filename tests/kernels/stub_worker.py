@@ -21,7 +21,8 @@ from ffengine.kernels import batch_pass, forms, local_pass, weight_update
 from bench.aot_variants import VARIANTS
 from ffengine.ops import config as c
 from ffengine.ops.call import make_call
-from ffengine.ops.optim import OptimConfig
+from ffengine.ops.optim import OptimConfig, OptimState
+from ffengine.ops.optimizer_step import step_arguments
 from ffengine.ops.params import BatchPassCall, BatchPassTensors, LocalPassTensors
 from tests import stub_driver
 
@@ -44,9 +45,9 @@ def local_pass_call() -> Callable[[], None]:
 
 def optimizer_call() -> Callable[[], None]:
     weight, m, v = torch.zeros(3, 100, 100, 3, 3)
-    grad, optim = weight.bfloat16(), OptimConfig("adamw")
-    return lambda: weight_update.optimizer_step(weight, grad, m, v, optim=optim, step=1,
-                                                inv_scale=1.0)
+    tensors, _, call = step_arguments(weight, weight.bfloat16(), OptimState(m, v),
+                                      OptimConfig("adamw"), 1.0)
+    return lambda: weight_update.optimizer_step(tensors, call)
 
 
 def batch_pass_call() -> Callable[[], None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ffengine.ops.config import Norm
+from ffengine.ops.params import LinearCall
 from tests.linear_step_cases import CASES, INTERPRETED, SMALL, check
 
 
@@ -30,10 +30,10 @@ def test_kernels_on_a_device() -> None:
     x, a = torch.randn(999, 3000, device="cuda"), torch.randn(999, 777, device="cuda")
     bias, scale = torch.randn(777, device="cuda"), torch.empty(999, device="cuda")
     out, partial = torch.empty_like(a), torch.empty(16, 777, device="cuda")
-    kernels.prepare(x, a, out, bias, scale, Norm("length"))
+    kernels.prepare((x, a, out, bias, scale), LinearCall(rms=True, eps=1e-5))
     torch.testing.assert_close(out, a * scale[:, None] + bias)
     torch.testing.assert_close(scale, 1 / (x.pow(2).mean(1).sqrt() + 1e-5))
     before = out.clone()
-    kernels.finish(out, scale, partial, 64)
+    kernels.finish((out, scale, partial), LinearCall(chunk=64))
     torch.testing.assert_close(partial.sum(0), before.sum(0), rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(out, before * scale[:, None])

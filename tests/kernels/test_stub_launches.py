@@ -87,12 +87,13 @@ def test_alignments_of_a_form_are_kernels_of_their_own(tmp_path: Path) -> None:
     done = script("""
 import json, torch
 from ffengine.kernels import linear_step
+from ffengine.ops.params import LinearCall
 from tests import stub_driver
 
 a, sums = torch.zeros(8 * 512 + 1), torch.zeros(1, 512)
 for _ in range(2):
     for at in (0, 1):
-        linear_step.finish(a[at:at + 8 * 512].view(8, 512), None, sums, 8)
+        linear_step.finish((a[at:at + 8 * 512].view(8, 512), None, sums), LinearCall(chunk=8))
 form = linear_step._finish_form(512, torch.float32, 8, True, False)[0]
 wide = [kernel.asm["ptx"].count("ld.global.v4") for kernel in form.compiled.values()]
 print(json.dumps([stub_driver.DRIVER.count(), wide]))
@@ -109,9 +110,8 @@ def test_grids_above_65535_lie_along_x(tmp_path: Path) -> None:
 import json, torch
 from ffengine.kernels import batch_pass, linear_step, local_pass
 from ffengine.ops import config as c
-from ffengine.ops.params import BatchPassCall, BatchPassTensors
 from ffengine.ops.call import make_call
-from ffengine.ops.params import LocalPassTensors
+from ffengine.ops.params import BatchPassCall, BatchPassTensors, LinearCall, LocalPassTensors
 from tests import stub_driver
 
 zero = torch.zeros(1)
@@ -124,7 +124,8 @@ with stub_driver.DRIVER.recorded() as launches:
         BatchPassCall(1, False, False, False, False, False))
     batch_pass.batch_pass(BatchPassTensors(wide, y=labels, table=wide[0], da=wide),
                           BatchPassCall(3, False, False, False, False, False))
-    linear_step.finish(zero.expand(70_000 * 64, 1), None, zero.expand(70_000, 1), 64)
+    linear_step.finish((zero.expand(70_000 * 64, 1), None, zero.expand(70_000, 1)),
+                       LinearCall(chunk=64))
 rows = zero.expand(2**31, 1)
 held = dict.fromkeys(LocalPassTensors._fields)
 held |= {"a": rows, "offsets": labels, "z": rows, "g": rows, "stats": rows[:, :, None]}
@@ -150,6 +151,7 @@ from ffengine.kernels import weight_update
 from ffengine.ops import config as c
 from ffengine.ops.local_pass import local_pass
 from ffengine.ops.optim import OptimConfig, OptimState
+from ffengine.ops.optimizer_step import step_arguments
 from tests import stub_driver
 
 a, y = torch.zeros(4, 20, 4, 4), torch.zeros(4, dtype=torch.int64)
@@ -164,12 +166,8 @@ def step(i, memory):
             optim = OptimConfig("adamw", lr=0.1 / i, state_precision=precision)
             state = OptimState.create(weight, optim)
             state.step = i
-            if precision == "fp32":
-                weight_update.optimizer_step(weight, weight, state.m, state.v, optim=optim, step=i,
-                                             inv_scale=1.0, **beside)
-            else:
-                weight_update.compressed_step(weight, weight, state, optim=optim, inv_scale=1.0,
-                                              **beside)
+            tensors, _, call = step_arguments(weight, weight, state, optim, 1.0, **beside)
+            weight_update.optimizer_step(tensors, call)
     return [(launch.kernel, launch.grid, launch.numbers) for launch in launches]
 
 print(json.dumps([len(step(1, True)), step(1, True) == step(2, True),

@@ -8,6 +8,7 @@ import torch
 
 import ffengine as ff
 from ffengine.nn import LocalNet
+from tests.engine.training import grouped
 
 TINY: dict[str, dict[str, Any]] = {
     "cafo/cnn": {"image_size": 8, "width": 2},
@@ -71,7 +72,7 @@ def network(name: str, seed: int = 0, **changed: Any) -> LocalNet:
 
 
 def trainer(net: LocalNet, **settings: Any) -> ff.Trainer:
-    return ff.Trainer(net, **{"epochs": 2, "lr": 0.01, "progress": False, **settings})
+    return grouped(net, **{"epochs": 2, "lr": 0.01, "progress": False, **settings})
 
 
 def batch(net: LocalNet, n: int = 8, seed: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

@@ -180,7 +180,8 @@ def test_its_plan_is_what_the_meter_reads(kind: str, tile: int | None) -> None:
     net = network(kind, num_classes=10, image_size=8, layers=(60, 50))
     rows = 2 * len(train)
     plan = Plan(one_tile(range(2), tile or rows).segments, rows, 0, 0)
-    run = ff.Trainer(net, epochs=1, batch_size=len(train), progress=False, plan=plan)
+    run = ff.Trainer(net, epochs=1, batch_size=len(train), progress=False,
+                     memory=ff.Memory(plan=plan))
     peaks = []
     for epoch in range(2):
         run.peak_bytes = 0

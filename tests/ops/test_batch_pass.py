@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from ffengine.engine.memory.meter import allocator_events
 from ffengine.ops import backends
 from ffengine.ops.batch_pass import batch_pass, bytes_moved, extra_bytes
+from ffengine.ops.call import run_batch
 from ffengine.ops.config import (
     BatchNorm,
     Dropout,
@@ -27,7 +28,7 @@ from ffengine.ops.config import (
     symba,
     threshold,
 )
-from ffengine.ops.library_batch_pass import pack
+from ffengine.ops.launch import pack
 from ffengine.ops.memory_accounting import listening
 from ffengine.ops.params import BatchPassCall, BatchPassTensors
 from tests.batch_pass_cases import (
@@ -363,7 +364,8 @@ def test_opcheck(n: int, size: int, phase: int, layout: torch.memory_format) -> 
     tensors = BatchPassTensors(a, table=zeros(8), moments=zeros(2, n, 8)) if phase == 0 else (
         BatchPassTensors(a, table=zeros(5, 8), weight=zeros(n, 8), z=torch.zeros_like(a),
                          da=torch.zeros_like(a)))
-    torch.library.opcheck(torch.ops.ffengine.batch_pass.default, (*tensors, *pack(call), "cpu"))
+    torch.library.opcheck(torch.ops.ffengine.batch_pass.default,
+                          ("cpu", *pack(run_batch.parts, (tensors, call))))
 
 
 def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch) -> None:

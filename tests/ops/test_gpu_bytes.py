@@ -13,7 +13,7 @@ from ffengine.engine.memory.meter import MemoryMeter
 from ffengine.ops import backends, linear_step, local_pass, routes, weight_update
 from ffengine.ops import batch_pass as coupled
 from ffengine.ops.config import BatchNorm, LocalPassConfig, Norm, Peer, threshold
-from ffengine.ops.optim import ConvGeometry, OptimConfig, OptimState, compressed
+from ffengine.ops.optim import ConvGeometry, OptimConfig, OptimState, Parameter, compressed
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 every = pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16", "fp16"])
@@ -115,8 +115,8 @@ def update(weight: torch.Tensor, x: torch.Tensor, da: torch.Tensor, bias: torch.
 
     def call() -> None:
         weight_update.weight_update(
-            weight, x, da, optim=optim, state=states[0], geometry=geometry, accumulate=sums[0],
-            bias=bias, bias_state=states[1], bias_accumulate=sums[1], backend=backend)
+            Parameter(weight, states[0], sums[0]), x, da, optim=optim, geometry=geometry,
+            bias=Parameter(bias, states[1], sums[1]), backend=backend)
 
     return (call, weight, x, da, bias, *sums, *(t for s in states for t in s.tensors().values()))
 
@@ -142,8 +142,8 @@ def test_linear_step(norm: Norm, dtype: torch.dtype, backend: str) -> None:
 
         def call() -> Any:
             return linear_step.linear_step(
-                weight, x, y, config=config, optim=optim, state=states[0], bias=bias,
-                bias_state=states[1], input_norm=norm, tile_rows=100, backend=backend)
+                Parameter(weight, states[0]), x, y, config=config, optim=optim,
+                bias=Parameter(bias, states[1]), input_norm=norm, tile_rows=100, backend=backend)
 
         call()
         seen = held(call, weight, bias, x, y, *(t for s in states for t in s.tensors().values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from ffengine.ops import local_pass as op
 from ffengine.ops.config import PHASE_FUSED, Dropout, LocalPassConfig, Tile, ce
-from ffengine.ops.library import pack_call, unpack_call
+from ffengine.ops.launch import pack, unpack
 from ffengine.ops.local_pass import LocalPassTensors, local_pass, make_call
 
 CONFIG = LocalPassConfig(groups=4, dropout=Dropout(0.25, seed=2**64 - 3, layer=2, step=9))
@@ -22,7 +23,8 @@ def sample(n: int, size: int, layout: torch.memory_format) -> tuple[object, ...]
         offsets=torch.tensor([0, 2, 4, 6, 8]), z=torch.zeros_like(a), g=torch.zeros(n, 4),
         loss=torch.zeros(n), coef=torch.zeros(n, 4), da=torch.zeros_like(a),
         stats=torch.zeros(n, 4, 2), clock=None)
-    return (*tensors, *pack_call(make_call(a, CONFIG, Tile(), 1.0, PHASE_FUSED, True)), "cpu")
+    call = make_call(a, CONFIG, Tile(), 1.0, PHASE_FUSED, True)
+    return ("cpu", *pack(op.run.parts, (tensors, call)))
 
 
 @pytest.mark.parametrize("size", [1, 4, 5], ids=["pixel", "even", "odd"])
@@ -36,7 +38,22 @@ def test_opcheck(n: int, size: int, layout: torch.memory_format) -> None:
 def test_a_call_survives_its_schema() -> None:
     a = torch.randn(2, 8, 3, 3)
     call = make_call(a, replace(CONFIG, loss=ce()), Tile(4, 16), 1.0, PHASE_FUSED, True)
-    assert unpack_call(*pack_call(call)) == call
+    tensors = LocalPassTensors(*[a] * 13)
+    again = unpack(op.run.kinds, pack(op.run.parts, (tensors, call)))
+    assert again == [tensors, call] and type(again[1].pool) is bool
+
+
+def test_schemas_follow_from_fields() -> None:
+    """Names, what is written, what may be absent; a state's place on the device stays behind."""
+    schema = str(torch.ops.ffengine.weight_update.default._schema)
+    assert re.sub(r"\(a\d+!\)", "(!)", schema) == (
+        "ffengine::weight_update(str backend, Tensor(!) weight_value, Tensor(!)? weight_state_m, "
+        "Tensor(!)? weight_state_v, Tensor(!)? weight_state_m_scale, "
+        "Tensor(!)? weight_state_v_scale, Tensor(!)? weight_accumulate, "
+        "Tensor(!)? weight_grad_out, Tensor x, Tensor da, Tensor(!)? bias_value, "
+        "Tensor(!)? bias_state_m, Tensor(!)? bias_state_v, Tensor(!)? bias_state_m_scale, "
+        "Tensor(!)? bias_state_v_scale, Tensor(!)? bias_accumulate, Tensor(!)? bias_grad_out, "
+        "int[] ints, float[] floats, str[] words) -> ()")
 
 
 def test_compiled_equals_eager_on_a_permuted_input(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from ffengine.engine.memory.meter import MemoryMeter
-from ffengine.ops import backends, library_linear_step, linear_tile
+from ffengine.ops import backends, linear_tile
 from ffengine.ops import linear_step as op
 from ffengine.ops.config import Dropout, LocalPassConfig, Norm, ce, symba, threshold
+from ffengine.ops.launch import pack, unpack
 from ffengine.ops.linear_step import bytes_moved, extra_bytes, linear_step
 from ffengine.ops.local_pass import local_pass
-from ffengine.ops.optim import OptimConfig, OptimState
+from ffengine.ops.optim import OptimConfig, OptimState, Parameter
 from ffengine.ops.weight_update import weight_update
 from ffengine.reference.linear_step import normalise_input
 from tests.linear_step_cases import CASES, L2, RMS, SGD0, Case, check, draw, one, outcome
@@ -36,10 +37,10 @@ def test_reference_is_the_composition(case: Case) -> None:
     swept = local_pass(F.linear(z, weight, bias), data["y"], config=case.config, want_da=True,
                        g0=None if data["g0"] is None else data["g0"].double())
     grads = [torch.empty_like(p) for p in (weight, bias) if p is not None]
-    weight_update(weight, z, swept.da, optim=ADAM, state=OptimState.create(weight, ADAM),
-                  grad_out=grads[0], bias=bias, backend="reference",
-                  bias_state=None if bias is None else OptimState.create(bias, ADAM),
-                  bias_grad_out=None if bias is None else grads[1])
+    of_weight, *of_bias = (Parameter(p, OptimState.create(p, ADAM), None, grad) for p, grad in zip(
+        (weight, bias), grads, strict=False))
+    weight_update(of_weight, z, swept.da, optim=ADAM, backend="reference",
+                  bias=of_bias[0] if of_bias else None)
     theirs = [swept.g, swept.loss, swept.coef, *grads]
     for name, value in zip(ours, theirs, strict=True):
         torch.testing.assert_close(ours[name], value, rtol=1e-12, atol=1e-14)
@@ -106,9 +107,9 @@ def test_optimizer_takes_the_gradient_that_came_out(backend: str) -> None:
     states = [OptimState.create(p, ADAM) for p in (weight, bias)]
     for _ in range(3):
         grads = [torch.empty_like(p) for p in twins]
-        linear_step(weight, data["x"], data["y"], config=CASES[1].config, optim=ADAM,
-                    state=states[0], bias=bias, bias_state=states[1], grad_out=grads[0],
-                    bias_grad_out=grads[1], backend=backend)
+        linear_step(Parameter(weight, states[0], None, grads[0]), data["x"], data["y"],
+                    config=CASES[1].config, optim=ADAM,
+                    bias=Parameter(bias, states[1], None, grads[1]), backend=backend)
         for twin, grad in zip(twins, grads, strict=True):
             twin.grad = grad
         stepper.step()
@@ -122,9 +123,10 @@ def test_gradients_alone_leave_the_parameters(backend: str) -> None:
     case = CASES[1]
     data = draw(case, torch.float32)
     before, grads = data["weight"].clone(), [torch.empty_like(data[n]) for n in ("weight", "bias")]
-    linear_step(data["weight"], data["x"], data["y"], config=case.config, optim=ADAM, state=None,
-                bias=data["bias"], input_norm=L2, grad_out=grads[0], bias_grad_out=grads[1],
-                finish=False, backend=backend)
+    weight, bias = (Parameter(data[n], grad_out=grad) for n, grad in zip(
+        ("weight", "bias"), grads, strict=True))
+    linear_step(weight, data["x"], data["y"], config=case.config, optim=ADAM, bias=bias,
+                input_norm=L2, finish=False, backend=backend)
     stepped = outcome(case, data, torch.float32, None, backend)
     assert torch.equal(before, data["weight"])
     assert torch.equal(grads[0], stepped["dW"]) and torch.equal(grads[1], stepped["db"])
@@ -135,9 +137,9 @@ def test_no_samples_still_step(backend: str) -> None:
     weight = torch.ones(4, 3)
     optim = OptimConfig("adamw", lr=0.1, weight_decay=0.5)
     state = OptimState.create(weight, optim)
-    found = linear_step(weight, torch.empty(0, 3), torch.empty(0, dtype=torch.int64),
-                        config=LocalPassConfig(groups=2), optim=optim, state=state,
-                        backend=backend)
+    found = linear_step(Parameter(weight, state), torch.empty(0, 3),
+                        torch.empty(0, dtype=torch.int64), config=LocalPassConfig(groups=2),
+                        optim=optim, backend=backend)
     assert state.step == 1 and found.g.shape == (0, 2) and found.loss.shape == (0,)
     torch.testing.assert_close(weight, torch.full((4, 3), 0.95))
 
@@ -187,12 +189,13 @@ def test_declared_bytes_are_the_bytes_held(name: str, dtype: torch.dtype, grad_o
     given = [*parameters, *grads, *(t for s in states for t in (s.m, s.v)),
              *(t for t in (data["x"], data["y"], data["g0"]) if t is not None)]
 
+    weight, *bias = (Parameter(p, state, None, grads[i] if grads else None)
+                     for i, (p, state) in enumerate(zip(parameters, states, strict=True)))
+
     def call() -> Any:
-        return linear_step(
-            *(data[n] for n in ("weight", "x", "y")), config=case.config, optim=ADAM,
-            state=states[0], bias=data["bias"], input_norm=case.norm, g0=data["g0"], tile_rows=100,
-            bias_state=states[1] if case.bias else None, grad_out=grads[0] if grads else None,
-            bias_grad_out=grads[1] if grad_out and case.bias else None, backend="cpu")
+        return linear_step(weight, data["x"], data["y"], config=case.config, optim=ADAM,
+                           bias=bias[0] if bias else None, input_norm=case.norm, g0=data["g0"],
+                           tile_rows=100, backend="cpu")
 
     call()
     with MemoryMeter(state=given) as meter:
@@ -231,15 +234,15 @@ def test_tile_choice_is_pure() -> None:
 
 def arguments(case: Case, tile_rows: int | None = 8) -> tuple[Any, ...]:
     data = draw(case, torch.float32)
-    state, bias_state = (OptimState.create(data[n], ADAM) if data[n] is not None else None
-                         for n in ("weight", "bias"))
-    call = op.LinearStepCall(data["weight"], data["x"], data["y"], case.config, ADAM, state,
-                             data["bias"], bias_state, case.norm, data["g0"], tile_rows,
-                             torch.zeros_like(data["weight"]), None, True)
+    weight, bias = (Parameter(data[n], OptimState.create(data[n], ADAM), None,
+                              torch.zeros_like(data[n])) if data[n] is not None else None
+                    for n in ("weight", "bias"))
+    call = op.LinearStepRequest(weight, data["x"], data["y"], case.config, ADAM, bias, case.norm,
+                                data["g0"], tile_rows, True)
     result = op._results(call)
     for t in result:
         t.zero_()
-    return library_linear_step.arguments(call, "auto" if not BUILT else "cpu", result)
+    return ("cpu" if BUILT else "reference", *pack(op.run.parts, (call, result)))
 
 
 @pytest.mark.parametrize("name", ["plain", "unequal", "pairs", "no-rows", "strided"])
@@ -255,11 +258,10 @@ def test_a_call_survives_its_schema() -> None:
     weight, x = torch.zeros(8, 3), torch.zeros(2, 3)
     optim = OptimConfig("sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.2)
     state = OptimState(weight, None, 4, x, None, 2**63 + 5, 2**31 + 7)
-    call = op.LinearStepCall(weight, x, torch.zeros(2), config, optim, state, None, None, L2, None,
-                             6, weight, None, False)
-    given = library_linear_step.arguments(call, "cpu", op.LinearStepOutput(x, x, x))
-    again = library_linear_step.unpack(given[:15], *given[18:22])
-    assert again._replace(bias_state=None) == call
+    call = op.LinearStepRequest(Parameter(weight, state, None, weight), x, torch.zeros(2), config,
+                                optim, None, L2, None, 6, False)
+    result = op.LinearStepOutput(x, x, x)
+    assert unpack(op.run.kinds, pack(op.run.parts, (call, result))) == [call, result]
 
 
 def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,8 +275,8 @@ def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def step(x: torch.Tensor, weight: torch.Tensor = weight,
                  state: OptimState = state) -> tuple[torch.Tensor, ...]:
-            return tuple(linear_step(weight, x, data["y"], config=case.config, optim=ADAM,
-                                     state=state, input_norm=L2))
+            return tuple(linear_step(Parameter(weight, state), x, data["y"], config=case.config,
+                                     optim=ADAM, input_norm=L2))
 
         run = torch.compile(step, backend="aot_eager", fullgraph=True) if compiled else step
         results.append([*run(data["x"]), weight])
@@ -285,9 +287,9 @@ def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_backward_through_the_step_explains_itself() -> None:
     weight = torch.randn(8, 5)
-    found = linear_step(weight, torch.randn(4, 5, requires_grad=True), torch.tensor([0, 1, 0, 1]),
-                        config=LocalPassConfig(groups=2), optim=SGD0,
-                        state=OptimState.create(weight, SGD0))
+    found = linear_step(Parameter(weight, OptimState.create(weight, SGD0)),
+                        torch.randn(4, 5, requires_grad=True), torch.tensor([0, 1, 0, 1]),
+                        config=LocalPassConfig(groups=2), optim=SGD0)
     with pytest.raises(RuntimeError, match="local by design"):
         found.loss.sum().backward()
 
@@ -295,20 +297,24 @@ def test_backward_through_the_step_explains_itself() -> None:
 def test_errors_are_one_line() -> None:
     weight, bias, x = torch.randn(8, 5), torch.zeros(8), torch.randn(6, 5)
     y, config = torch.tensor([0, 1, 0, 1, 0, 1]), LocalPassConfig(groups=2, loss=ce())
-    state, bias_state = OptimState.create(weight, ADAM), OptimState.create(bias, ADAM)
+    state = OptimState.create(weight, ADAM)
+    of_weight, of_bias = Parameter(weight, state), Parameter(bias, OptimState.create(bias, ADAM))
 
     def call(**changes: Any) -> None:
-        given: dict[str, Any] = {
-            "weight": weight, "x": x, "y": y, "config": config, "optim": ADAM, "state": state,
-            "bias": bias, "bias_state": bias_state, **changes}
+        given: dict[str, Any] = {"weight": of_weight, "x": x, "y": y, "config": config,
+                                 "optim": ADAM, "bias": of_bias, **changes}
         linear_step(given.pop("weight"), given.pop("x"), given.pop("y"), **given)
+
+    def changed(**of_the_weight: Any) -> dict[str, Parameter]:
+        return {"weight": of_weight._replace(**of_the_weight)}
 
     pairs = LocalPassConfig(groups=1, loss=symba())
     for error, changes in [
         (TypeError, {"x": x.double()}), (TypeError, {"x": x.long()}),
-        (TypeError, {"weight": weight.half()}), (ValueError, {"x": x[0]}), (ValueError, {"x": 3}),
-        (ValueError, {"x": x[:, :4]}), (ValueError, {"weight": weight[None]}),
-        (ValueError, {"weight": weight.t().contiguous().t()}),
+        (TypeError, changed(value=weight.half())), (ValueError, {"x": x[0]}),
+        (ValueError, {"x": 3}), (ValueError, {"x": x[:, :4]}),
+        (ValueError, changed(value=weight[None])),
+        (ValueError, changed(value=weight.t().contiguous().t())),
         (ValueError, {"config": LocalPassConfig(groups=3)}),
         (ValueError, {"config": replace(config, pool="max2")}),
         (ValueError, {"config": replace(config, blend=0.5)}),
@@ -320,11 +326,12 @@ def test_errors_are_one_line() -> None:
         (ValueError, {"input_norm": Norm("layer")}),
         (ValueError, {"input_norm": Norm("length", scope="group")}),
         (ValueError, {"tile_rows": 0}), (ValueError, {"tile_rows": -3}),
-        (ValueError, {"g0": torch.zeros(6, 3)}), (ValueError, {"state": None}),
-        (ValueError, {"state": OptimState(None, None)}), (ValueError, {"bias_state": None}),
-        (ValueError, {"bias": torch.zeros(7)}), (ValueError, {"finish": False}),
-        (ValueError, {"grad_out": torch.zeros(8, 4)}),
-        (ValueError, {"bias": None, "bias_grad_out": torch.zeros(8)}),
+        (ValueError, {"g0": torch.zeros(6, 3)}), (ValueError, changed(state=None)),
+        (ValueError, changed(state=OptimState(None, None))),
+        (ValueError, {"bias": of_bias._replace(state=None)}),
+        (ValueError, {"bias": of_bias._replace(value=torch.zeros(7))}),
+        (ValueError, {"finish": False}), (ValueError, changed(grad_out=torch.zeros(8, 4))),
+        (ValueError, changed(accumulate=torch.zeros(8, 5))),
         (ValueError, {"backend": "gpu"}), (ValueError, {"backend": "cuda"}),
     ]:
         with pytest.raises(error) as caught:

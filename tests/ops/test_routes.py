@@ -85,3 +85,12 @@ def test_bad_maps_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^\[routes\] expected routes and dz of shape \(N, "):
         along_routes(torch.zeros(2, 4, 3, 3, dtype=torch.uint8), torch.randn(2, 4, 6, 6), (4, 6, 6),
                      pool=True)
+
+
+def test_a_back_end_without_a_kernel_is_refused() -> None:
+    a, out = torch.randn(2, 4, 6, 6), torch.zeros(2, 4, 3, 3, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"^\[routes\] backend 'cpu' has no kernel for maps of "
+                                         r"strides \(144, 36, 6, 1\), \(36, 9, 3, 1\): expected"):
+        routes(a, out, pool=True, straight=False, backend="cpu")
+    with pytest.raises(ValueError, match=r"^\[routes\] backend 'triton' "):
+        along_routes(out, torch.randn(2, 4, 3, 3), (4, 6, 6), pool=True, backend="triton")

@@ -9,11 +9,20 @@ import pytest
 import torch
 
 from ffengine.engine.memory.meter import MemoryMeter
-from ffengine.ops import backends, library
+from ffengine.ops import backends
+from ffengine.ops import weight_update as op
 from ffengine.ops.config import LocalPassConfig
+from ffengine.ops.launch import pack
 from ffengine.ops.linear_step import bytes_moved as step_bytes_moved
 from ffengine.ops.linear_step import linear_step
-from ffengine.ops.optim import STATE_CODES, OptimConfig, OptimState, state_bytes, stream_of
+from ffengine.ops.optim import (
+    STATE_CODES,
+    OptimConfig,
+    OptimState,
+    Parameter,
+    state_bytes,
+    stream_of,
+)
 from ffengine.ops.optimizer_step import optimizer_step
 from ffengine.ops.weight_update import (
     ConvGeometry,
@@ -48,8 +57,9 @@ def stepped(optim: OptimConfig, backend: str, steps: int, dtype: torch.dtype = t
     weight = drawn(shape, channels_last=channels_last).to(dtype)
     state = OptimState.create(weight, optim, seed=2**63 + 11, name="layers.3.weight")
     for i in range(steps):
-        gradient_update(weight, drawn_gradient(shape, i, channels_last=channels_last), optim=optim,
-                        state=state, backend=backend, scale=2.0)
+        gradient_update(Parameter(weight, state),
+                        drawn_gradient(shape, i, channels_last=channels_last), optim=optim,
+                        backend=backend, scale=2.0)
     return weight, state
 
 
@@ -155,14 +165,14 @@ def test_what_is_not_finite_stays_so(backend: str, precision: Any, bad: float) -
     weight, grad = drawn(SHORT), drawn(SHORT, 1)
     state = OptimState.create(weight, optim)
     grad.view(-1)[4200] = bad  # in the short block
-    gradient_update(weight, grad, optim=optim, state=state, backend=backend)
+    gradient_update(Parameter(weight, state), grad, optim=optim, backend=backend)
     assert not weight.view(-1)[4200].isfinite() or bad == float("inf")
     if precision == "bf16":
         assert not state.m.view(-1)[4200].isfinite()  # type: ignore[union-attr]
     else:
         for values in decoded(state):
             assert not values[4096:].isfinite().any() and values[:4096].isfinite().all()
-    gradient_update(weight, drawn(SHORT, 2), optim=optim, state=state, backend=backend)
+    gradient_update(Parameter(weight, state), drawn(SHORT, 2), optim=optim, backend=backend)
     assert not weight.view(-1)[4200].isfinite()  # the next step shows it to the guard
     codes = [t for t in (state.m, state.v) if t is not None and t.dtype is torch.uint8]
     assert all((t.view(-1)[4096:] == 0).all() for t in codes)
@@ -178,7 +188,7 @@ def test_blocks_follow_memory(backend: str) -> None:
     line = formats.flat(drawn((24, 20, 3, 3), channels_last=True)).to(torch.bfloat16)
     for i in range(3):
         grad = formats.flat(drawn_gradient((24, 20, 3, 3), i, channels_last=True))
-        gradient_update(line, grad, optim=optim, state=rows, backend=backend, scale=2.0)
+        gradient_update(Parameter(line, rows), grad, optim=optim, backend=backend, scale=2.0)
     assert same_bits(line, weight) and same_bits(rows.m, state.m)  # type: ignore[arg-type]
 
 
@@ -199,7 +209,7 @@ def test_bf16_weights_move_by_less_than_half_a_step() -> None:
     optim = OptimConfig("sgd", lr=2**-10)
     state = OptimState.create(weight, optim, name="w")
     for _ in range(64):
-        gradient_update(weight, torch.ones(64, 64), optim=optim, state=state)
+        gradient_update(Parameter(weight, state), torch.ones(64, 64), optim=optim)
     spread = 64**0.5 * 2**-8 / 2 / 64  # of the mean of 4096
     assert abs(weight.float().mean() - (1 - 64 * 2**-10)) < 4 * spread
     assert (torch.ones(1, dtype=torch.bfloat16) - 2**-10).item() == 1  # as plain rounding has it
@@ -230,11 +240,11 @@ def test_weight_update_is_gradient_and_step(backend: str, precision: Any, kind: 
     state = OptimState.create(weight, optim, name="a")
     buffer = torch.zeros_like(grad) if tiles > 1 else None
     for part, (rows, deltas) in enumerate(zip(x.chunk(tiles), da.chunk(tiles), strict=True)):
-        weight_update(mine, rows, deltas, optim=optim, state=state, geometry=geometry,
-                      accumulate=buffer, finish=part == tiles - 1, grad_out=grad, backend=backend)
+        weight_update(Parameter(mine, state, buffer, grad), rows, deltas, optim=optim,
+                      geometry=geometry, finish=part == tiles - 1, backend=backend)
     assert state.step == 1
     other = OptimState.create(weight, optim, name="a")
-    gradient_update(weight, grad, optim=optim, state=other, backend=backend)
+    gradient_update(Parameter(weight, other), grad, optim=optim, backend=backend)
     assert same_bits(mine, weight)
     assert all(same_bits(t, other.tensors()[n]) for n, t in state.tensors().items())
 
@@ -247,16 +257,13 @@ def test_linear_step_is_gradient_and_step(backend: str, precision: Any, rounded:
     weight, x, _, _ = layer_case("linear", dtype)
     weight, bias, y = weight.to(dtype), drawn((70,), 5), torch.arange(9) % 7
     optim, config = OptimConfig(lr=0.01, state_precision=precision), LocalPassConfig(groups=7)
-    mine, states = [weight.clone(), bias.clone()], [OptimState.create(p, optim, name="a")
-                                                   for p in (weight, bias)]
-    grads = [torch.zeros(70, 90), torch.zeros(70)]
-    made = linear_step(mine[0], x, y, config=config, optim=optim, state=states[0], bias=mine[1],
-                       bias_state=states[1], backend=backend, grad_out=grads[0],
-                       bias_grad_out=grads[1])
+    mine = [Parameter(p.clone(), OptimState.create(p, optim, name="a"), None, torch.zeros(p.shape))
+            for p in (weight, bias)]
+    made = linear_step(mine[0], x, y, config=config, optim=optim, bias=mine[1], backend=backend)
     assert made.g.dtype is torch.float32
-    for p, now, state, grad in zip((weight, bias), mine, states, grads, strict=True):
+    for p, (now, state, _, grad) in zip((weight, bias), mine, strict=True):
         other = OptimState.create(p, optim, name="a")
-        gradient_update(p, grad, optim=optim, state=other, backend=backend)
+        gradient_update(Parameter(p, other), grad, optim=optim, backend=backend)
         assert same_bits(now, p)
         assert all(same_bits(t, other.tensors()[n]) for n, t in state.tensors().items())
 
@@ -272,8 +279,8 @@ def test_memory_is_as_declared(backend: str, rounded: bool, accumulate: bool) ->
     buffer = torch.zeros_like(weight, dtype=torch.float32) if accumulate else None
     known = [weight, x, da, *state.tensors().values(), *([] if buffer is None else [buffer])]
     with MemoryMeter(feature=known) as meter:
-        weight_update(weight, x, da, optim=optim, state=state, geometry=geometry,
-                      accumulate=buffer, backend=backend)
+        weight_update(Parameter(weight, state, buffer), x, da, optim=optim, geometry=geometry,
+                      backend=backend)
     held = meter.report.peak_bytes - sum(t.numel() * t.element_size() for t in known)
     declared = extra_bytes(tuple(x.shape), tuple(da.shape), tuple(weight.shape), dtype,
                            geometry=geometry, accumulate=accumulate, compressed=True,
@@ -305,11 +312,12 @@ def test_the_registered_op_carries_every_format() -> None:
             mine, offset = weight.clone(), bias.clone()
             state, other = (OptimState.create(p, optim, seed=2**64 - 1, name="w")
                             for p in (mine, offset))
+            given = Parameter(mine, state), Parameter(offset, other)
             if registered:
-                library.weight_update(mine, x, da, optim, state, None, None, True, None, offset,
-                                      other, None, None, 1.0, "auto")
+                request = op.WeightUpdateRequest(given[0], x, da, optim, None, given[1], True, 1.0)
+                torch.ops.ffengine.weight_update(CPU[-1], *pack(op._update.parts, (request,)))
             else:
-                weight_update(mine, x, da, optim=optim, state=state, bias=offset, bias_state=other)
+                weight_update(given[0], x, da, optim=optim, bias=given[1])
             results.append([mine, offset, *state.tensors().values(), *other.tensors().values()])
         assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
 
@@ -325,9 +333,9 @@ def test_errors_are_one_line() -> None:
             (eight, replace(state, m_scale=torch.zeros(24)), "state.m_scale of the weight"),
             (OptimConfig("sgd", state_precision="8bit"), state, "expected 0 state tensors")):
         with pytest.raises(ValueError) as found:
-            weight_update(weight, x, da, optim=optim, state=given)
+            weight_update(Parameter(weight, given), x, da, optim=optim)
         assert words in str(found.value) and "\n" not in str(found.value)
     with pytest.raises(ValueError, match="state_precision must be one of fp32, bf16, 8bit"):
         OptimConfig(state_precision="4bit")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"weight must be torch\.float32 for torch.float32 inputs"):
-        weight_update(weight.bfloat16(), x, da, optim=eight, state=state)
+        weight_update(Parameter(weight.bfloat16(), state), x, da, optim=eight)

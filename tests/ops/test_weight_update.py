@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ffengine.ops import backends, library
+from ffengine.ops import backends
+from ffengine.ops import weight_update as op
+from ffengine.ops.launch import pack
 from ffengine.ops.weight_update import (
     ConvGeometry,
     OptimConfig,
     OptimState,
+    Parameter,
     bytes_moved,
     choose,
     extra_bytes,
@@ -80,8 +83,8 @@ def conv_case(shape: tuple[int, ...], dtype: torch.dtype, layout: str = "lll",
 def gradient(weight: torch.Tensor, x: torch.Tensor, da: torch.Tensor,
              geometry: ConvGeometry | None, backend: str, **kwargs: Any) -> torch.Tensor:
     out = torch.full_like(weight, float("nan"))
-    weight_update(weight.clone(), x, da, optim=SGD0, state=OptimState.create(weight, SGD0),
-                  geometry=geometry, grad_out=out, backend=backend, **kwargs)
+    weight_update(Parameter(weight.clone(), OptimState.create(weight, SGD0), None, out), x, da,
+                  optim=SGD0, geometry=geometry, backend=backend, **kwargs)
     return out
 
 
@@ -165,8 +168,8 @@ def test_tiles_add_up_to_the_whole(backend: str, dtype: torch.dtype) -> None:
     state = OptimState.create(weight, optim)
     for start in range(0, 7, 3):
         tile = slice(start, start + 3)
-        weight_update(tiled, x[tile], da[tile], optim=optim, state=state, geometry=geometry,
-                      accumulate=buffer, finish=start == 6, grad_out=out, backend=backend)
+        weight_update(Parameter(tiled, state, buffer, out), x[tile], da[tile], optim=optim,
+                      geometry=geometry, finish=start == 6, backend=backend)
         assert torch.equal(tiled, weight) == (start < 6)
     exact = gradient(weight.double(), x.double(), da.double(), geometry, "reference")
     same = gradient(weight, x, da, geometry, "reference")
@@ -207,8 +210,8 @@ def test_optimizers_are_torchs(backend: str, channels_last: bool, optim: OptimCo
     out, bias_out = torch.empty_like(weight), torch.empty_like(bias)
     for step in range(4):
         _, x, da, geometry = conv_case((2, 21, 6, 5, 5, 3, 1, 1), torch.float32, seed=step)
-        weight_update(weight, x, da, optim=optim, state=state, geometry=geometry, grad_out=out,
-                      bias=bias, bias_state=bias_state, bias_grad_out=bias_out, backend=backend)
+        weight_update(Parameter(weight, state, None, out), x, da, optim=optim, geometry=geometry,
+                      bias=Parameter(bias, bias_state, None, bias_out), backend=backend)
         for d, pair in mine.items():
             for parameter, grad, stepper in zip(pair, (out, bias_out), steppers[d], strict=True):
                 parameter.grad = grad.to(d)
@@ -226,9 +229,9 @@ def test_bias_gradient(backend: str, dtype: torch.dtype) -> None:
         weight, x, da, geometry = conv_case(shape, dtype)
         out = torch.empty(40)
         buffer = torch.ones(40)
-        weight_update(weight, x, da, optim=SGD0, state=OptimState.create(weight, SGD0),
-                      geometry=geometry, bias=torch.zeros(40), bias_accumulate=buffer,
-                      bias_state=OptimState.create(out, SGD0), bias_grad_out=out, backend=backend)
+        bias = Parameter(torch.zeros(40), OptimState.create(out, SGD0), buffer, out)
+        weight_update(Parameter(weight, OptimState.create(weight, SGD0)), x, da, optim=SGD0,
+                      geometry=geometry, bias=bias, backend=backend)
         exact = da.double().sum((0, 2, 3)) + 1
         assert_close(out, exact, da.float().sum((0, 2, 3)) + 1, reduction=da.numel() // 40,
                      what="bias gradient")
@@ -241,7 +244,7 @@ def test_da_scale_is_taken_out(backend: str) -> None:
     plain = gradient(weight, x, da, geometry, backend)
     assert torch.equal(gradient(weight, x, da * 2, geometry, backend, da_scale=2.0), plain)
     buffer = torch.zeros_like(weight)
-    weight_update(weight, x, da * 4, optim=SGD0, state=None, geometry=geometry, accumulate=buffer,
+    weight_update(Parameter(weight, accumulate=buffer), x, da * 4, optim=SGD0, geometry=geometry,
                   finish=False, da_scale=4.0, backend=backend)
     assert torch.equal(buffer, plain)
 
@@ -251,7 +254,8 @@ def test_no_samples_still_step(backend: str) -> None:
     weight, x, da, geometry = conv_case(SHAPES["empty"], torch.float32)
     optim = OptimConfig("adamw", lr=0.1, weight_decay=0.5)
     state, stepped = OptimState.create(weight, optim), weight.clone()
-    weight_update(stepped, x, da, optim=optim, state=state, geometry=geometry, backend=backend)
+    weight_update(Parameter(stepped, state), x, da, optim=optim, geometry=geometry,
+                  backend=backend)
     assert state.step == 1
     torch.testing.assert_close(stepped, weight * 0.95)
 
@@ -306,8 +310,8 @@ def test_declared_memory_is_kept(backend: str, name: str, accumulate: bool,
     ext = backends.extension()
 
     def call() -> None:
-        weight_update(weight, x, da, optim=optim, state=state, geometry=geometry, bias=bias,
-                      accumulate=buffer, bias_state=bias_state, backend=backend)
+        weight_update(Parameter(weight, state, buffer), x, da, optim=optim, geometry=geometry,
+                      bias=Parameter(bias, bias_state), backend=backend)
 
     if ext is not None:
         ext.scratch_peak_cpu(True)
@@ -342,33 +346,33 @@ def test_choice_follows_shape_and_instruction_set(isa: str) -> None:
 def test_registered_op(name: str) -> None:
     optim = OptimConfig()
     if name == "linear":
-        weight, geometry = torch.randn(5, 7), []
+        weight, geometry = torch.randn(5, 7), None
         x, da = torch.randn(3, 7), torch.randn(3, 5)
     else:
-        weight, x, da, shape = conv_case(SHAPES[name], torch.float32)
-        geometry = [*shape.kernel, shape.stride, shape.padding]
-    state, buffer = OptimState.create(weight, optim), torch.zeros_like(weight)
-    assert library.library is not None
-    torch.library.opcheck(torch.ops.ffengine.weight_update.default, (
-        weight, x, da, state.m, state.v, buffer, torch.zeros_like(weight), None, None, None, None,
-        None, None, None, None, None, *library.pack_optim(optim),
-        [*library.pack_random(state), 0, 0, 0], geometry, True, 1.0, "auto"))
+        weight, x, da, geometry = conv_case(SHAPES[name], torch.float32)
+    given = Parameter(weight, OptimState.create(weight, optim), torch.zeros_like(weight),
+                      torch.zeros_like(weight))
+    request = op.WeightUpdateRequest(given, x, da, optim, geometry, None, True, 1.0)
+    torch.library.opcheck(torch.ops.ffengine.weight_update.default,
+                          (CPU[-1], *pack(op._update.parts, (request,))))
 
 
-def test_registered_op_equals_the_function() -> None:
+def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the tracer cannot guard on the suite's poisoned torch.empty
     weight, x, da, geometry = conv_case(SHAPES["k3-tails"], torch.float32)
-    optim = OptimConfig(weight_decay=0.1)
+    optim, bias = OptimConfig(weight_decay=0.1), torch.linspace(-1, 1, weight.shape[0])
     results = []
-    for call in (weight_update, None):
-        mine, state = weight.clone(), OptimState.create(weight, optim)
-        if call is not None:
-            call(mine, x, da, optim=optim, state=state, geometry=geometry)
-        else:
-            library.weight_update(mine, x, da, optim, state, geometry, None, True, None, None, None,
-                                  None, None, 1.0, "auto")
-        assert state.step == 1
-        results.append(mine)
-    assert torch.equal(*results)
+    for compiled in (False, True):
+        mine = [Parameter(t.clone(), OptimState.create(t, optim)) for t in (weight, bias)]
+
+        def step(x: torch.Tensor, da: torch.Tensor, mine: list[Parameter] = mine) -> None:
+            weight_update(mine[0], x, da, optim=optim, geometry=geometry, bias=mine[1])
+
+        run = torch.compile(step, backend="aot_eager", fullgraph=True) if compiled else step
+        run(x, da)
+        assert [p.state.step for p in mine] == [1, 1]
+        results.append([t for p in mine for t in (p.value, *p.state.tensors().values())])
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
 def test_errors_are_one_line() -> None:
@@ -377,29 +381,31 @@ def test_errors_are_one_line() -> None:
     state = OptimState.create(weight, optim)
 
     def call(**changes: Any) -> None:
-        given: dict[str, Any] = {"weight": weight, "x": x, "da": da, "optim": optim,
-                                 "state": state, "geometry": geometry, **changes}
+        given: dict[str, Any] = {"weight": Parameter(weight, state), "x": x, "da": da,
+                                 "optim": optim, "geometry": geometry, **changes}
         weight_update(given.pop("weight"), given.pop("x"), given.pop("da"), **given)
 
     for error, changes in [
         (ValueError, {"da": da[:, :, :5]}), (ValueError, {"da": da[:1]}),
         (ValueError, {"x": x[:, :2]}), (ValueError, {"geometry": ConvGeometry((5, 5), 1, 2)}),
         (ValueError, {"geometry": ConvGeometry((3, 3), 2, 1)}), (ValueError, {"geometry": None}),
-        (ValueError, {"state": None}), (ValueError, {"backend": "gpu"}),
-        (ValueError, {"state": OptimState(None, None)}),
-        (ValueError, {"accumulate": torch.zeros(4, 3, 3)}),
-        (ValueError, {"accumulate": laid_out(torch.zeros_like(weight), True)}),
-        (ValueError, {"bias": torch.zeros(3), "bias_state": OptimState.create(weight, optim)}),
+        (ValueError, {"weight": Parameter(weight)}), (ValueError, {"backend": "gpu"}),
+        (ValueError, {"weight": Parameter(weight, OptimState(None, None))}),
+        (ValueError, {"weight": Parameter(weight, state, torch.zeros(4, 3, 3))}),
+        (ValueError, {"weight": Parameter(weight, state,
+                                          laid_out(torch.zeros_like(weight), True))}),
+        (ValueError, {"bias": Parameter(torch.zeros(3), OptimState.create(weight, optim))}),
         (TypeError, {"x": x.bfloat16()}), (TypeError, {"x": x.long(), "da": da.long()}),
-        (TypeError, {"weight": weight.double()}),
+        (TypeError, {"weight": Parameter(weight.double(), state)}),
     ]:
         with pytest.raises(error) as caught:
             call(**changes)
         assert "\n" not in str(caught.value) and str(caught.value).startswith("[")
     if "cpu" in CPU:
-        wide = {k: v.double() for k, v in (("weight", weight), ("x", x), ("da", da))}
+        wide = weight.double()
         with pytest.raises(ValueError, match="usable: reference"):
-            call(**wide, state=OptimState.create(wide["weight"], optim), backend="cpu")
+            call(weight=Parameter(wide, OptimState.create(wide, optim)), x=x.double(),
+                 da=da.double(), backend="cpu")
     for bad in ({"kind": "lion"}, {"lr": -1.0}, {"nesterov": True}, {"betas": (1.0, 0.9)}):
         with pytest.raises(ValueError):
             OptimConfig(**bad)  # type: ignore[arg-type]

@@ -79,8 +79,7 @@ class Again:
         training."""
         with torch.device("meta"):
             models.create(self.model, **self.options)
-        Settings.resolve(self.recipe, optimizer=None, lr=self.lr, lr_min=None, weight_decay=None,
-                         epochs=None, batch_size=None, seed=self.seed, precision=self.precision)
+        Settings.resolve(self.recipe, lr=self.lr, seed=self.seed, precision=self.precision)
 
 
 def trainer_of(again: Again, place: Mapping[str, Any]) -> tuple[Trainer, Any, Any]:

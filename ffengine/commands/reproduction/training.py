@@ -126,7 +126,8 @@ def train(job: Job, cases: Sequence[Case], folder: Path, deadline: float | None,
     splits = resident(loaded(job, case), device_of(args))
     shown = Progress(job.name, enabled=not job.args.quiet)
     trainer = make_trainer(args, case.recipe, fitted_options(case.file.model, splits, case.options),
-                           case.data_options, seed, sip=case.file.train.sip)
+                           case.data_options, seed)
+    trainer.sip = trainer.sip and case.file.train.sip
     trainer.write_into(folder)
     if not job.args.quiet:
         print(job.name, file=sys.stderr)

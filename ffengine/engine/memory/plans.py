@@ -15,6 +15,27 @@ from ffengine.nn.network import LocalNet
 
 
 @dataclass(frozen=True)
+class Memory:
+    """How a trainer spends memory.
+
+    states: what Adam's moments (SGD's momentum) are kept in, fp32 | bf16 | 8bit (block-wise),
+        rounded stochastically; small parameters keep fp32. None: fp32, if the budget allows.
+    weights: fp32, or bf16 for those of layers, with precision bf16 only. None: as states.
+    costs: what ranks the plans within a memory budget, measured (times this machine, once) or
+        modelled (the same everywhere).
+    micro_batch: train in pieces of this many samples, whose gradients add up to one update
+        (ffengine.engine.micro); batch statistics are then each piece's own.
+    plan: use this one instead of searching.
+    """
+
+    states: str | None = None
+    weights: str | None = None
+    costs: str = "measured"
+    micro_batch: int | None = None
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True)
 class Job:
     """What a plan depends on, beside the batch and the phase.
 

@@ -43,18 +43,15 @@ class Settings:
     weights: str = "fp32"
 
     @classmethod
-    def resolve(cls, recipe: Recipe, *, optimizer: str | None, lr: float | None,
-                lr_min: float | None, weight_decay: float | None, epochs: int | None,
-                batch_size: int | None, seed: int, precision: str, states: str = "fp32",
-                weights: str = "fp32") -> Settings:
+    def resolve(cls, recipe: Recipe, *, lr: float | None = None, epochs: int | None = None,
+                batch_size: int | None = None, seed: int = 0, precision: str = "fp32",
+                states: str = "fp32", weights: str = "fp32") -> Settings:
         """The recipe where the caller was silent; a changed lr keeps the recipe's lr_min : lr."""
         top = recipe.lr if lr is None else lr
-        if lr_min is None:
-            floor = recipe.lr if recipe.lr_min is None else recipe.lr_min
-            lr_min = floor if top == recipe.lr else floor * (top / recipe.lr)
+        floor = recipe.lr if recipe.lr_min is None else recipe.lr_min
+        floor = floor if top == recipe.lr else floor * (top / recipe.lr)
         total = recipe.epochs if epochs is None else epochs
-        decay = recipe.weight_decay if weight_decay is None else weight_decay
-        made = cls(optimizer or recipe.optimizer, top, lr_min, decay, total,
+        made = cls(recipe.optimizer, top, floor, recipe.weight_decay, total,
                    recipe.lr_epochs or total,
                    recipe.batch_size if batch_size is None else batch_size, seed, precision,
                    tuple(recipe.betas), recipe.momentum,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ffengine.engine import affine
+from ffengine.engine.context import StepContext
 from ffengine.engine.instructions import Made, Place, Tensors
 from ffengine.engine.program import Instruction
 from ffengine.engine.rows import empty
@@ -36,8 +37,13 @@ def routes(at: Place, line: Instruction, given: Tensors) -> Made:
         line.index, at.ctx.net.shapes[line.index])), torch.uint8)
     gradient_routes.routes(a, made, pool=layer.config.pool == "max2",
                            straight=layer.config.relu_gradient == "straight_through",
-                           backend=at.ctx.backend)
+                           backend=_of_routes(at.ctx))
     return (made,)
+
+
+def _of_routes(ctx: StepContext) -> str:
+    """Only CPUs have kernels for them."""
+    return "auto" if ctx.backend in ("auto", "cpu") else "reference"
 
 
 def along_routes(at: Place, line: Instruction, given: Tensors) -> Made:
@@ -46,7 +52,7 @@ def along_routes(at: Place, line: Instruction, given: Tensors) -> Made:
     dz = given["dz"].reshape(way.shape)  # flattened between a convolution and a linear layer
     da = gradient_routes.along_routes(
         way, as_laid_out(dz), net.layer(i).out_shape(net.input_of(i, net.shapes[i])),
-        pool=net.layer(i).config.pool == "max2", backend=at.ctx.backend)
+        pool=net.layer(i).config.pool == "max2", backend=_of_routes(at.ctx))
     return (affine.SweepResult(None, None, None, da.to(dz.dtype), given["of"].da_scale),)
 
 

@@ -24,7 +24,7 @@ extern "C" int emulate_batch_pass(void* const* t, const int64_t* i, const int64_
   });
 }
 
-// t: BatchPassTensors, then work; ints: after those of a sweep groups, equal_groups, goodness, loss,
+// ints: after those of a sweep groups, equal_groups, goodness, loss,
 // training, use_running, pixels, pixels_z; reals: momentum, eps, p0, p1, p2, scale, da_scale.
 extern "C" int emulate_batch_middle(void* const* t, const int64_t* i, const double* f) {
   const auto floats = [t](int at) { return static_cast<float*>(t[at]); };
