@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ffengine import nn as nn
     from ffengine.engine.batch import Batch as Batch
     from ffengine.engine.memory.plans import Memory as Memory
+    from ffengine.engine.parallel.pipeline import Pipeline as Pipeline
+    from ffengine.engine.parallel.trainer import PipelineTrainer as PipelineTrainer
     from ffengine.engine.run.callbacks import Callback as Callback
     from ffengine.engine.run.recipe import Recipe as Recipe
     from ffengine.engine.run.stopping import TrainingInterrupted as TrainingInterrupted
@@ -35,6 +37,8 @@ _NAMES = {
     "Batch": "ffengine.engine.batch",
     "Callback": "ffengine.engine.run.callbacks",
     "Memory": "ffengine.engine.memory.plans",
+    "Pipeline": "ffengine.engine.parallel.pipeline",
+    "PipelineTrainer": "ffengine.engine.parallel.trainer",
     "Recipe": "ffengine.engine.run.recipe",
     "Trainer": "ffengine.engine.trainer",
     "TrainingInterrupted": "ffengine.engine.run.stopping",
@@ -42,8 +46,9 @@ _NAMES = {
     "env_report": "ffengine.env",
 }
 __all__ = [
-    "Batch", "Callback", "Memory", "Recipe", "Trainer", "TrainingInterrupted", "TrainingStopped",
-    "__version__", "data", "env_report", "losses", "models", "nn",
+    "Batch", "Callback", "Memory", "Pipeline", "PipelineTrainer", "Recipe", "Trainer",
+    "TrainingInterrupted", "TrainingStopped", "__version__", "data", "env_report", "losses",
+    "models", "nn",
 ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import signal
 import sys
@@ -206,6 +207,12 @@ def _train_flags(made: argparse.ArgumentParser) -> None:
                       help="augmentations joined by +, e.g. crop4+flip (default: none)")
     made.add_argument("--out", help="run folder (default: a new one under runs/)")
     made.add_argument("--resume", metavar="RUN", help="go on where this run stands")
+    made.add_argument("--stages", type=int, metavar="N",
+                      help="spread the layers over N processes, torchrun's or ones started here "
+                           "(docs/distributed.md)")
+    made.add_argument("--timeout", type=float, metavar="SECONDS",
+                      help="with --stages: without progress a rank then counts as hanging "
+                           "(default: 120)")
     made.add_argument("--baselines", action="store_true",
                       help="also train by backpropagation and by the unfused PyTorch step")
     made.add_argument("--watch", metavar="A,B,...",
@@ -321,19 +328,25 @@ def run(words: list[str]) -> int:
     debug = "--debug" in words
     try:
         args = parser().parse_args(words)
+        args.words = words
+        if getattr(args, "stages", None) is not None:  # torch's pages of a closed connection
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         module, _, name = args.run.partition(":")
         handler = getattr(load(module), f"run_{name}")
         emit(handler(args), args.json)
     except KeyboardInterrupt as stop:
         return fail(str(stop) or "interrupted", 128 + getattr(stop, "signal", signal.SIGINT), debug)
     except Exception as error:
-        return fail(describe(error), 2, debug)
+        # of several processes one says what all of them have found
+        return 2 if getattr(error, "said", False) else fail(describe(error), 2, debug)
     return 0
 
 
 def emit(result: tuple[str, Any], as_json: bool) -> None:
-    """Print a command's (text for people, value for programs)."""
+    """Print a command's (text for people, value for programs); later ranks have neither."""
     text, value = result
+    if value is None:
+        return
     print(json.dumps(value) if as_json else text, flush=True)
 
 

@@ -148,6 +148,8 @@ def test_commands_of_a_guide_are_known(page: Path) -> None:
     lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
     for line in lines:
         program, *words = shlex.split(line.partition(" > ")[0], comments=True)
+        if program == "torchrun":
+            program, words = "ffengine", words[words.index("ffengine") + 1:]
         if program == "ffengine":
             args = cli.parser().parse_args(words)
             if args.command == "reproduce":

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,16 @@ from ffengine.words import count
 from ffengine.words import plan as in_words
 
 
-def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any] | None]:
+    if args.stages is None:
+        return trained(args)
+    from ffengine.commands import staged
+
+    return staged.run(args, trained)
+
+
+def trained(args: argparse.Namespace) -> tuple[str, dict[str, Any] | None]:
+    """Train, as the flags say, on this process or on this rank of several."""
     found = checkpoint.load_run(args.resume) if args.resume else None
     if found is not None:
         take_from_run(args, found)
@@ -69,6 +79,7 @@ def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     data_options = scaled(args.model, args.data, assignments(args.data_options, "--data-set"))
     refuse_early(args, recipe, options, data_options)
     check_watch(args)
+    check_out(args)
     splits = load_data(args.model, args.data, options, data_options, seed, args.data_root,
                        None if found is None else found.meta["notes"].get("classes"))
     if args.baselines and f"bp/{args.model}" not in models.names():
@@ -78,23 +89,34 @@ def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     trainer = make_trainer(args, within(recipe, len(splits.train)), options, data_options, seed,
                            structure=None if found is None else found.meta.get("structure"))
     trainer.notes |= told(splits, args, data_options)
-    with run_folder(args) as out:
+    first = getattr(trainer, "first", True)  # of a pipeline's ranks one reads and writes
+    with run_folder(args) if first else nullcontext() as out:
         trainer.write_into(out)
-        return carried_out(args, trainer, splits, options, found, emulated)
+        return carried_out(args, trainer, splits, options, found, emulated, first=first)
 
 
 def carried_out(args: argparse.Namespace, trainer: Trainer, splits: data.Splits,
                 options: dict[str, Any], found: checkpoint.Checkpoint | None,
-                emulated: Device | None) -> tuple[str, dict[str, Any]]:
-    """Train as it was announced, from `found` on, and beside the baselines; the run's report."""
+                emulated: Device | None, *, first: bool) -> tuple[str, dict[str, Any] | None]:
+    """Train as it was announced, from `found` on, and beside the baselines; the run's report.
+
+    first: of a pipeline's ranks the one that reads and writes.
+    """
     if not args.augment or args.augment == "none":
         size, count = trainer.settings.batch_size, len(splits.train)
         trainer.schedule.expect(trainer.planning, count, size, shuffles(size, count), trainer.out)
     announce(args, trainer)
     if found is not None:
         trainer.resume(found.path)
+    if not first:
+        trainer.fit(())
+        return "", None
     text, result = train_and_test(args, trainer, splits, augment.by_name(args.augment or "none"),
                                   watchers_of(args, splits))
+    if args.stages is not None:
+        from ffengine.commands import staged
+
+        result["stages"] = staged.stages_of(trainer)
     if emulated is not None:
         size = trainer.settings.batch_size
         said, result["device_profile"] = emulation(
@@ -116,7 +138,7 @@ def refuse_early(args: argparse.Namespace, recipe: Recipe, options: dict[str, An
     """ValueError for a memory budget that cannot be met, where that is known without the data."""
     budget = parse_bytes(args.memory_budget)
     seen = outline(args.model, args.data, options, data_options)
-    if budget is None or seen is None or recipe.batch_size > seen.train:
+    if budget is None or seen is None or args.stages or recipe.batch_size > seen.train:
         return
     fitted = shaped_like(args.model, fitted_options(args.model, seen, options))
     job = job_of(args, recipe, fitted)
@@ -200,11 +222,16 @@ def make_trainer(args: argparse.Namespace, recipe: Recipe, options: dict[str, An
     torch.manual_seed(seed)
     net = models.create(args.model, **options)
     restructure(net, structure)
-    trainer = Trainer(net, recipe=recipe, epochs=args.epochs, lr=args.lr,
-                      batch_size=recipe.batch_size, backend=args.backend or "auto",
-                      precision=args.precision or "fp32", memory_budget=args.memory_budget,
-                      memory=Memory(args.states, args.weights, args.costs), seed=seed,
-                      device=device_of(args), progress=not args.quiet)
+    make: Callable[..., Trainer] = Trainer
+    if getattr(args, "stages", None) is not None:
+        from ffengine.commands import staged
+
+        make = functools.partial(staged.trainer_of, args)
+    trainer = make(net, recipe=recipe, epochs=args.epochs, lr=args.lr,
+                   batch_size=recipe.batch_size, backend=args.backend or "auto",
+                   precision=args.precision or "fp32", memory_budget=args.memory_budget,
+                   memory=Memory(args.states, args.weights, args.costs), seed=seed,
+                   device=device_of(args), progress=not args.quiet)
     trainer.notes = {"data": args.data, "data_options": words(data_options),
                      "augment": getattr(args, "augment", None) or "none"}
     return trainer
@@ -218,15 +245,19 @@ def announce(args: argparse.Namespace, trainer: Trainer) -> None:
         name = trainer.notes.get("data_label", args.data)
         print(f"{args.model} on {name}: {parameters:,} parameters, {epochs_text(trainer)}, plan "
               f"{plan_text(trainer.plan if trainer.schedule.planned else None)}{where}"
-              f"{budget_text(trainer.planning)}", file=sys.stderr)
+              f"{budget_text(trainer.planning)}{stages_text(trainer)}", file=sys.stderr)
+
+
+def check_out(args: argparse.Namespace) -> None:
+    """ValueError for a folder in which another run lives."""
+    if args.out is not None and args.resume is None and (
+            Path(args.out) / checkpoint.LATEST).exists():
+        raise ValueError(f"[cli] --out expected a folder without a run, got {Path(args.out)}; "
+                         f"--resume {Path(args.out)} goes on with it")
 
 
 def run_folder(args: argparse.Namespace) -> AbstractContextManager[Path]:
-    """--out, unless another run lives there; else a new folder under runs/."""
-    if args.out is not None and args.resume is None and (
-            Path(args.out) / checkpoint.LATEST).exists():
-        raise ValueError(f"[cli] --out expected a folder without a run, got {args.out}; "
-                         f"--resume {args.out} goes on with it")
+    """--out, or a new folder under runs/."""
     return folder_for(args.out, f"{args.model.replace('/', '-')}-{data.own.slug(args.data)}")
 
 
@@ -312,7 +343,16 @@ def report_of(trainer: Trainer, result: dict[str, Any]) -> str:
             f"{result['backend']}); peak {megabytes(result['peak_bytes'])}, of it "
             f"{megabytes(trainer.floor_bytes)} parameters and states; plan {plan_text(plan)}; the "
             f"process held {megabytes(result['process_peak_bytes'])} at most; run in {trainer.out}"
-            f"{budget_text(trainer.planning)}")
+            f"{budget_text(trainer.planning)}{stages_text(trainer)}")
+
+
+def stages_text(trainer: Trainer) -> str:
+    """Further lines of a pipeline: a stage each."""
+    if not hasattr(trainer, "stages"):
+        return ""
+    from ffengine.commands import staged
+
+    return staged.stages_text(trainer)
 
 
 def epochs_text(trainer: Trainer) -> str:

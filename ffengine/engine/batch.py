@@ -17,6 +17,14 @@ from ffengine.ops.memory_accounting import tensors_in
 
 
 @dataclass
+class Arrived:
+    """What the stage before sent of a batch: maps by their buffers, goodness by layer."""
+
+    maps: dict[str, torch.Tensor]
+    goodness: dict[int, torch.Tensor]
+
+
+@dataclass
 class Batch:
     """Samples and labels, and what some variants need beside them (None: drawn from the seed)."""
 
@@ -30,6 +38,8 @@ class Batch:
     features: torch.Tensor | None = None
     #: Goodness summed over the layers below, one value a row (collaborative FF).
     below: torch.Tensor | None = None
+    #: In a pipeline's later stages; the samples themselves are not there then.
+    arrived: Arrived | None = None
 
     def tensors(self) -> list[torch.Tensor]:
         """All that it holds."""

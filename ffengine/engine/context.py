@@ -85,6 +85,8 @@ class StepContext:
     clock: torch.Tensor | None = None
     #: Told of every instruction that has run: where, and which.
     hook: Callable[[Any, Any], None] | None = None
+    #: Takes what a stage of a pipeline hands on: maps by their names, goodness by layer.
+    send: Callable[[dict[str, torch.Tensor], dict[int, torch.Tensor]], None] | None = None
     #: Handed gradients by layer index and parameter, when somebody asks for them.
     grads: GradientRoom | None = None
     loss_rows: dict[int, list[torch.Tensor]] = field(default_factory=dict)

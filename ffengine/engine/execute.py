@@ -21,12 +21,13 @@ from ffengine.engine.compiling import compile_step
 from ffengine.engine.context import BatchReport, StepContext
 from ffengine.engine.instructions import Place, Tensors
 from ffengine.engine.memory.plan import Plan
+from ffengine.engine.parallel import stage_ops
 from ffengine.engine.program import Facts, Instruction, Loop, Program, Store
 from ffengine.engine.rows import Rows, empty
 from ffengine.engine.schedules import backprop_ops, collaborative_ops, frames, overlap_ops
 from ffengine.nn.network import LocalNet
 
-MODULES = (instructions, overlap_ops, frames, collaborative_ops, backprop_ops)
+MODULES = (instructions, overlap_ops, frames, collaborative_ops, backprop_ops, stage_ops)
 #: The module of every op, where profiles find it by its name.
 HOME = {name: module for module in MODULES
         for name, value in vars(module).items()

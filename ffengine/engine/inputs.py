@@ -82,9 +82,7 @@ def input_rows(ctx: StepContext, item: Batch | torch.Tensor, dtype: torch.dtype)
         ctx.labels = item.y, item.negatives
     if item.features is None:
         ctx.differ = differing_columns(net, item, dtype)
-    if ctx.y.shape[0] != ctx.batch:
-        half = ctx.batch // 2
-        ctx.y = torch.cat([ctx.y.new_ones(half), ctx.y.new_zeros(half)])
+    set_targets(ctx, ctx.batch)
     scaled = item.features is None and net.encoding is not None
     return InputRows(net, item, net.encoding.scale(item.x) if scaled and net.encoding else 1.0)
 
@@ -92,6 +90,13 @@ def input_rows(ctx: StepContext, item: Batch | torch.Tensor, dtype: torch.dtype)
 def entrance(ctx: StepContext, item: Batch | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The first layer's input for all rows of the batch, laid out; of the context as input_rows."""
     return input_rows(ctx, item, dtype).of(Rows(0, ctx.batch), dtype)
+
+
+def set_targets(ctx: StepContext, rows: int) -> None:
+    """ctx.y becomes the layers' targets: 1 and 0 where so many rows are pairs of the samples'."""
+    if paired(ctx.net) and ctx.y.shape[0] != rows:
+        half = rows // 2
+        ctx.y = torch.cat([ctx.y.new_ones(half), ctx.y.new_zeros(half)])
 
 
 def differing_columns(net: LocalNet, item: Batch, dtype: torch.dtype) -> slice | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -242,14 +242,16 @@ def own_settings(net: nn.Module, base: OptimConfig) -> dict[str, OptimConfig]:
 
 
 def floor_bytes(net: nn.Module, base: OptimConfig, phases: Iterable[Collection[str]],
-                owners: Mapping[str, Collection[str]], weights: str = "fp32") -> int:
+                owners: Mapping[str, Collection[str]], weights: str = "fp32",
+                holds: Callable[[str], bool] = lambda name: True) -> int:
     """Parameters, and the optimizer states of the phase that has most of them.
 
-    weights: "bf16" counts as if `round_weights` had been called on the network.
+    weights: "bf16" counts as if `round_weights` had been called on the network. holds: whether a
+    parameter of this name counts.
     """
     own, rounded = own_settings(net, base), rounds_weights(net) if weights == "bf16" else set()
     named = {n: (p.numel(), torch.bfloat16 if n in rounded else p.dtype)
-             for n, p in net.named_parameters()}
+             for n, p in net.named_parameters() if holds(n)}
     states = [sum(state_bytes(*named[n], own.get(n, base)) * (1 + len(owners.get(n, ())))
                   for n in names) for names in phases]
     return sum(numel * dtype.itemsize for numel, dtype in named.values()) + max(states, default=0)

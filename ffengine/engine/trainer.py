@@ -311,7 +311,7 @@ class Trainer:
                 seen += samples
             bar.advance(self.sums, seen / max(time.perf_counter() - clock, 1e-9), self.peak_bytes)
             if stop.asked:
-                saving.interrupted(self, stop.asked)
+                self._interrupted(stop.asked)
         saving.check_finite(self)
         if self.sums.samples == 0:
             raise ValueError("[train] expected a loader with at least one batch, got none")
@@ -325,7 +325,10 @@ class Trainer:
         seconds = time.perf_counter() - began
         self._finish_epoch(lr, self.evaluate(shown) if shown else None, valid, seconds, speed, bar)
         if stop.asked:
-            saving.interrupted(self, stop.asked)
+            self._interrupted(stop.asked)
+
+    def _interrupted(self, signal: int) -> None:
+        saving.interrupted(self, signal)
 
     def train_on(self, item: Any) -> int:
         """`step` on a loader's next batch, and what it adds to the epoch's sums; its samples."""

@@ -6,6 +6,7 @@ best plan is a shortest path over the positions of cuts.
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import math
@@ -40,13 +41,41 @@ class Planner:
         whole = all(sizes.takes_all(i) for i in sizes.span)
         self.tiles = [*([] if whole else [2**k for k in range(n.bit_length()) if 2**k < n]), n]
         self.first, self.depth = sizes.span.start, sizes.span.stop
+        #: Of a part of the network: its own floor, and bytes that lie beside every step.
+        self._floor: int | None = None
+        self._beside = 0
+
+    def part(self, layers: range, floor: int, beside: int = 0) -> Planner:
+        """The planner of some of the layers, which have a device of their own.
+
+        Args:
+            floor: bytes of their parameters and states.
+            beside: what lies there all the while: batches that wait.
+        """
+        made = copy.copy(self)
+        made.first, made.depth, made._floor, made._beside = (
+            layers.start, layers.stop, floor, beside)
+        return made
+
+    def by(self, seconds: Seconds) -> Planner:
+        """The same planner, ranking by these costs."""
+        made = copy.copy(self)
+        made.seconds = seconds
+        made.__dict__.pop("_segments", None)
+        return made
+
+    @property
+    def floor_bytes(self) -> int:
+        """Parameters and optimizer states."""
+        return self.sizes.floor_bytes if self._floor is None else self._floor
 
     @functools.cached_property
     def _segments(self) -> dict[tuple[int, int], list[Segment]]:
         """Every segment that a plan may be made of, by its first layer and the one after its
         last."""
         found: dict[tuple[int, int], list[Segment]] = {}
-        for start in self.sizes.span if self.sizes.cuts else self.sizes.span[:1]:
+        span = range(self.first, self.depth)
+        for start in span if self.sizes.cuts else span[:1]:
             for tile, one_by_one in itertools.product(self.tiles, (False, True)):
                 for segment in self._segments_from(start, tile, one_by_one=one_by_one):
                     found.setdefault((start, segment.layers.stop), []).append(segment)
@@ -56,7 +85,7 @@ class Planner:
               one_by_one: Sequence[bool] | bool = False) -> Plan:
         """The plan with these cuts (layer indices a cut follows) and tile or tiles, as asked."""
         stops = [c + 1 for c in cuts] + [self.depth]
-        if not self.sizes.span:
+        if self.first == self.depth:
             return self._plan([])
         if cuts and not self.sizes.cuts:
             raise ValueError("[plan] cuts expected none, as layers of one turn share more than "
@@ -80,6 +109,17 @@ class Planner:
             segments.append(found[0])
             start = stop
         return self._plan(segments)
+
+    def clipped(self, cuts: Sequence[int], tile: Sequence[int], one_by_one: Sequence[bool]) -> Plan:
+        """`fixed`, of cuts and tiles of the whole network, as far as they are of these layers."""
+        if self._floor is None:
+            return self.fixed(cuts, tile, one_by_one)
+        stops = [*(c + 1 for c in cuts), self.sizes.span.stop]
+        starts = [self.sizes.span.start, *stops[:-1]]
+        mine = [k for k, (start, stop) in enumerate(zip(starts, stops, strict=True))
+                if stop > self.first and start < self.depth]
+        return self.fixed([stops[k] - 1 for k in mine[:-1]], [tile[k] for k in mine] or 1,
+                          [one_by_one[k] for k in mine] or False)
 
     def like(self, plan: Plan) -> Plan:
         """The cuts and tiles of another phase's or batch size's plan, where they fit in this one.
@@ -120,6 +160,10 @@ class Planner:
         assert plan is not None
         return plan
 
+    def fits(self, budget: int) -> bool:
+        """Some plan holds at most so many bytes."""
+        return self._fastest(budget) is not None
+
     def smallest(self) -> Plan:
         """The plan with the lowest peak."""
         return self._bisect(lambda plan: plan is not None)
@@ -132,11 +176,11 @@ class Planner:
         low, high = 0, len(peaks) - 1
         while low < high:
             middle = (low + high) // 2
-            if good(self._fastest(peaks[middle] + self.sizes.floor_bytes)):
+            if good(self._fastest(peaks[middle] + self.floor_bytes + self._beside)):
                 high = middle
             else:
                 low = middle + 1
-        plan = self._fastest(peaks[low] + self.sizes.floor_bytes)
+        plan = self._fastest(peaks[low] + self.floor_bytes + self._beside)
         assert plan is not None
         return plan
 
@@ -146,7 +190,7 @@ class Planner:
 
     def _fastest(self, budget: int | None) -> Plan | None:
         """Shortest path over cut positions, by seconds."""
-        room = math.inf if budget is None else budget - self.sizes.floor_bytes
+        room = math.inf if budget is None else budget - self.floor_bytes - self._beside
         if self._around() > room:
             return None
         best: dict[int, tuple[float, list[Segment]]] = {self.first: (0.0, [])}
@@ -162,8 +206,8 @@ class Planner:
         return self._plan(best[self.depth][1]) if self.depth in best else None
 
     def _plan(self, segments: list[Segment]) -> Plan:
-        floor = self.sizes.floor_bytes
-        peak = max([self._around(), *(segment.peak_bytes for segment in segments)])
+        floor = self.floor_bytes
+        peak = max([self._around(), *(segment.peak_bytes for segment in segments)]) + self._beside
         return Plan(tuple(segments), self.sizes.batch, floor, peak + floor, self.sizes.main.roomy)
 
     def _segments_from(self, start: int, tile: int, stop: int | None = None,

@@ -123,6 +123,12 @@ class Planning:
         if self.base is not None:
             self.base = self._cut_like(self.base, self._samples)
 
+    def follow(self, other: Planning) -> None:
+        """The cuts and tiles of another run's plans, where they fit in this one."""
+        if other.base is not None:
+            self.base, self._samples = self._cut_like(other.base, other._samples), other._samples
+            self._made = {}
+
     def _start(self, epoch: int) -> int:
         """The first epoch of an epoch's phase."""
         return [start for start in phase_starts(self.job.schedule) if start <= epoch][-1]
@@ -166,7 +172,7 @@ class Planning:
     def exported(self, saved: dict[str, Any]) -> TrainingPlan:
         """The plans that `export` gave; ValueError if they are of another network."""
         return TrainingPlan(tuple(
-            (epoch, self.planner(saved["samples"], epoch).fixed(cuts, tile, alone))
+            (epoch, self.planner(saved["samples"], epoch).clipped(cuts, tile, alone))
             for epoch, cuts, tile, alone in saved["phases"]))
 
     def keep(self, saved: dict[str, Any]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ffengine.engine.memory.dry_run import DryRun
 from ffengine.engine.memory.plan import Plan
 from ffengine.engine.memory.planner import Planner, Seconds
 from ffengine.engine.memory.shapes import NetSizes
+from ffengine.engine.optim import floor_bytes
+from ffengine.engine.parallel.cutting import Piece
 from ffengine.engine.run.settings import Settings
 from ffengine.engine.schedules.schedule import Schedule
 from ffengine.nn.network import LocalNet
@@ -104,7 +106,27 @@ def sizes_for(job: Job, batch: int, epoch: int = 0, *, stored: bool = False, hel
 def planner_for(job: Job, batch: int, epoch: int = 0, *, stored: bool = False, held: int = 0,
                 micro: bool = False, seconds: Seconds | None = None) -> Planner:
     """The planner of an epoch's phase; `seconds`: measured costs. Else as `sizes_for`."""
-    return Planner(sizes_for(job, batch, epoch, stored=stored, held=held, micro=micro), seconds)
+    piece = job.schedule.piece
+    whole = job if piece is None else replace(job, schedule=job.schedule.of(None))
+    made = Planner(sizes_for(whole, batch, epoch, stored=stored, held=held, micro=micro), seconds)
+    return made if piece is None else part_of(made, job, piece)
+
+
+def part_of(planner: Planner, job: Job, piece: Piece) -> Planner:
+    """The planner of a pipeline's stage, of the whole network's: batches that wait for it, and two
+    that it hands on, lie beside every step."""
+    sizes, layers, schedule = planner.sizes, piece.layers, job.schedule
+    waits = leaves = 0
+    if layers.start > sizes.span.start:
+        first = sizes.layers[layers.start]
+        waits = first.x_bytes + (0 if first.shortcut_in_is_x else first.shortcut_in_bytes)
+    if layers.stop < sizes.span.stop:
+        last = sizes.layers[layers.stop]
+        leaves = last.x_bytes + (0 if last.shortcut_in_is_x else last.shortcut_in_bytes)
+    names = [[n for n in phase if piece.holds(n)] for phase in schedule.phases()]
+    floor = floor_bytes(job.net, job.settings.optim(), names, schedule.owners(),
+                        holds=piece.holds)
+    return planner.part(layers, floor, sizes.batch * (piece.queue * waits + 2 * leaves))
 
 
 def plans_for(job: Job, batch: int, budget: int | None = None, *,

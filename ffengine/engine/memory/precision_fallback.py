@@ -175,7 +175,7 @@ def _measured(job: Job, samples: int, planners: dict[int, Planner]) -> dict[int,
             seconds = costs.at(epoch)
             if seconds is None:
                 return None
-            made[epoch] = Planner(planner.sizes, seconds)
+            made[epoch] = planner.by(seconds)
             made[epoch].fastest()
     except RuntimeError as error:  # the device ran out of memory, say
         log.warning("[costs] a layer could not be timed, a model ranks the plans: %s", error)

@@ -35,7 +35,9 @@ def check_finite(trainer: TrainingRun) -> None:
     """TrainingStopped if the losses noted so far, or what a checkpoint would hold, are not finite:
     an update may be bad whose loss, of the weights before it, was not."""
     trainer.finite.check()
-    held = tensors(trainer)
+    piece = trainer.schedule.piece  # others look at theirs
+    held = {name: t for name, t in tensors(trainer).items()
+            if piece is None or piece.holds(name.partition(".")[2])}
     if (bad := not_finite(held)) is not None:
         raise TrainingStopped(
             f"[train] {bad.removeprefix('net.')} holds NaN or infinity after {trainer.steps} steps "

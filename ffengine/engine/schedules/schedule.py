@@ -6,6 +6,7 @@ batch. `begin` ties it to a network and refuses one it cannot train.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from ffengine.engine.compiling import Layers, compile_step
 from ffengine.engine.context import BatchReport, StepContext, Turn
 from ffengine.engine.execute import train_batch
 from ffengine.engine.memory.plan import Plan
+from ffengine.engine.parallel.cutting import Piece, staged
 from ffengine.engine.program import Facts, Program
 from ffengine.engine.schedules.overlap import compile_overlapping
 from ffengine.engine.schedules.training import Budgeted, Training
@@ -49,6 +51,8 @@ class Schedule:
     tiles = True
     #: Updates of a parameter in a step.
     updates = 1
+    #: The part of the network that this process trains, if others train the rest.
+    piece: Piece | None = None
     #: One update a batch, whose gradient is a sum over samples: micro-batches may add it up.
     adds_up = True
 
@@ -68,6 +72,13 @@ class Schedule:
         if turn and not any(p.requires_grad for i in turn for p in net.layer(i).parameters()):
             raise ValueError(f"[schedule] {type(self).__name__} expected layers that train, got "
                              f"layer {turn[0]} frozen (requires_grad=False)")
+
+    def of(self, piece: Piece | None) -> Schedule:
+        """The same schedule of a piece of the network, or of all of it."""
+        made = copy.copy(self)
+        made.piece = piece
+        made.__dict__.pop("_programs", None)
+        return made
 
     @property
     def total(self) -> int:
@@ -93,7 +104,8 @@ class Schedule:
 
     def active(self, epoch: int) -> list[str]:
         """Names of the parameters that train in this epoch: who has optimizer states."""
-        return [n for n, p in self.net.named_parameters() if p.requires_grad]
+        return [n for n, p in self.net.named_parameters()
+                if p.requires_grad and (self.piece is None or self.piece.holds(n))]
 
     def phases(self) -> list[list[str]]:
         """Names of the parameters that have optimizer states, phase by phase."""
@@ -118,7 +130,9 @@ class Schedule:
         if (plan, facts) not in made:
             if len(made) >= MOST_PROGRAMS:
                 made.clear()
-            made[plan, facts] = self.compile(net, plan, facts)
+            program = self.compile(net, plan, facts)
+            made[plan, facts] = program if self.piece is None else staged(
+                program, net, facts, self.piece)
         return made[plan, facts]
 
     def compile(self, net: LocalNet, plan: Plan, facts: Facts) -> Program:
