@@ -16,7 +16,7 @@ from ffengine.engine.run import process
 ROOT = Path(__file__).parents[2]
 MB = 10**6
 #: In a process of its own: bytes of a block of 6 MB that lie in a mapping of its own, which goes
-#: back when the block is freed; by glibc's rule, which learned from a larger one, and as it is told.
+#: back when it is freed; by glibc's rule, which learned from a larger one, and as it is told.
 SCRIPT = """
 import ctypes, json, torch
 from ffengine.engine.run import process
