@@ -19,6 +19,7 @@ from typing import Any
 
 import ffengine
 from bench import base, counters, results, timing
+from bench import start as start_up
 from bench.comparing import RENEW, differences, incomparable, same_version
 
 Part = dict[str, Any]
@@ -179,6 +180,14 @@ def gate_timing(ref: str | None, verdict: Verdict, only: list[str] | None = None
     return rows
 
 
+def gate_start(verdict: Verdict) -> None:
+    """Hold what starting costs to its limits."""
+    told = start_up.measure()
+    print("\n".join(f"start: {line}" for line in start_up.lines(told)), flush=True)
+    verdict.compared.append("starting with its limits")
+    verdict.red += start_up.failures(told)
+
+
 def gate(path: Path, ref: str | None, device: str, *, strict: bool = False,
          page: Path | None = None) -> int:
     """Counters, then time; the exit status."""
@@ -186,6 +195,7 @@ def gate(path: Path, ref: str | None, device: str, *, strict: bool = False,
     print(f"baseline {path.name}")
     gate_counters(path, counters.collect(device=device), verdict, device)
     print(f"counters took {time.perf_counter() - start:.0f} s", flush=True)
+    gate_start(verdict)
     start = time.perf_counter()
     gate_timing(ref, verdict)
     print(f"timing took {time.perf_counter() - start:.0f} s")

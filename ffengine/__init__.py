@@ -11,9 +11,9 @@ compiled kernels.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
+from ffengine.needs import load
 from ffengine.version import __version__
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return importlib.import_module(f"ffengine.{name}")
+        return load(f"ffengine.{name}")
     if name in _NAMES:
-        return getattr(importlib.import_module(_NAMES[name]), name)
+        return getattr(load(_NAMES[name]), name)
     raise AttributeError(f"module 'ffengine' has no attribute {name!r}")
 
 

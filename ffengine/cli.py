@@ -1,33 +1,50 @@
 """The command line: `ffengine COMMAND …`. What each command does lives in ffengine/commands.
 
-Exit status: 0, 2 for anything wrong (one line on standard error), 130 after Ctrl-C.
+Exit status: 0, 2 for anything wrong (one line on standard error), 130 after Ctrl-C, 143 after
+SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
+import re
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import ffengine
+from ffengine.commands import streams
 from ffengine.commands.analyze_flags import add_kinds
+from ffengine.needs import load
+from ffengine.words import meant
 
 PRECISIONS = ("fp64", "fp32", "bf16", "fp16")
 STATES, WEIGHTS = ("fp32", "bf16", "8bit"), ("fp32", "bf16")
 ANALYZE = "look inside trained runs: pictures, tables and tests, as PNG, CSV and HTML"
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
+#: ffengine.data.NAMES, which is not loaded for --help.
+DATA = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "synthetic")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but what is wrong is one line like every other error."""
+    """argparse, but what is wrong is one line like every other error, and says what was meant."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} (see {self.prog} --help)")
+        choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        near = meant(choice[1], re.findall(r"[\w-]+", choice[2])) if choice else ""
+        raise ValueError(f"{message}{near} (see {self.prog} --help)")
+
+    def parse_known_args(self, *given: Any, **more: Any) -> Any:
+        args, rest = super().parse_known_args(*given, **more)
+        flags = [word.partition("=")[0] for word in rest if word.startswith("--")]
+        if flags and self._subparsers is None:
+            known = [word for action in self._actions for word in action.option_strings]
+            self.error(f"unrecognized arguments: {' '.join(rest)}{meant(flags[0], known)}")
+        return args, rest
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
         _output_flags(made)
         return made
 
-    command("models", "show", "list the networks by name")
+    command("models", "models", "list the networks by name")
     train = command("train", "train", "train a network on a data set")
     _model_flags(train, optional=True)
     _machine_flags(train)
@@ -133,9 +150,11 @@ def _model_flags(made: argparse.ArgumentParser, optional: bool = False) -> None:
 def _size_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="options",
                       help="a constructor argument of the model, e.g. widths=(20,40,80,80)")
-    made.add_argument("--batch-size", type=int)
+    made.add_argument("--batch-size", type=int, metavar="N",
+                      help="samples of a training step (default: the recipe's)")
     made.add_argument("--memory-budget", metavar="SIZE",
-                      help="bytes a training step may hold: 440MB (10^6) or 256MiB (2^20)")
+                      help="bytes that the tensors of a training step may take: 440MB (10^6) or "
+                           "256MiB (2^20); the process holds more (docs/budgets.md)")
 
 
 def _machine_flags(made: argparse.ArgumentParser) -> None:
@@ -160,7 +179,8 @@ def _device_profile_flag(made: argparse.ArgumentParser, more: str = "") -> None:
 
 
 def _data_source_flags(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--data", help="data set: a name, folder:PATH, npz:PATH or csv:PATH")
+    made.add_argument("--data", metavar="D", help=f"data set: {', '.join(DATA)}; or one's own, "
+                      "folder:PATH, npz:PATH or csv:PATH")
     made.add_argument("--data-root", help="folder that holds the data, or is to hold it")
     _data_set_flag(made)
 
@@ -172,8 +192,11 @@ def _data_set_flag(made: argparse.ArgumentParser) -> None:
 
 def _data_flags(made: argparse.ArgumentParser) -> None:
     _data_source_flags(made)
-    made.add_argument("--epochs", type=int)
-    made.add_argument("--lr", type=float)
+    made.add_argument("--epochs", type=int, metavar="N",
+                      help="passes over the training data, per layer where layers train one after "
+                           "the other (default: the recipe's)")
+    made.add_argument("--lr", type=float, metavar="RATE",
+                      help="learning rate of the first epoch (default: the recipe's)")
     made.add_argument("--quiet", action="store_true", help="no progress on standard error")
 
 
@@ -234,7 +257,9 @@ def _profile_flags(made: argparse.ArgumentParser) -> None:
 
 def _run_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("run_folder", metavar="RUN", help="run folder, or a checkpoint file")
-    made.add_argument("--checkpoint", choices=("latest", "best"), default="latest")
+    made.add_argument("--checkpoint", choices=("latest", "best"), default="latest",
+                      help="of the last epoch, or of the best validation accuracy (default: "
+                           "latest)")
     made.add_argument("--data-root", help="folder that holds the data")
 
 
@@ -295,7 +320,11 @@ def _pruning_flags(made: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    with streams.forgiving():
+        return run(list(sys.argv[1:] if argv is None else argv))
+
+
+def run(words: list[str]) -> int:
     debug = "--debug" in words
     try:
         args = parser().parse_args(words)
@@ -303,10 +332,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(args, "stages", None) is not None:  # torch's pages of a closed connection
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         module, _, name = args.run.partition(":")
-        handler = getattr(importlib.import_module(module), f"run_{name}")
+        handler = getattr(load(module), f"run_{name}")
         emit(handler(args), args.json)
     except KeyboardInterrupt as stop:
-        return fail(str(stop) or "interrupted", 130, debug)
+        return fail(str(stop) or "interrupted", 128 + getattr(stop, "signal", signal.SIGINT), debug)
     except Exception as error:
         # of several processes one says what all of them have found
         return 2 if getattr(error, "said", False) else fail(describe(error), 2, debug)

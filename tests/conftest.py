@@ -14,6 +14,9 @@ import torch._dynamo  # it lists torch's functions once, and must not find the p
 # one OpenMP barrier on a busy machine can wait a scheduler quantum: 20 ms for a cross_entropy of
 # twelve numbers; tests that are about threads ask for them
 torch.set_num_threads(1)
+# it lists torch's factories once, too: a poisoned one would make real tensors in its place
+with torch.device("meta"):
+    torch.empty(0)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -28,7 +28,8 @@ pages = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 
 def papers() -> set[str]:
     """Modules that register models."""
-    return {p.stem for p in FOLDER.glob("*.py")} - {"__init__", "registry", "recipe_files"}
+    return {p.stem for p in FOLDER.glob("*.py")} - {
+        "__init__", "registry", "recipe_files", "options"}
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -21,7 +21,7 @@ OPS = [p.stem for p in sorted((PACKAGE / "ops").glob("*.py"))
 #: settings and the kernels' arguments, which ops, reference and kernels share. What stands beside
 #: the engine (opponents, profiles, devices, analysis) is above it: training imports none of them.
 FLOORS = {
-    "version": 0, "needs": 0, "locks": 0, "tables": 0,
+    "version": 0, "needs": 0, "locks": 0, "tables": 0, "words": 0, "typed": 0,
     "ops.config": 0, "ops.optim": 0, "ops.params": 0, "ops.host": 0, "ops.tracing": 0,
     "ops.memory_accounting": 0,
     "reference": 1, "kernels": 1, "ops": 2, "env": 2, "losses": 2, "data": 3, "nn": 3, "adapt": 4,

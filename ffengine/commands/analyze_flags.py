@@ -166,7 +166,9 @@ def add_kinds(analyze: argparse.ArgumentParser,
         made = kinds.add_parser(name, help=text, description=text)
         made.add_argument("runs", metavar="RUN", nargs="+" if several else 1,
                           help="run folder, or a checkpoint file")
-        made.add_argument("--checkpoint", choices=("latest", "best"), default="latest")
+        made.add_argument("--checkpoint", choices=("latest", "best"), default="latest",
+                          help="of the last epoch, or of the best validation accuracy (default: "
+                               "latest)")
         made.add_argument("--data-root", help="folder that holds the data")
         made.add_argument("--out", help="FILE.html (default: analysis/report.html in the run)"
                           if name == "report" else

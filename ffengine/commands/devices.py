@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ffengine import words
 from ffengine.commands.options import device_of
 from ffengine.devices import catalog
 from ffengine.devices.catalog import Device
@@ -109,8 +110,7 @@ def prediction_text(found: list[Prediction]) -> str:
             f"does not fit: the smallest plan needs {megabytes(needs.peak_bytes)}, {usable}")
     mode = f", {device.mode}" if device.mode else ""
     rows = [f"{device.title}{mode}", f"  {fits}",
-            f"  plan: cuts {', '.join(map(str, needs.cuts)) or 'none'}; tiles "
-            f"{', '.join(map(str, needs.tile))}"]
+            f"  plan: {words.plan(needs.cuts, needs.tile, needs.batch)}"]
     if len(found) > 1:
         rows.append(f"  {len(found)} phases, a step of each at least (ms): " + ", ".join(
             f"{p.turn} {1e3 * p.floor:.2f}" for p in found) + "; the slowest:")

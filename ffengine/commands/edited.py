@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from ffengine.adapt.evolving import count_of
 from ffengine.adapt.pruning import parameter_bytes
 from ffengine.adapt.record import Edit
 from ffengine.adapt.training import reshape
+from ffengine.commands.folders import folder_for
 from ffengine.commands.options import assignments, found_by, load_data, saved_options
-from ffengine.commands.train import make_trainer, new_folder, take_from_run, training_recipe, within
+from ffengine.commands.train import make_trainer, take_from_run, training_recipe, within
 from ffengine.engine.run import checkpoint
 from ffengine.engine.run.evaluation import class_accuracy, samples_of
 from ffengine.engine.run.history import History
@@ -60,21 +60,22 @@ class EditedRun:
     def finish(self, kind: str, notes: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """Write the new run; (text, values) of before and after. notes: what was done, kept in the
         checkpoint beside earlier edits, and part of the values."""
-        trainer, out = self.trainer, self.out or new_folder(f"{self.found.path.parent.name}-{kind}")
+        trainer = self.trainer
         trainer.notes["edits"] = [*trainer.notes.get("edits", []), {"kind": kind, **notes}]
         after = measured(trainer, self.loader(self.splits.test))
-        out.mkdir(parents=True, exist_ok=True)
-        history = self.found.path.parent / "history.csv"
-        if history.exists():
-            shutil.copyfile(history, out / history.name)
-        trainer.out = out
-        trainer.history = History(out, before=trainer.epoch)
-        checkpoint.copy(trainer.save(), out / checkpoint.BEST)
-        result = {**notes, "out": str(out)}
-        for name in ("accuracy", "class_accuracy", "parameters", "bytes"):
-            result[f"{name}_before"] = getattr(self.before, name)
-            result[f"{name}_after"] = getattr(after, name)
-        checkpoint.write_atomically(out / "report.json", json.dumps(result, indent=1).encode())
+        with folder_for(self.out, f"{self.found.path.parent.name}-{kind}") as out:
+            history = self.found.path.parent / "history.csv"
+            if history.exists():
+                checkpoint.write_atomically(out / history.name, history.read_bytes())
+            trainer.write_into(out)
+            trainer.history = History(out, before=trainer.epoch)
+            checkpoint.copy(trainer.save(), out / checkpoint.BEST)
+            result = {**notes, "out": str(out)}
+            for name in ("accuracy", "class_accuracy", "parameters", "bytes"):
+                result[f"{name}_before"] = getattr(self.before, name)
+                result[f"{name}_after"] = getattr(after, name)
+            checkpoint.write_atomically(out / "report.json",
+                                        json.dumps(result, indent=1).encode())
         return table(self.before, after, self.splits.classes, out), result
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +20,9 @@ from ffengine.engine.run import checkpoint
 from ffengine.models.cwcomp import ILT
 from ffengine.nn import LocalNet
 from ffengine.ops import backends
+from ffengine.typed import at_least
+from ffengine.words import meant
 
-#: Options that are numbers of channels or units, a group of which belongs to each class.
-WIDTHS = ("layers", "widths", "planes", "channels")
 #: Sides the bundled 8x8 digits are enlarged to, in turn, until a network's pools fit.
 DIGITS_SIDES = (8, 16, 32)
 
@@ -53,8 +52,8 @@ def model_options(name: str, words: Sequence[str]) -> dict[str, Any]:
     known, found = models.entry(name).options(), assignments(words, "--set")
     for key in found:
         if key not in known:
-            raise ValueError(f"[cli] --set {key}: unknown option of {name}; known: "
-                             f"{', '.join(known)}")
+            raise ValueError(f"[cli] --set {key}: unknown option of {name}{meant(key, known)}; "
+                             f"known: {', '.join(known)}")
     return found
 
 
@@ -82,6 +81,7 @@ def image_side(model: str, dataset: str, options: dict[str, Any],
     """Side to resize to: what --set says; digits as small as fits; image files as the paper has it.
     """
     if "image_size" in options:
+        at_least("cli", "--set image_size", options["image_size"], 1)
         return int(options["image_size"])
     if dataset == "digits":
         options = {**models.entry(model).options_for(dataset), **options}
@@ -171,25 +171,7 @@ def fitted_options(model: str, splits: data.Splits | Outline,
     if clusters is not None and isinstance(splits, data.Splits):
         found["superclasses"] = superclasses.cluster(
             splits.train.images, splits.train.labels, clusters).map
-    return in_groups(model, found, options) if own.is_own(splits.name) else found
-
-
-def in_groups(model: str, fitted: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The options with widths that fall into as many groups as one's own data has classes (and
-    super-classes): the paper's, or these rounded up in proportion; those that --set gives stay.
-    """
-    with contextlib.suppress(ValueError), torch.device("meta"):
-        models.create(model, **fitted)
-        return fitted
-    usual, supers = models.entry(model).options(), fitted.get("superclasses")
-    groups = math.lcm(fitted["num_classes"], max(supers) + 1 if isinstance(supers, tuple) else 1)
-    rounded = {}
-    for name in WIDTHS:
-        if name in usual and name not in given:
-            unit = math.gcd(*usual[name])
-            rounded[name] = tuple(width // unit * (-(-unit // groups) * groups)
-                                  for width in usual[name])
-    return {**fitted, **rounded}
+    return found
 
 
 def cluster_count(options: dict[str, Any]) -> int | None:

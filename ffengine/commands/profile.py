@@ -11,8 +11,9 @@ import torch
 
 from ffengine import models
 from ffengine.commands.devices import emulate, emulation
+from ffengine.commands.folders import folder_for
 from ffengine.commands.options import device_of, model_options
-from ffengine.commands.train import new_folder, sized
+from ffengine.commands.train import sized
 from ffengine.engine.memory.plans import Memory
 from ffengine.engine.run.checkpoint import write_atomically
 from ffengine.engine.trainer import Trainer
@@ -29,10 +30,12 @@ def run_profile(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     emulated = emulate(args)
     trainer = make_trainer(args)
     starts = chosen(args, trainer)
-    out = folder(args)
-    made = record.profile(trainer, batch=trainer.settings.batch_size, steps=args.steps,
-                          model=args.model, starts=starts)
-    files = write(made, out, png=not args.no_png)
+    if args.out is not None and Path(args.out).exists() and not Path(args.out).is_dir():
+        raise ValueError(f"[cli] --out expected a folder, got {args.out}")
+    with folder_for(args.out, f"profile-{args.model.replace('/', '-')}") as out:
+        made = record.profile(trainer, batch=trainer.settings.batch_size, steps=args.steps,
+                              model=args.model, starts=starts)
+        files = write(made, out, png=not args.no_png)
     text = table.text(made) + "\n\n" + "\n".join(f"wrote {path}" for path in files)
     values = {**made.values(), "files": [str(path) for path in files]}
     if emulated is not None:
@@ -77,17 +80,6 @@ def chosen(args: argparse.Namespace, trainer: Trainer) -> list[Start]:
     return [found[args.phase]]
 
 
-def folder(args: argparse.Namespace) -> Path:
-    """--out, or a new folder under runs/."""
-    if args.out is None:
-        return new_folder(f"profile-{args.model.replace('/', '-')}")
-    out = Path(args.out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"[cli] --out expected a folder, got {out}")
-    out.mkdir(parents=True, exist_ok=True)
-    return out
-
-
 def write(made: Profile, out: Path, png: bool) -> list[Path]:
     """profile.json, .html, .png and trace.json in the folder; their paths."""
     texts = {"profile.json": json.dumps(made.values()), "profile.html": page.page(made),
@@ -95,5 +87,5 @@ def write(made: Profile, out: Path, png: bool) -> list[Path]:
     for name, text in texts.items():
         write_atomically(out / name, text.encode())
     if png:
-        plot.save(made, out / "profile.png")
+        write_atomically(out / "profile.png", plot.png(made))
     return [out / name for name in (*texts, *["profile.png"] * png)]

@@ -61,6 +61,10 @@ def listing() -> Answer:
 
 def trained(args: argparse.Namespace) -> Answer:
     """Train what is missing of the recipes asked for; their table."""
+    for flag, number, least in (("jobs", args.jobs, 1), ("budget-hours", args.budget_hours, 0)):
+        if number is not None and (number < least or not 0 < number < math.inf):
+            raise ValueError(f"[cli] --{flag} expected {'1 or more' if least else 'more than 0'}, "
+                             f"got {number:g}")
     seeds, recipes = seeds_of(args.seeds), chosen(args.recipe or recipe_files.papers())
     cases = [case_of(args, recipe) for recipe in recipes]
     if len(cases) == 1:
@@ -145,8 +149,6 @@ def within(args: argparse.Namespace, jobs: list[Job], costs: Costs,
            at_a_time: int) -> tuple[list[Job], float]:
     """(those that fit into --budget-hours, when these are over); timing them does not count."""
     hours = args.budget_hours
-    if not 0 < hours < math.inf:
-        raise ValueError(f"[cli] --budget-hours expected more than 0, got {hours:g}")
 
     def tell(text: str) -> None:
         if not args.quiet:

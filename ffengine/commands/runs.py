@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from ffengine.commands.options import (
     saved_data_options,
     saved_options,
 )
+from ffengine.engine.run.checkpoint import write_atomically
 from ffengine.engine.trainer import Trainer
 from ffengine.needs import need
 from ffengine.nn import LocalNet
+from ffengine.words import span
 
 
 def run_eval(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
@@ -46,8 +49,8 @@ def run_eval(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
               "checkpoint": str(run.found.path), "epochs": run.found.meta["position"]["epoch"],
               "test_samples": len(splits.test), "test_accuracy": correct,
               "layer_accuracy": layers, "layer_range": [start, end]}
-    rows = [f"test accuracy {100 * correct:.2f} % ({name} on {splits.called}, layers "
-            f"{start}-{end}, {run.found.path})"]
+    rows = [f"test accuracy {100 * correct:.2f} % ({name} on {splits.called}, "
+            f"{span(start, end)}, {run.found.path})"]
     rows += [f"  layer {i:3d}  " + ("super-classes" if a is None else f"{100 * a:6.2f} %")
              for i, a in enumerate(layers)]
     return "\n".join(rows), result
@@ -82,17 +85,29 @@ def run_export(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     suffix = ".pt2" if args.format == "pt2" else ".safetensors"
     out = Path(args.out) if args.out else run.found.path.parent / f"model{suffix}"
     net = run.net.eval()
-    if args.format == "safetensors":
-        writer = need("safetensors.torch", "[export] --format safetensors")
-        writer.save_file({k: t.contiguous() for k, t in net.state_dict().items()}, out)
-    else:
-        weight = next(net.parameters())
-        example = torch.zeros(2, *net.in_shape,
-                              dtype=torch.promote_types(weight.dtype, torch.float32))
-        rows = torch.export.Dim("batch", min=1)
-        program = torch.export.export(net, (example,), dynamic_shapes=({0: rows},))
-        with warnings.catch_warnings():  # of shared storages, which these weights do not have
-            warnings.simplefilter("ignore", UserWarning)
-            torch.export.save(program, out)
+    made = weights_of(net) if args.format == "safetensors" else program_of(net)
+    write_atomically(out, made)
     result = {"path": str(out), "format": args.format, "bytes": out.stat().st_size}
     return f"{out} ({args.format}, {result['bytes'] / 1e6:.1f} MB)", result
+
+
+def weights_of(net: LocalNet) -> bytes:
+    """A safetensors file of its state_dict."""
+    writer = need("safetensors.torch", "[export] --format safetensors")
+    made: bytes = writer.save({k: t.contiguous() for k, t in net.state_dict().items()})
+    return made
+
+
+def program_of(net: LocalNet) -> bytes:
+    """A pt2 file of torch.export; made in memory, where torch's own writer aborts the process when
+    the disk is full."""
+    weight = next(net.parameters())
+    example = torch.zeros(2, *net.in_shape,
+                          dtype=torch.promote_types(weight.dtype, torch.float32))
+    rows = torch.export.Dim("batch", min=1)
+    program = torch.export.export(net, (example,), dynamic_shapes=({0: rows},))
+    file = io.BytesIO()
+    with warnings.catch_warnings():  # of shared storages, which these weights do not have
+        warnings.simplefilter("ignore", UserWarning)
+        torch.export.save(program, file)
+    return file.getvalue()

@@ -1,4 +1,4 @@
-"""`ffengine models`, `plan`, `env`, `bench`: commands that train nothing."""
+"""`ffengine plan`, `env`, `bench`: commands that train nothing."""
 
 from __future__ import annotations
 
@@ -37,14 +37,10 @@ from ffengine.engine.memory.shapes import LayerSizes
 from ffengine.engine.run.recipe import Recipe
 from ffengine.engine.run.settings import Settings
 from ffengine.env import env_report, env_text
+from ffengine.words import span
 
 #: A suite's own output must not follow the JSON on standard output.
 STDERR = 2
-
-
-def run_models(args: argparse.Namespace) -> tuple[str, list[dict[str, str]]]:
-    found = [{"name": name, "paper": models.entry(name).paper} for name in models.names()]
-    return "\n".join(f"{row['name']:28s}{row['paper']}" for row in found), found
 
 
 def run_env(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
@@ -110,11 +106,11 @@ def planned(model: str, dataset: str | None, settings: Settings,
             f"  input {shape}, {net.num_classes} classes ({whose})",
             f"  floor {megabytes(plan.floor_bytes)} (parameters and optimizer states), working "
             f"{megabytes(plan.working_bytes)}",
-            f"  {'segment':>7} {'layers':>9} {'tile':>5} {'working':>10}"]
+            f"  {'segment':>7} {'':15} {'tile':>5} {'working':>10}"]
     for epoch, phase in found.phases:
         if len(found.phases) > 1:
             rows.append(f"  from epoch {epoch}: {megabytes(phase.peak_bytes)}")
-        rows += [f"  {i:7d} {segment.layers.start:4d}-{segment.layers.stop - 1:<4d} {tile:5d} "
+        rows += [f"  {i:7d} {span(segment.layers.start, segment.layers.stop - 1):>15} {tile:5d} "
                  f"{megabytes(segment.peak_bytes):>10}"
                  for i, (segment, tile) in enumerate(zip(phase.segments, phase.tile, strict=True))]
     return "\n".join(rows), result

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from ffengine import data, models
 from ffengine.adapt.edits import restructure
 from ffengine.commands.devices import emulate, emulation
+from ffengine.commands.folders import folder_for
 from ffengine.commands.options import (
     assignments,
     device_of,
@@ -33,13 +34,14 @@ from ffengine.commands.options import (
 )
 from ffengine.data import augment
 from ffengine.data.batches import Augment
+from ffengine.devices.catalog import Device
 from ffengine.engine.memory.budget import megabytes, parse_bytes
 from ffengine.engine.memory.plan import Plan
 from ffengine.engine.memory.planning import Planning
 from ffengine.engine.memory.plans import Job, Memory
 from ffengine.engine.memory.precision_fallback import rung
 from ffengine.engine.optim import round_weights
-from ffengine.engine.run import checkpoint
+from ffengine.engine.run import checkpoint, process
 from ffengine.engine.run.callbacks import Callback
 from ffengine.engine.run.evaluation import first_samples
 from ffengine.engine.run.recipe import Recipe
@@ -48,6 +50,8 @@ from ffengine.engine.schedules.schedule import of
 from ffengine.engine.trainer import Trainer
 from ffengine.env import instruction_set
 from ffengine.ops import backends
+from ffengine.words import count
+from ffengine.words import plan as in_words
 
 
 def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any] | None]:
@@ -88,7 +92,18 @@ def trained(args: argparse.Namespace) -> tuple[str, dict[str, Any] | None]:
                            structure=None if found is None else found.meta.get("structure"))
     trainer.notes |= told(splits, args, data_options)
     first = getattr(trainer, "first", True)  # of a pipeline's ranks one reads and writes
-    trainer.write_into(run_folder(args) if first else None)
+    with run_folder(args) if first else nullcontext() as out:
+        trainer.write_into(out)
+        return carried_out(args, trainer, splits, options, found, emulated, first=first)
+
+
+def carried_out(args: argparse.Namespace, trainer: Trainer, splits: data.Splits,
+                options: dict[str, Any], found: checkpoint.Checkpoint | None,
+                emulated: Device | None, *, first: bool) -> tuple[str, dict[str, Any] | None]:
+    """Train as it was announced, from `found` on, and beside the baselines; the run's report.
+
+    first: of a pipeline's ranks the one that reads and writes.
+    """
     if not args.augment or args.augment == "none":
         size, count = trainer.settings.batch_size, len(splits.train)
         trainer.schedule.expect(trainer.planning, count, size, shuffles(size, count), trainer.out)
@@ -227,10 +242,10 @@ def make_trainer(args: argparse.Namespace, recipe: Recipe, options: dict[str, An
 def announce(args: argparse.Namespace, trainer: Trainer) -> None:
     """Say what is about to be trained."""
     if not args.quiet:
-        count = sum(p.numel() for p in trainer.net.parameters())
+        parameters = sum(p.numel() for p in trainer.net.parameters())
         where = "" if trainer.out is None else f", into {trainer.out}"
         name = trainer.notes.get("data_label", args.data)
-        print(f"{args.model} on {name}: {count:,} parameters, plan "
+        print(f"{args.model} on {name}: {parameters:,} parameters, {epochs_text(trainer)}, plan "
               f"{plan_text(trainer.plan if trainer.schedule.planned else None)}{where}"
               f"{budget_text(trainer.planning)}{stages_text(trainer)}", file=sys.stderr)
 
@@ -243,24 +258,9 @@ def check_out(args: argparse.Namespace) -> None:
                          f"--resume {Path(args.out)} goes on with it")
 
 
-def run_folder(args: argparse.Namespace) -> Path:
+def run_folder(args: argparse.Namespace) -> AbstractContextManager[Path]:
     """--out, or a new folder under runs/."""
-    if args.out is not None:
-        return Path(args.out)
-    return new_folder(f"{args.model.replace('/', '-')}-{data.own.slug(args.data)}")
-
-
-def new_folder(name: str) -> Path:
-    """runs/NAME-N, made, with the first N that is free."""
-    number = 1
-    while True:
-        out = Path("runs") / f"{name}-{number}"
-        try:
-            os.makedirs(out)
-        except FileExistsError:
-            number += 1
-            continue
-        return out
+    return folder_for(args.out, f"{args.model.replace('/', '-')}-{data.own.slug(args.data)}")
 
 
 def check_watch(args: argparse.Namespace) -> None:
@@ -331,7 +331,8 @@ def values_of(args: argparse.Namespace, trainer: Trainer, splits: data.Splits, c
         "seconds_per_epoch": sum(r.seconds for r in rows) / max(len(rows), 1),
         "images_per_second": sum(r.images_per_second for r in rows) / max(len(rows), 1),
         "peak_bytes": trainer.peak_bytes or (rows[-1].peak_bytes if rows else 0),
-        "floor_bytes": trainer.floor_bytes, "out": str(trainer.out),
+        "floor_bytes": trainer.floor_bytes, "process_peak_bytes": process.high_water(),
+        "out": str(trainer.out),
         "plan": plan_values(trainer.plan_for(size)) if trainer.schedule.planned else None}
 
 
@@ -339,10 +340,11 @@ def report_of(trainer: Trainer, result: dict[str, Any]) -> str:
     """The same for people."""
     plan = trainer.plan_for(trainer.settings.batch_size) if trainer.schedule.planned else None
     return (f"test accuracy {100 * result['test_accuracy']:.2f} % on {result['data_label']} after "
-            f"{result['epochs_in_all']} epochs in {result['seconds']:.1f} s "
-            f"({result['images_per_second']:.0f} images/s, {result['backend']}); peak "
-            f"{megabytes(result['peak_bytes'])}, of it {megabytes(trainer.floor_bytes)} parameters "
-            f"and states; plan {plan_text(plan)}; run in {trainer.out}"
+            f"{epochs_text(trainer)} in {result['seconds']:.1f} s "
+            f"({result['images_per_second']:.0f} images/s on {result['device']}, back-end "
+            f"{result['backend']}); peak {megabytes(result['peak_bytes'])}, of it "
+            f"{megabytes(trainer.floor_bytes)} parameters and states; plan {plan_text(plan)}; the "
+            f"process held {megabytes(result['process_peak_bytes'])} at most; run in {trainer.out}"
             f"{budget_text(trainer.planning)}{stages_text(trainer)}")
 
 
@@ -353,6 +355,13 @@ def stages_text(trainer: Trainer) -> str:
     from ffengine.commands import staged
 
     return staged.stages_text(trainer)
+
+
+def epochs_text(trainer: Trainer) -> str:
+    """How many; and of how many a layer, where layers train one after the other."""
+    each = trainer.settings.epochs
+    more = "" if each == trainer.epochs else f" ({each} per layer)"
+    return f"{count(trainer.epochs, 'epoch')}{more}"
 
 
 def plan_values(plan: Plan) -> dict[str, Any]:
@@ -380,6 +389,4 @@ def budget_text(planning: Planning) -> str:
 def plan_text(plan: Plan | None) -> str:
     if plan is None:
         return "none"
-    cuts = ", ".join(map(str, plan.cuts)) or "none"
-    return (f"{megabytes(plan.peak_bytes)} (cuts {cuts}; tiles "
-            f"{', '.join(map(str, plan.tile))})")
+    return (f"{megabytes(plan.peak_bytes)} ({in_words(plan.cuts, plan.tile, plan.batch)})")

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ffengine.data import colour
+from ffengine.typed import typed
 
 
 class Op(Protocol):
@@ -193,6 +194,7 @@ _WORDS: dict[str, tuple[float, ...] | None] = {
 }
 
 
+@typed("augment")
 def by_name(text: str) -> Compose | None:
     """A `Compose` from words joined by "+", such as "crop4+flip+rotate15"; "none" gives None.
 

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from ffengine.data.image_set import ImageSet
 from ffengine.data.seeding import generator
+from ffengine.typed import typed
 
 Batch = tuple[Tensor, Tensor]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
+@typed("data")
 def loader(
     image_set: ImageSet,
     *,

@@ -17,6 +17,8 @@ from ffengine.data.image_set import ImageSet, Splits
 from ffengine.data.scale import SET, constants
 from ffengine.data.sizes import check_int, resize
 from ffengine.data.split import hold_out
+from ffengine.typed import typed
+from ffengine.words import meant
 
 _FILE_OPTIONS = ("valid_split", "urls", "checksums")
 _OPTIONS = {
@@ -26,6 +28,7 @@ _OPTIONS = {
 }
 
 
+@typed("data")
 def load(
     name: str,
     *,
@@ -85,12 +88,13 @@ def load(
 def _check(name: str, seed: int, valid: int | None, coarse: bool, options: dict[str, Any]) -> None:
     if name not in NAMES and not own.is_own(name):
         raise ValueError(f"[data] name must be one of {', '.join((*NAMES, *own.FORMS))}, got "
-                         f"{name!r}")
+                         f"{name!r}{meant(name, NAMES)}")
     known_options = own.options_of(name) if own.is_own(name) else _OPTIONS[name]
     for option in options:
         if option not in known_options:
             known = ", ".join(known_options)
-            raise ValueError(f"[data] options of {name} are {known}, got {option!r}")
+            raise ValueError(f"[data] options of {name} are {known}, got {option!r}"
+                             f"{meant(option, known_options)}")
     check_int("seed", seed, 0, 2**32 - 1)
     if valid is not None:
         check_int("valid", valid, 0)

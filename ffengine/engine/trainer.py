@@ -34,13 +34,15 @@ from ffengine.engine.run.arguments import with_old_keywords
 from ffengine.engine.run.callbacks import Callback, Callbacks
 from ffengine.engine.run.history import EpochSums, History, Row, mean
 from ffengine.engine.run.overtraining import Overtraining
+from ffengine.engine.run.process import device_for
 from ffengine.engine.run.progress import Progress
 from ffengine.engine.run.recipe import Recipe
 from ffengine.engine.run.settings import LearningRate, SchedulerFactory, Settings
-from ffengine.engine.run.stopping import FiniteCheck, Interrupts, TrainingInterrupted
+from ffengine.engine.run.stopping import FiniteCheck, Interrupts
 from ffengine.engine.schedules.schedule import Schedule, of
 from ffengine.nn.network import LocalNet
 from ffengine.ops import backends, product_rule
+from ffengine.typed import typed
 
 DEFAULT = Memory()
 
@@ -60,8 +62,11 @@ class Trainer:
             is the allocator's limit too (limit.py).
         backend: of the ops; "auto" picks what is fastest here.
         device: default is where the net is.
-        seed: of dropout.
-        out: run folder for history and checkpoints; None writes nothing.
+        seed: of what training draws: dropout, negatives, roundings of bf16 and 8-bit numbers. First
+            weights are of `torch.manual_seed` before the network is made, the order of samples of
+            the loader (`ff.data.loader(seed=)`).
+        out: run folder for history and checkpoints, without a run or with the one that `resume`
+            then takes; None writes nothing.
         progress: bar and one line an epoch on standard error.
         recipe: optimizer, weight decay and all else; default is the one that came with the net.
         memory: precisions of states and weights, micro-batches, how plans are ranked.
@@ -75,6 +80,7 @@ class Trainer:
     """
 
     @with_old_keywords
+    @typed("trainer")
     def __init__(self, net: LocalNet, *, epochs: int | None = None, lr: float | None = None,
                  batch_size: int | None = None, precision: str = "fp32",
                  memory_budget: str | int | None = None, backend: str = "auto",
@@ -88,7 +94,7 @@ class Trainer:
             recipe, lr=lr, epochs=epochs, batch_size=batch_size, seed=seed, precision=precision,
             states=memory.states or "fp32", weights=memory.weights or "fp32")
         self.budget = parse_bytes(memory_budget)
-        self.device = torch.device(device) if device else next(net.parameters()).device
+        self.device = device_for(net, device, self.budget)
         self.dtype = self.settings.dtype
         self.backend = backend
         backends.resolve("trainer", backend, self.device.type, self.dtype)
@@ -135,8 +141,9 @@ class Trainer:
         self.overtraining = Overtraining(self.schedule.total * usual)
 
     def write_into(self, out: str | os.PathLike[str] | None) -> None:
-        """Keep history and checkpoints in this run folder; None writes nothing."""
+        """Keep history and checkpoints in this run folder, as `out` does."""
         self.out = None if out is None else Path(out)
+        self.claimed: Path | None = None
         self.history = History(self.out)
 
     @property
@@ -240,6 +247,7 @@ class Trainer:
         self.peak_bytes = max(self.peak_bytes, meter.report.peak_bytes)
         return report
 
+    @typed("train")
     @left_outside
     def fit(self, train_loader: Iterable[Any], valid_loader: Iterable[Any] | None = None, *,
             until: int | None = None, callbacks: Sequence[Callback] = ()) -> History:
@@ -247,12 +255,14 @@ class Trainer:
 
         Batches come from any iterable of (x, y); with `set_epoch` (ours, DistributedSampler) it is
         told the epoch. With a validation loader the layer range is selected by SIP after each
-        epoch. Ctrl-C finishes the step, writes a checkpoint and raises TrainingInterrupted.
-        `callbacks` are told of steps, epochs and checkpoints, in order; see Callback.
+        epoch. Ctrl-C, or SIGTERM, finishes the step, writes a checkpoint and raises
+        TrainingInterrupted. `callbacks` are told of steps, epochs and checkpoints; see Callback.
 
         Raises:
+            ValueError: another run lies in `out`.
             TrainingStopped: naming layer, step and epoch; the last checkpoint stays as it was.
         """
+        saving.claim(self)
         until = self.epochs if until is None else until
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -301,7 +311,7 @@ class Trainer:
                 seen += samples
             bar.advance(self.sums, seen / max(time.perf_counter() - clock, 1e-9), self.peak_bytes)
             if stop.asked:
-                self._interrupted()
+                self._interrupted(stop.asked)
         saving.check_finite(self)
         if self.sums.samples == 0:
             raise ValueError("[train] expected a loader with at least one batch, got none")
@@ -315,7 +325,10 @@ class Trainer:
         seconds = time.perf_counter() - began
         self._finish_epoch(lr, self.evaluate(shown) if shown else None, valid, seconds, speed, bar)
         if stop.asked:
-            self._interrupted()
+            self._interrupted(stop.asked)
+
+    def _interrupted(self, signal: int) -> None:
+        saving.interrupted(self, signal)
 
     def train_on(self, item: Any) -> int:
         """`step` on a loader's next batch, and what it adds to the epoch's sums; its samples."""
@@ -347,13 +360,6 @@ class Trainer:
         if self.out is not None:
             self.callbacks.on_checkpoint(self, latest)
 
-    def _interrupted(self) -> None:
-        where = f"epoch {self.epoch}, batch {self.iteration}"
-        saving.check_finite(self)
-        self.history.keep_steps()
-        kept = f"; checkpoint {self.save()}" if self.out is not None else ""
-        raise TrainingInterrupted(f"[train] interrupted at {where}{kept}")
-
     @left_outside
     def evaluate(self, loader: Iterable[Any]) -> float:
         """Accuracy (0 to 1) of the class scores on a loader of (x, y)."""
@@ -373,11 +379,14 @@ class Trainer:
         """
         if path is None and self.out is None:
             raise ValueError("[checkpoint] expected a path, or a trainer with a run folder (out=)")
+        if path is None:
+            saving.claim(self)
         saving.check_finite(self)
         target = Path(path) if path is not None else Path(self.out or "") / checkpoint.LATEST
         checkpoint.save(target, saving.tensors(self), saving.description(self))
         return target
 
+    @typed("trainer")
     def resume(self, run: str | os.PathLike[str]) -> None:
         """Go on where a checkpoint stands, bit for bit; more `epochs` than it had are welcome.
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ffengine.models.registry import Recipe, register
 from ffengine.nn import LocalConv2d, LocalNet, Wire
+from ffengine.nn.checks import as_many
 from ffengine.nn.residual import Row, residual_blocks
 from ffengine.ops.config import LocalPassConfig, Norm
 
@@ -47,6 +48,7 @@ def chain(rows: list[Row], wires: list[Wire], *, num_classes: int,
 def tinycnn(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
             widths: tuple[int, ...] = (100, 200, 400, 400), **options: Any) -> LocalNet:
     """5x5 conv 100; avgpool, 5x5 conv 200; avgpool, 3x3 conv 400; 3x3 conv 400."""
+    as_many("deeperforward", "widths", widths, 4)
     ins = (in_channels, *widths[:-1])
     rows = [(i, o, k, 1) for i, o, k in zip(ins, widths, (5, 5, 3, 3), strict=True)]
     wires = [Wire(pool_before=p) for p in (False, True, True, False)]
@@ -60,6 +62,7 @@ def tinycnn(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
 def cnn14(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
           widths: tuple[int, ...] = (70, 140, 280, 560, 560), **options: Any) -> LocalNet:
     """VGG-like, 3x3: 70,70 | 140x3 | 280x3 | 560x3 | 560x3, average pool before each bar."""
+    as_many("deeperforward", "widths", widths, 5)
     rows, wires, last = [], [], in_channels
     for stage, (width, count) in enumerate(zip(widths, (2, 3, 3, 3, 3), strict=True)):
         for j in range(count):

@@ -18,6 +18,7 @@ from ffengine.engine.schedules.layerwise import Layerwise
 from ffengine.engine.schedules.schedule import Together
 from ffengine.models.registry import Recipe, register
 from ffengine.nn import LinearHead, LocalLinear, LocalNet, Overlay, Readout
+from ffengine.nn.drawing import normal
 from ffengine.nn.overlay import LabelPixel, overlay_mlp
 from ffengine.ops.config import LocalPassConfig, Norm, Peer, bce, threshold
 
@@ -68,6 +69,6 @@ def peer_norm(num_classes: int = 10, in_channels: int = 1, image_size: int = 28,
     net.schedule, net.selects_range = Together(), False
     net.makes_pairs = True
     for layer, width in zip(chain, ins, strict=True):
-        layer.weight.data.normal_(0.0, width**-0.5)
+        normal(layer.weight, width**-0.5)
         layer.bias.data.zero_()  # type: ignore[union-attr]
     return net

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from ffengine.data.scale import SET
 from ffengine.engine.run.recipe import Recipe as Recipe
+from ffengine.models.options import check, divisible
 from ffengine.nn import LocalNet
+from ffengine.words import meant
+
+log = logging.getLogger("ffengine")
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,8 @@ def enter(found: Entry) -> None:
 def entry(name: str) -> Entry:
     """The model registered as `name`; ValueError with the known names otherwise."""
     if name not in _MODELS:
-        raise ValueError(f"[models] unknown model {name!r}; known: {', '.join(sorted(_MODELS))}")
+        raise ValueError(f"[models] unknown model {name!r}{meant(name, _MODELS)}; known: "
+                         f"{', '.join(sorted(_MODELS))}")
     return _MODELS[name]
 
 
@@ -97,21 +106,58 @@ def names() -> list[str]:
 def create(name: str, **options: Any) -> LocalNet:
     """Build a network by name, e.g. create("deeperforward/resnet17", num_classes=10).
 
+    Where the paper's widths do not fall into a group for each of `num_classes`, they are rounded
+    up in proportion, and a line of the log says so.
+
     Raises:
         ValueError: unknown model (the known ones are listed) or unusable options.
-        TypeError: an option the builder does not have.
+        TypeError: an option the builder does not have, or of another type than it declares.
     """
     found = entry(name)
     known = found.options()
     for option in options:
         if option not in known:
-            raise TypeError(f"[models] unknown option {option!r} of {name}; known: "
-                            f"{', '.join(known)}")
+            raise TypeError(f"[models] unknown option {option!r} of {name}"
+                            f"{meant(option, known)}; known: {', '.join(known)}")
+    check(name, (found.build, *found.shared), known, options)
+    generator = torch.get_rng_state()
     try:
         net = found.build(**options)
-    except (TypeError, ValueError) as error:
-        if str(error).startswith("["):
-            raise
-        raise type(error)(f"[models] unusable options for {name}: {error}") from None
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        options = wider(found, options, error)
+        torch.set_rng_state(generator)
+        net = found.build(**options)
     net.origin, net.recipe = (name, options), found.recipe
     return net
+
+
+def wider(found: Entry, options: dict[str, Any], error: Exception) -> dict[str, Any]:
+    """The options with widths rounded up, where it is these that the builder refused.
+
+    Raises:
+        TypeError, ValueError: it is something else, or the widths are the caller's; these are then
+            named with values that would do.
+    """
+    rounded = divisible(found.options(), options)
+    try:
+        with torch.device("meta"):
+            found.build(**{**options, **rounded})
+    except (TypeError, ValueError, IndexError, RuntimeError):
+        rounded = {}
+    text = str(error) if str(error).startswith("[") else (
+        f"[models] unusable options for {found.name}: {error}")
+    given = [f"{name}={value}" for name, value in rounded.items() if name in options]
+    if given or not rounded:
+        fine = f"; {', '.join(given).replace(' ', '')} would do" if given else ""
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(
+            f"{text}{fine}") from None
+    say(f"[models] {found.name}: " + ", ".join(
+        f"{name}={value} in place of {found.options()[name]}" for name, value in rounded.items())
+        + f", which do not fall into {options.get('num_classes', 'these')} classes")
+    return {**options, **rounded}
+
+
+@functools.cache
+def say(text: str) -> None:
+    """One line of the log, once."""
+    log.warning("%s", text)

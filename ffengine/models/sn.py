@@ -20,6 +20,7 @@ from ffengine.data.superclasses import SuperClasses, by_name, given
 from ffengine.engine.schedules.layerwise import Layerwise
 from ffengine.models.registry import Recipe, register
 from ffengine.nn import LocalConv2d, LocalLinear, LocalNet
+from ffengine.nn.checks import as_many
 from ffengine.nn.layers import LocalLayer
 from ffengine.ops.config import (
     BatchNorm,
@@ -120,6 +121,7 @@ def cifar10(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
             widths: tuple[int, ...] = (20, 80, 240, 480),
             phi: float | tuple[float, ...] = 2.0) -> LocalNet:
     """Block 20, Block 80 pool, Block 240, Block 480 pool, Linear 20 (two units a class)."""
+    as_many("sn", "widths", widths, 4)
     return support_net(tuple(zip(widths, (False, True, False, True), strict=True)),
                        (2 * num_classes,), num_classes, (in_channels, image_size, image_size),
                        loss, readout, goodness, phi=phi)
@@ -143,6 +145,7 @@ def cifar100(num_classes: int = 100, in_channels: int = 3, image_size: int = 32,
     if supers.num_classes != num_classes:
         raise ValueError(f"[sn] superclasses expected one for each of the {num_classes} classes, "
                          f"got a map of {supers.num_classes}")
+    as_many("sn", "widths", widths, 7)
     pools = (False, True, False, True, False, True)
     return support_net(tuple(zip(widths[:-1], pools, strict=True)), widths[-1:], num_classes,
                        (in_channels, image_size, image_size), loss, readout, goodness, supers, 4,

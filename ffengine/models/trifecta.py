@@ -24,7 +24,7 @@ from ffengine.nn import (
     Readout,
     Wire,
 )
-from ffengine.nn.checks import one_of
+from ffengine.nn.checks import as_many, one_of
 from ffengine.nn.layers import LocalLayer
 from ffengine.nn.norms import KINDS
 from ffengine.ops.config import LocalPassConfig, Norm, symba, threshold
@@ -98,6 +98,7 @@ SMALL = {"epochs": 10, "batch_size": 32, "lr": 3e-3, "lr_min": 1e-4, "lr_drops":
 def shallow(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
             widths: tuple[int, ...] = tuple(w for w, _ in SHALLOW), **options: Any) -> LocalNet:
     """6 convolutions: 128p, 128, 256p, 256, 256, 512p."""
+    as_many("trifecta", "widths", widths, len(SHALLOW))
     rows = tuple((w, pool) for w, (_, pool) in zip(widths, SHALLOW, strict=True))
     return network(rows, num_classes, (in_channels, image_size, image_size), False, **options)
 
@@ -107,6 +108,7 @@ def shallow(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
 def deep(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
          widths: tuple[int, ...] = tuple(w for w, _ in DEEP), **options: Any) -> LocalNet:
     """12 convolutions: 64, 128p, 128 x 3, 256p, 256 x 3, 512p, 512, 512."""
+    as_many("trifecta", "widths", widths, len(DEEP))
     rows = tuple((w, pool) for w, (_, pool) in zip(widths, DEEP, strict=True))
     return network(rows, num_classes, (in_channels, image_size, image_size), False, **options)
 

@@ -20,6 +20,7 @@ from ffengine.nn.layers import LocalLayer, LocalLinear, as_laid_out
 from ffengine.nn.norms import normalise_input
 from ffengine.ops.config import Norm
 from ffengine.ops.tracing import traced
+from ffengine.typed import check_fields
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class Wire:
     join: Literal["none", "add", "concat"] = "none"
     branch: bool = False
     branch_pool: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields("wire", self)
 
 
 class Chain(nn.Module):

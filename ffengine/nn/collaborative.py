@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ffengine.nn.network import LocalNet
+from ffengine.typed import typed
 
 
 class CollaborativeNet(LocalNet):
@@ -24,6 +25,7 @@ class CollaborativeNet(LocalNet):
         weight: w; default 1 / (L - 1).
     """
 
+    @typed("collaborative")
     def __init__(self, *args: Any, gamma: float = 0.1, learned: bool = False,
                  weight: float | None = None, gamma_lr: float = 0.01, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ffengine.nn.checks import one_of
+from ffengine.nn.drawing import normal, whole
+from ffengine.typed import typed
 
 
 class LabelEncoding(nn.Module):
@@ -33,6 +35,7 @@ class LabelEncoding(nn.Module):
     #: Where in a flat input the label row stands as it is, if it does.
     columns: slice | None = None
 
+    @typed("encoding")
     def __init__(self, num_classes: int, in_shape: tuple[int, ...]) -> None:
         super().__init__()
         if num_classes < 2:
@@ -95,6 +98,7 @@ class Overlay(LabelEncoding):
         ValueError: fewer pixels than classes, a value that is no number.
     """
 
+    @typed("encoding")
     def __init__(self, num_classes: int, in_shape: tuple[int, ...],
                  value: float | Literal["max"] = 1.0, neutral_value: float = 0.1) -> None:
         super().__init__(num_classes, in_shape)
@@ -136,6 +140,7 @@ class Overlay(LabelEncoding):
 class Concat(LabelEncoding):
     """The image's elements, then the label row (FFLib); the neutral row is zero (FFNN+C)."""
 
+    @typed("encoding")
     def __init__(self, num_classes: int, in_shape: tuple[int, ...]) -> None:
         super().__init__(num_classes, in_shape)
         self.shape = (math.prod(in_shape) + num_classes,)
@@ -169,6 +174,7 @@ class LabelChannel(LabelEncoding):
 
     neutral_label: torch.Tensor
 
+    @typed("encoding")
     def __init__(self, num_classes: int, in_shape: tuple[int, ...], learned: bool = True,
                  neutral: Literal["mean", "random"] = "mean") -> None:
         super().__init__(num_classes, in_shape)
@@ -179,9 +185,10 @@ class LabelChannel(LabelEncoding):
         self.shape = (channels + 1, height, width)
         self.learned, self.neutral_kind = learned, neutral
         # one draw for all samples and runs, so that neither a split nor a resume changes a score
-        self.register_buffer("neutral_label", torch.randint(num_classes, (1,)))
-        self.weight = nn.Parameter(torch.randn(num_classes, height * width),
-                                   requires_grad=learned)
+        self.register_buffer("neutral_label", torch.zeros(1, dtype=torch.int64))
+        whole(self.neutral_label, num_classes)
+        self.weight = nn.Parameter(torch.empty(num_classes, height * width), requires_grad=learned)
+        normal(self.weight, 1.0)
 
     def base(self, x: torch.Tensor) -> torch.Tensor:
         return F.pad(x, (0, 0, 0, 0, 0, 1))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ffengine.nn.checks import one_of
+from ffengine.typed import at_least, typed
 
 #: double-softmax: cross-entropy of softmax(logits), CwComp's published bug.
 HeadLoss = Literal["ce", "double-softmax", "sparsemax"]
@@ -60,6 +61,7 @@ class LinearHead(nn.Module):
         optim: hyper-parameters that differ from the run's, as keywords of OptimConfig.
     """
 
+    @typed("head")
     def __init__(self, layers: Sequence[int], in_features: int, num_classes: int, *,
                  bias: bool = True, image: Literal["pass", "neutral", "blank"] = "pass",
                  features: Literal["z", "h"] = "z", loss: HeadLoss = "ce",
@@ -74,6 +76,7 @@ class LinearHead(nn.Module):
                 ("loss", loss, ("ce", "double-softmax", "sparsemax")),
                 ("init", init, ("uniform", "zeros", "ones"))):
             one_of("head", name, value, known)
+        at_least("head", "in_features", in_features, 0)
         self.layers, self.image, self.features, self.loss = tuple(layers), image, features, loss
         self.num_classes, self.optim = num_classes, optim or {}
         weight = torch.empty(num_classes, in_features)

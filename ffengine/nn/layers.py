@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ffengine.nn.checks import positive
 from ffengine.nn.convolution import convolve
+from ffengine.nn.drawing import he_normal
 from ffengine.nn.norms import Normalised, PreNorm
 from ffengine.ops import product
 from ffengine.ops.batch_pass import batch_pass
@@ -24,6 +26,7 @@ from ffengine.ops.tracing import traced
 from ffengine.ops.weight_update import ConvGeometry
 from ffengine.reference import local_pass as reference
 from ffengine.reference.norms import batch_normed
+from ffengine.typed import typed
 
 #: What the batch's other samples do to a sample, between activation and goodness.
 Coupling = BatchNorm | Peer
@@ -239,11 +242,14 @@ class LocalConv2d(LocalLayer):
     `groups` are the convolution's channel groups (CFSE); other arguments as LocalLayer's.
     """
 
+    @typed("LocalConv2d")
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1,
                  padding: int | None = None, groups: int = 1, bias: bool = False,
                  dropout: float = 0.0, config: LocalPassConfig | None = None,
                  pre_norm: PreNorm | None = None, batch_coupling: Coupling | None = None,
                  init: Init = "he") -> None:
+        positive("LocalConv2d", in_channels=in_channels, out_channels=out_channels,
+                 kernel_size=kernel_size, stride=stride, groups=groups)
         super().__init__(out_channels, config or LocalPassConfig(), dropout, pre_norm,
                          batch_coupling)
         if in_channels % groups or out_channels % groups:
@@ -277,10 +283,12 @@ class LocalConv2d(LocalLayer):
 class LocalLinear(LocalLayer):
     """linear -> sweep; input (N, in_features), maps are flattened."""
 
+    @typed("LocalLinear")
     def __init__(self, in_features: int, out_features: int, *, bias: bool = True,
                  dropout: float = 0.0, config: LocalPassConfig | None = None,
                  pre_norm: PreNorm | None = None, batch_coupling: Coupling | None = None,
                  init: Init = "he") -> None:
+        positive("LocalLinear", in_features=in_features, out_features=out_features)
         super().__init__(out_features, config or LocalPassConfig(), dropout, pre_norm,
                          batch_coupling)
         self.init: Init = init
@@ -352,7 +360,7 @@ def initial(shape: tuple[int, ...], bias: bool,
     weight = torch.empty(shape)
     offset = torch.zeros(shape[0])
     if init == "he":
-        nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+        he_normal(weight)
     elif init == "torch":
         bound = (weight[0].numel()) ** -0.5
         nn.init.uniform_(weight, -bound, bound)

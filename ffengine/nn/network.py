@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from torch import nn
 from ffengine.data.negatives import KINDS
 from ffengine.nn import credit, differentiable
 from ffengine.nn.chain import Chain, Wire
-from ffengine.nn.checks import one_of
+from ffengine.nn.checks import one_of, positive
 from ffengine.nn.encoding import LabelEncoding
 from ffengine.nn.heads import Columns, LinearHead, Receiver
 from ffengine.nn.layers import LocalLayer, keep_weights_channels_last
@@ -25,6 +25,7 @@ from ffengine.nn.try_labels import label_goodness
 from ffengine.ops.config import Norm
 from ffengine.ops.tracing import traced
 from ffengine.reference.local_pass import normalise
+from ffengine.typed import typed
 
 
 class LocalNet(Chain):
@@ -58,6 +59,7 @@ class LocalNet(Chain):
     #: SIP may choose the layer range on validation data.
     selects_range = True
 
+    @typed("network")
     def __init__(self, layers: Sequence[LocalLayer], wires: Sequence[Wire] | None = None, *,
                  num_classes: int, in_shape: tuple[int, ...],
                  input_norm: Literal["layer", "none"] | Norm = "layer",
@@ -66,6 +68,9 @@ class LocalNet(Chain):
                  propagate: Literal["stale", "updated"] = "stale",
                  heads: Sequence[LinearHead] = (), readout: Readout | None = None) -> None:
         super().__init__(layers, wires, num_classes, in_shape, input_norm, encoding)
+        positive("network", num_classes=num_classes)
+        if isinstance(input_norm, str):
+            one_of("network", "input_norm", input_norm, ("layer", "none"))
         one_of("network", "propagate", propagate, ("stale", "updated"))
         one_of("network", "negatives", negatives, KINDS)
         self.negatives, self.propagate = negatives, propagate
@@ -108,7 +113,8 @@ class LocalNet(Chain):
 
     def set_range(self, start: int, end: int) -> None:
         """Sum goodness over layers start..end (inclusive); later layers are skipped in forward."""
-        if not 0 <= start <= end < len(self.layers):
+        if not (isinstance(start, int) and isinstance(end, int)
+                and 0 <= start <= end < len(self.layers)):
             raise ValueError(f"[network] layer range must satisfy 0 <= start <= end < "
                              f"{len(self.layers)}, got ({start}, {end})")
         self._range = (start, end)
@@ -189,8 +195,17 @@ class LocalNet(Chain):
             return self.readout.of_goodness(self.goodness(x, end=end, backend=backend)[start:])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Class scores (N, classes)."""
+        """Class scores (N, classes) of samples (N, *in_shape)."""
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+            came = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
+            raise TypeError(f"[network] input expected a floating-point tensor, got {came}")
         return self.scores(x)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What torch.jit.script asks for first: it reads Python, of which it knows too little."""
+        raise TypeError("[network] torch.jit.script expected a module in its own subset of Python, "
+                        f"got {type(self).__name__}; torch.jit.trace(net, x), torch.export and "
+                        "torch.compile take it")
 
     def cut(self, depth: int) -> None:
         """Drop the layers past the first `depth`, and the heads that read them."""
@@ -202,6 +217,7 @@ class LocalNet(Chain):
             h for h in self.heads if isinstance(h, LinearHead) and max(h.layers) < depth)
         self.shapes = self.shapes[:depth + 1]
 
+    @typed("network")
     def append(self, layer: LocalLayer, wire: Wire | None = None) -> None:
         """One more layer on top; those below keep what they learned (`Layerwise(start=...)`)."""
         top = len(self.layers) - 1

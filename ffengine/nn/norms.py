@@ -21,6 +21,7 @@ from ffengine.ops.overflow import LARGEST
 from ffengine.ops.tracing import traced
 from ffengine.reference import local_pass as reference
 from ffengine.reference.norms import standardised
+from ffengine.typed import typed
 
 Kind = Literal["batch", "batch-running", "layer", "layer-no-mean"]
 KINDS = ("batch", "batch-running", "layer", "layer-no-mean")
@@ -48,6 +49,7 @@ class PreNorm(nn.Module):
     running_mean: torch.Tensor | None
     running_var: torch.Tensor | None
 
+    @typed("norm")
     def __init__(self, kind: Kind, shape: tuple[int, ...], eps: float = 1e-5,
                  momentum: float = 0.1) -> None:
         super().__init__()

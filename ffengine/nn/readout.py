@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from ffengine.nn.checks import one_of
 from ffengine.reference.local_pass import sparsemax
+from ffengine.typed import check_fields
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Readout:
     squash: Literal["softmax", "sparsemax"] = "softmax"
 
     def __post_init__(self) -> None:
+        check_fields("readout", self)
         one_of("readout", "source", self.source, ("goodness", "head", "predictors"))
         one_of("readout", "squash", self.squash, ("softmax", "sparsemax"))
 

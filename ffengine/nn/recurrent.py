@@ -25,6 +25,7 @@ from ffengine.ops.config import LocalPassConfig, Norm
 from ffengine.ops.local_pass import local_pass
 from ffengine.ops.tracing import traced
 from ffengine.reference.local_pass import local_pass as reference_pass
+from ffengine.typed import typed
 
 LENGTH = Norm("length", eps=1e-4, length="l2")
 Hidden = Sequence[torch.Tensor]
@@ -44,6 +45,7 @@ class RecurrentNet(LocalNet):
 
     makes_pairs = True
 
+    @typed("recurrent")
     def __init__(self, widths: Sequence[int], *, config: LocalPassConfig, num_classes: int,
                  in_shape: tuple[int, ...], beta: float = 0.7, frames: tuple[int, int] = (3, 8),
                  negatives: str = "inverse", theta: float | None = None, **options: Any) -> None:

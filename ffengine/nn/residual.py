@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ffengine.nn.chain import Wire
+from ffengine.nn.checks import as_many
 
 #: (in channels, out channels, kernel, stride) of a convolution.
 Row = tuple[int, int, int, int]
@@ -15,6 +16,7 @@ def residual_blocks(in_channels: int, planes: tuple[int, ...], counts: tuple[int
     DeeperForward, eq. 10 and 11: where channels differ the last conv yields C - C_in of them and
     the shortcut is concatenated; the shortcut is pooled once, where a stage ends.
     """
+    as_many("residual", "counts of blocks", counts, len(planes))
     rows: list[Row] = [(in_channels, planes[0], 3, 1)]
     wires, last = [Wire(branch=shortcuts)], planes[0]
     for stage, (width, count) in enumerate(zip(planes, counts, strict=True)):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ffengine.nn.differentiable import Call, direct
+from ffengine.nn.drawing import he_normal
 from ffengine.nn.plain import PlainNet
 
 
@@ -26,7 +27,7 @@ class NormedConv(nn.Conv2d):
 
     def __init__(self, ins: int, outs: int, kernel: int, stride: int = 1) -> None:
         super().__init__(ins, outs, kernel, stride, kernel // 2, bias=False)
-        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        he_normal(self.weight)
         self.norm_weight, self.norm_bias = (
             nn.Parameter(torch.full((outs,), value)) for value in (1.0, 0.0))
         self.register_buffer("running_mean", torch.zeros(outs))

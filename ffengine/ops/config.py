@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 
 import torch
 
+from ffengine.typed import check_fields, typed
+
 #: What annotations say of a field where torch records an op (ffengine/ops/launch.py): a tensor is
 #: written, a whole number has no sign in its 64 bits, a field stays behind.
 WRITTEN, UNSIGNED, ASIDE = "written", "unsigned", "aside"
@@ -55,6 +57,8 @@ class Loss:
     def __post_init__(self) -> None:
         if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in self.p):
             raise ValueError(f"[loss] {self.name} expected finite numbers, got {self.p}")
+        if self.reduction not in ("mean", "sum"):
+            raise ValueError(f"[loss] reduction expected mean or sum, got {self.reduction!r}")
 
     @property
     def code(self) -> int:
@@ -118,6 +122,7 @@ def threshold(
     return Loss("threshold", (theta, 1.0 if maximize else -1.0, 0.0), reduction)
 
 
+@typed("loss")
 def bce(width: float, reduction: Literal["mean", "sum"] = "mean") -> Loss:
     """BCE-with-logits of g - width (Löwe et al.: g = sum of squares, width = units). K = 1."""
     return Loss("bce", (float(width), 1.0, 0.0), reduction)
@@ -140,6 +145,7 @@ def cwg(
     return Loss("cwg", (weight, theta, 0.0), reduction)
 
 
+@typed("loss")
 def margin(group: int, reduction: Literal["mean", "sum"] = "sum") -> Loss:
     """Growth: maximise sum of g[:, group] over y = 1 rows minus the sum over y = 0 rows."""
     return Loss("margin", (float(group), 0.0, 0.0), reduction)
@@ -164,6 +170,9 @@ class Norm:
             raise ValueError(
                 f"[norm] kind must be one of {', '.join(NORM_CODES)}, got {self.kind!r}"
             )
+        check_fields("norm", self)
+        if self.eps < 0:
+            raise ValueError(f"[norm] eps expected 0 or more, got {self.eps}")
 
 
 @dataclass(frozen=True)
@@ -179,7 +188,7 @@ class Dropout:
     step: int = 0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.p < 1.0:
+        if not isinstance(self.p, (int, float)) or not 0.0 <= self.p < 1.0:
             raise ValueError(f"[dropout] p must lie in [0, 1), got {self.p}")
 
     @property
@@ -211,6 +220,7 @@ class BatchNorm:
         if self.order not in ("norm_pool", "pool_norm"):
             raise ValueError(
                 f"[batch_norm] order must be norm_pool or pool_norm, got {self.order!r}")
+        check_fields("batch_norm", self)
 
 
 @dataclass(frozen=True)
@@ -224,6 +234,9 @@ class Peer:
 
     weight: float = 0.03
     momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_fields("peer", self)
 
 
 @dataclass(frozen=True)
@@ -277,6 +290,12 @@ class LocalPassConfig:
                 raise ValueError(
                     f"[local_pass] {name} must be one of {', '.join(known)}, got {value!r}"
                 )
+        for name, kind in (("groups", (int, tuple)), ("norm", Norm), ("dropout", Dropout),
+                           ("blend", (int, float))):
+            if not isinstance(getattr(self, name), kind):
+                check_fields("local_pass", self)  # says which and what
+        if not 0 <= self.blend <= 1:
+            raise ValueError(f"[local_pass] blend expected 0 to 1, got {self.blend}")
         if not (isinstance(self.loss, Loss) or callable(self.loss)):
             raise TypeError(
                 "[local_pass] loss must be a Loss or a function of (g, y), "

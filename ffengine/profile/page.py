@@ -25,7 +25,7 @@ def page(profile: Profile) -> str:
     content = json.dumps(values(profile), separators=(",", ":")).replace("</", "<\\/")
     tables = "\n".join(table(profile, i, phase) for i, phase in enumerate(profile.phases))
     words = {"title": f"{profile.model}, batch {profile.batch}, {profile.precision}, "
-                      f"{profile.device} ({profile.backend})",
+                      f"on {profile.device}, back-end {profile.backend}",
              "lead": headline(profile, profile.highest), "how": HOW.format(steps=profile.steps),
              "text": text(profile)}
     filled = {**{k: html.escape(v) for k, v in words.items()}, "data": content, "tables": tables}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
+import io
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,8 @@ def check() -> None:
                          "ffengine[plot], or --no-png")
 
 
-def save(profile: Profile, path: Path) -> None:
-    """Write the PNG."""
+def png(profile: Profile) -> bytes:
+    """The PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -40,10 +40,13 @@ def save(profile: Profile, path: Path) -> None:
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1)
     figure.suptitle(f"{profile.model}, batch {profile.batch}, {profile.precision}, "
-                    f"{profile.device} ({profile.backend})", fontsize=14, fontweight="bold")
+                    f"on {profile.device}, back-end {profile.backend}", fontsize=14,
+                    fontweight="bold")
     _times(above, profile)
     _memory(below, profile)
-    figure.savefig(path, dpi=130)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=130)
+    return file.getvalue()
 
 
 def rows_of(profile: Profile) -> list[tuple[str, Sum]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ffengine.engine.memory.budget import megabytes
 from ffengine.engine.memory.meter import KINDS
 from ffengine.profile.spans import Phase, Profile, Sum
+from ffengine.words import plan
 
 #: Column heads of the parts, in the order they are printed.
 HEADS = {"forward": "forward", "sweep": "sweep", "update": "update", "linear_step": "stream",
@@ -32,8 +33,8 @@ HOW = ("Times are medians of {steps} unmetered steps. Memory is of one metered s
 def title(profile: Profile) -> str:
     budget = "" if profile.budget is None else f", budget {megabytes(profile.budget)}"
     return (f"{profile.model}, batch {profile.batch} ({profile.rows} rows), {profile.precision}, "
-            f"{profile.device} ({profile.backend}): planned {megabytes(profile.planned_bytes)}"
-            f"{budget}")
+            f"on {profile.device}, back-end {profile.backend}: planned "
+            f"{megabytes(profile.planned_bytes)}{budget}")
 
 
 def machine(profile: Profile) -> str:
@@ -77,9 +78,8 @@ def place(profile: Profile, phase: Phase) -> str:
 def phase_lines(profile: Profile, phase: Phase) -> list[str]:
     total, parts = phase.total(), [p for p in HEADS if p in phase.total().parts]
     spread = phase.measured
-    cuts = ", ".join(map(str, phase.plan.cuts)) or "none"
     lines = [f"phase {phase.number}: {phase.label} in training (epoch {phase.epoch}, batch "
-             f"{phase.iteration}), cuts {cuts}, tiles {', '.join(map(str, phase.plan.tile))}: "
+             f"{phase.iteration}), {plan(phase.plan.cuts, phase.plan.tile, profile.rows)}: "
              f"{1e3 * phase.seconds:.2f} ms a step (whole steps {1e3 * spread['min']:.2f} to "
              f"{1e3 * spread['max']:.2f}), {100 * total.share:.0f} % of the roofline",
              headline(profile, phase),

@@ -26,7 +26,7 @@ from ffengine.cli import main
     (["cff/fixed", "norm=batch"], "length, layer", "'batch'"),
     (["cff/fixed", "layers=(10,)"], "2 layers or more", "got 1"),
     (["bp/sn/mlp", "loss=l1"], "pvn, cwc, ce", "'l1'"),
-    (["bp/fflib/ffnn", "layers=(0.5,)"], "channels must be a multiple", "got 0.5"),
+    (["bp/fflib/ffnn", "layers=(0.5,)"], "layers expected a tuple of whole numbers", "got (0.5,)"),
 ])
 def test_unusable_options(capsys, tmp_path, monkeypatch, words, expected, came):
     monkeypatch.chdir(tmp_path)

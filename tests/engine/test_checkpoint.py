@@ -99,6 +99,7 @@ def test_weights_that_are_not_finite_never_replace_a_checkpoint(saved):
     path = saved / "latest.safetensors"
     kept = path.read_bytes()
     t = trainer(out=saved)
+    t.resume(saved)
     t.finite.every = 50  # as on a GPU: what went wrong has not been looked at yet
     with torch.no_grad():
         t.net.layer(1).weight[0, 0, 0, 0] = float("nan")

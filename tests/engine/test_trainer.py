@@ -235,10 +235,10 @@ def test_watch_off_the_cpu_reads_rarely_and_names_the_first_bad_step():
 
 
 class Interrupting:
-    """A loader that sends this process Ctrl-C before its batch number `at` in epoch 1."""
+    """A loader that sends this process a signal before its batch number `at` in epoch 1."""
 
-    def __init__(self, loader, at):
-        self.loader, self.at, self.epoch = loader, at, 0
+    def __init__(self, loader, at, number=signal.SIGINT):
+        self.loader, self.at, self.epoch, self.number = loader, at, 0, number
 
     def __len__(self):
         return len(self.loader)
@@ -250,19 +250,21 @@ class Interrupting:
     def __iter__(self):
         for i, item in enumerate(self.loader):
             if self.epoch == 1 and i == self.at:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), self.number)
             yield item
 
 
-def test_ctrl_c_finishes_the_step_and_the_run_goes_on_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_finishes_the_step_and_the_run_goes_on_bit_for_bit(tmp_path, number):
+    """And so does a batch system's SIGTERM."""
     train, valid, _ = loaders()
     straight = trainer()
     straight.fit(train, valid)
     stopped = trainer(out=tmp_path)
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(ff.TrainingInterrupted, match=r"epoch 1, batch 2; checkpoint"):
-        stopped.fit(Interrupting(train, 1), valid)
-    assert signal.getsignal(signal.SIGINT) is handler
+    handler = signal.getsignal(number)
+    with pytest.raises(ff.TrainingInterrupted, match=r"epoch 1, batch 2; checkpoint") as caught:
+        stopped.fit(Interrupting(train, 1, number), valid)
+    assert signal.getsignal(number) is handler and caught.value.signal == number
     resumed = trainer(net=network(9), out=tmp_path)
     resumed.resume(tmp_path)
     assert (resumed.epoch, resumed.iteration, resumed.steps) == (1, 2, 5)
@@ -271,6 +273,24 @@ def test_ctrl_c_finishes_the_step_and_the_run_goes_on_bit_for_bit(tmp_path):
     assert [r.epoch for r in rows] == [0, 1, 2, 3]
     for mine, theirs in zip(rows, straight.history.rows, strict=True):
         assert (mine.losses, mine.train_accuracy) == (theirs.losses, theirs.train_accuracy)
+
+
+def test_a_run_is_gone_on_with_or_stays(tmp_path):
+    train, valid, _ = loaders()
+    first = trainer(out=tmp_path / "run")
+    first.fit(train, valid, until=1)
+    first.fit(train, valid, until=2)  # its own run
+    first.save(tmp_path / "elsewhere" / "latest.safetensors")
+    kept = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    fresh = trainer(out=tmp_path / "run")
+    for write in (lambda: fresh.fit(train, valid), lambda: fresh.save(),
+                  lambda: fresh.resume(tmp_path / "elsewhere")):
+        with pytest.raises(ValueError, match=r"^\[trainer\] out expected a folder without a run, "
+                                             r"got .*/run; resume\('.*/run'\) goes on with it$"):
+            write()
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == kept
+    fresh.resume(tmp_path / "run")
+    assert [row.epoch for row in fresh.fit(train, valid, until=3).rows] == [0, 1, 2]
 
 
 def test_importing_is_light():

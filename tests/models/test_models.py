@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from ffengine import models
-from ffengine.models import recipe_files
+from ffengine.models import recipe_files, registry
 from ffengine.nn import LocalNet
 
 SMALL = {
@@ -156,7 +158,46 @@ def test_unknown_models_and_options() -> None:
         models.create("deeperforward/tinycnn", depth=3)
 
 
-def test_channels_that_classes_do_not_divide() -> None:
-    with pytest.raises(ValueError, match="multiple of the 7 groups") as caught:
-        models.create("deeperforward/tinycnn", num_classes=7)
-    assert "\n" not in str(caught.value)
+def test_widths_that_classes_do_not_divide_are_rounded_up(
+        caplog: pytest.LogCaptureFixture) -> None:
+    """And a line says so, once; first weights are those of a network that was asked for them."""
+    registry.say.cache_clear()
+    torch.manual_seed(0)
+    net = models.create("deeperforward/tinycnn", num_classes=7)
+    assert [net.layer(i).units for i in range(4)] == [105, 210, 420, 420]
+    assert net.origin == ("deeperforward/tinycnn",
+                          {"num_classes": 7, "widths": (105, 210, 420, 420)})
+    torch.manual_seed(0)
+    asked = models.create("deeperforward/tinycnn", num_classes=7, widths=(105, 210, 420, 420))
+    assert torch.equal(net.layer(3).weight, asked.layer(3).weight)
+    assert caplog.messages == [
+        "[models] deeperforward/tinycnn: widths=(105, 210, 420, 420) in place of "
+        "(100, 200, 400, 400), which do not fall into 7 classes"]
+
+
+@pytest.mark.parametrize("name, options, said", [
+    ("deeperforward/tinycnn", {"widths": (11, 20, 20, 20)},
+     "multiple of the 10 groups, got 11 channels; widths=(20,20,20,20) would do"),
+    ("sn/mlp", {"num_classes": 7, "layers": (100, 100)},
+     "got 100 channels; layers=(105,105) would do"),
+    ("deeperforward/resnet17", {"num_classes": 7, "planes": (10, 20, 40)},
+     "got 10 channels; planes=(14,28,56) would do"),
+    ("deeperforward/tinycnn", {"widths": (11, 20)}, "[deeperforward] expected 4 widths, got 2"),
+    ("deeperforward/resnet33", {"planes": (10, 20)}, "[residual] expected 2 counts of blocks, got"),
+    ("sn/mlp", {"layers": 100}, "[models] sn/mlp: layers expected a tuple of whole numbers, got"),
+    ("sn/mlp", {"num_classes": 0}, "[models] sn/mlp: num_classes expected 1 or more, got 0"),
+    ("bp/sn/mlp", {"phi": "x"}, "[models] bp/sn/mlp: phi expected a number or a tuple of numbers")])
+def test_widths_of_ones_own_stay_or_are_refused(name: str, options: dict[str, Any],
+                                                said: str) -> None:
+    with pytest.raises((ValueError, TypeError)) as caught:
+        models.create(name, **options)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("classes", [7, 37])
+def test_every_model_takes_any_number_of_classes(classes: int) -> None:
+    for name in models.names():
+        supers = {"superclasses": tuple(c % 2 for c in range(classes))} if (
+            models.entry(name).options().get("superclasses")) else {}
+        with torch.device("meta"):
+            assert models.create(name, num_classes=classes, **supers).num_classes == classes

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from ffengine.commands.reproduction.tables import Row
+from ffengine.engine.run.checkpoint import write_atomically
 from ffengine.needs import need
 
 PAPER, OURS = "#3b6ea5", "#c1272d"
@@ -39,9 +41,10 @@ def rows_beside(path: Path, rows: Sequence[Row]) -> None:
                 borderaxespad=0.2)
     axes.set_title(rows[0]["paper"], loc="left", fontsize=11)
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
     plt.close(figure)
+    write_atomically(path, file.getvalue())
 
 
 def label(row: Row) -> str:

@@ -14,6 +14,7 @@ from ffengine.engine.parallel.cutting import Piece
 from ffengine.engine.run.settings import Settings
 from ffengine.engine.schedules.schedule import Schedule
 from ffengine.nn.network import LocalNet
+from ffengine.typed import check_fields
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class Memory:
     costs: str = "measured"
     micro_batch: int | None = None
     plan: Plan | None = None
+
+    def __post_init__(self) -> None:
+        check_fields("trainer", self)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from signal import SIGINT
 from typing import Any
 
 import torch
@@ -238,18 +239,18 @@ class PipelineTrainer(Trainer):
             self.memory = [memory for _, _, memory in found]
             self.peak_bytes = max(peak for peak, _ in self.memory)
 
-    def stopped(self) -> None:
+    def stopped(self, signal: int = SIGINT) -> None:
         """The first stage was interrupted; every stage stops at the same batch."""
         if self._outlet is not None:
             self._outlet.put(Message(STOP))
         self.meet()
         if self._saves and not self.first:
             self.save()
-        super()._interrupted()
+        super()._interrupted(signal)
 
-    def _interrupted(self) -> None:
+    def _interrupted(self, signal: int) -> None:
         if self.first and self.epoch < self._until and not self.ended:
-            self.stopped()
+            self.stopped(signal)
 
     def evaluate(self, loader: Iterable[Any]) -> float:
         """Accuracy (0 to 1) of the class scores on a loader of (x, y); on rank 0, outside of

@@ -50,18 +50,31 @@ class Checkpoint:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes `path`'s place when the block ends well, and is on disk by then."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A file that takes `path`'s place when the block ends well, and is on disk by then.
+
+    Raises:
+        OSError: one line with the path, of a full disk say; what stood there stands, and no folder
+            that was made for it is left.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    made = [folder for folder in path.parents if not folder.exists()]
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb+") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+            for folder in made:
+                folder.rmdir()
+        if isinstance(error, OSError):
+            raise OSError(f"[files] expected to write {path}, got: "
+                          f"{error.strerror or error}") from error
+        raise
+    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -75,6 +88,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
+    """The whole of `data` as the file `path`, or no change; see `replacing`."""
     with replacing(path) as file:
         file.write(data)
 
@@ -110,7 +124,9 @@ def copy(path: Path, to: Path) -> None:
     try:
         os.link(path, temporary)
     except OSError:
-        shutil.copyfile(path, temporary)
+        with path.open("rb") as source, replacing(to) as file:
+            shutil.copyfileobj(source, file)
+        return
     os.replace(temporary, to)
     sync_folder(to.parent)
 

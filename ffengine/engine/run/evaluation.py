@@ -15,6 +15,7 @@ from ffengine.engine.context import BatchReport
 from ffengine.engine.memory.shapes import NetSizes, measure
 from ffengine.engine.run.state import TrainingRun
 from ffengine.nn.network import LocalNet
+from ffengine.typed import check
 
 #: Training samples that a network of positive and negative rows is tested on after an epoch.
 SHOWN = 1000
@@ -29,6 +30,7 @@ class Samples:
 
     def __init__(self, loader: Iterable[Any], device: torch.device, dtype: torch.dtype,
                  rows: int) -> None:
+        check("data", "a loader", loader, Iterable[Any])
         self.loader, self.device, self.dtype, self.rows = loader, device, dtype, rows
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -181,12 +181,16 @@ class History:
         make = event_writer()
         if make is None:
             return
-        if self._writer is None:
-            self._writer = make(str(self.folder), purge_step=at)
-        for name, value in numbers.items():
-            if value is not None:
-                self._writer.add_scalar(name, value, at)
-        self._writer.flush()
+        try:
+            if self._writer is None:
+                self._writer = make(str(self.folder), purge_step=at)
+            for name, value in numbers.items():
+                if value is not None:
+                    self._writer.add_scalar(name, value, at)
+            self._writer.flush()
+        except OSError as error:  # a reader of events passes over the record that was cut short
+            raise OSError(f"[files] expected to write TensorBoard events into {self.folder}, got: "
+                          f"{error.strerror or error}") from error
 
     def close(self) -> None:
         if self._writer is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ffengine.engine.memory.budget import megabytes
 from ffengine.engine.run.history import EpochSums, Row, mean
+from ffengine.words import span
 
 #: Seconds between two readings of loss and accuracy: each waits for the device.
 READ_EVERY = 1.0
@@ -67,5 +68,5 @@ class Progress:
         said = "".join(f", {name} {100 * part:.2f} %" for name, part in found if part is not None)
         print(f"{self.title}: loss {row.loss:.4f}{said}, "
               f"{row.images_per_second:.0f} img/s, peak "
-              f"{megabytes(row.peak_bytes)}, layers {row.sip_start}-{row.sip_end}, "
+              f"{megabytes(row.peak_bytes)}, scored by {span(row.sip_start, row.sip_end)}, "
               f"{row.seconds:.1f} s", file=sys.stderr)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ffengine.typed import check_fields
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -26,3 +28,6 @@ class Recipe:
     momentum: float = 0.0
     lr_drops: tuple[tuple[int, float], ...] = ()
     lr_half_linear: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields("recipe", self)

@@ -7,7 +7,7 @@ import json
 import logging
 import platform
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -20,7 +20,7 @@ from ffengine.engine.optim import LocalOptimizer, optimizer_of, outline
 from ffengine.engine.run import checkpoint, fingerprint, header
 from ffengine.engine.run.history import EpochSums, History
 from ffengine.engine.run.state import TrainingRun
-from ffengine.engine.run.stopping import TrainingStopped, not_finite
+from ffengine.engine.run.stopping import TrainingInterrupted, TrainingStopped, not_finite
 from ffengine.engine.schedules.schedule import Schedule
 from ffengine.nn.network import LocalNet
 from ffengine.ops import backends
@@ -83,6 +83,34 @@ def description(trainer: TrainingRun) -> dict[str, Any]:
                      "steps": trainer.steps, "sums": trainer.sums.export(),
                      "ended": trainer.ended},
     }
+
+
+def claim(trainer: TrainingRun) -> None:
+    """Before anything is written into the run folder: a run that stands there is gone on with, by
+    `resume`, or it stays.
+
+    Raises:
+        ValueError: the folder holds a run that this trainer neither wrote nor resumed.
+    """
+    check_free(trainer)
+    trainer.claimed = trainer.out
+
+
+def check_free(trainer: TrainingRun) -> None:
+    """ValueError unless the run folder is this trainer's to write into."""
+    if trainer.out is not None and trainer.claimed != trainer.out and (
+            trainer.out / checkpoint.LATEST).exists():
+        raise ValueError(f"[trainer] out expected a folder without a run, got {trainer.out}; "
+                         f"resume({str(trainer.out)!r}) goes on with it")
+
+
+def interrupted(trainer: TrainingRun, signal: int) -> NoReturn:
+    """The end of a run that `signal` asked to stop: with a run folder its checkpoint is written."""
+    where = f"epoch {trainer.epoch}, batch {trainer.iteration}"
+    check_finite(trainer)
+    trainer.history.keep_steps()
+    kept = f"; checkpoint {trainer.save()}" if trainer.out is not None else ""
+    raise TrainingInterrupted(f"[train] interrupted at {where}{kept}", signal)
 
 
 def check_options(trainer: TrainingRun, found: checkpoint.Checkpoint) -> None:
@@ -156,6 +184,9 @@ def restore(trainer: Reshaped, found: checkpoint.Checkpoint) -> None:
 
     The named model of a run whose structure was edited takes that structure first.
     """
+    here = trainer.out is not None and found.path.parent.resolve() == trainer.out.resolve()
+    if not here:
+        check_free(trainer)
     header.check(found.meta, found.tensors, found.path)
     edit, seen = edit_since_built(trainer, found), outline(trainer.net)
     if edit is not None:
@@ -177,7 +208,7 @@ def restore(trainer: Reshaped, found: checkpoint.Checkpoint) -> None:
     trainer.iteration = where["iteration"] if within else 0
     trainer.sums = EpochSums(where["sums"] if within else None)
     trainer.best_accuracy, trainer.ended = found.meta["best_accuracy"], where["ended"]
-    trainer.history = history
+    trainer.history, trainer.claimed = history, trainer.out if here else trainer.claimed
     torch.set_rng_state(found.tensors["shuffle"])
     trainer.rate.rewind()
     trainer.rate.move_to(trainer.schedule.rate_epoch(trainer.epoch))

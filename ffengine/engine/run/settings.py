@@ -49,7 +49,8 @@ class Settings:
         """The recipe where the caller was silent; a changed lr keeps the recipe's lr_min : lr."""
         top = recipe.lr if lr is None else lr
         floor = recipe.lr if recipe.lr_min is None else recipe.lr_min
-        floor = floor if top == recipe.lr else floor * (top / recipe.lr)
+        if top != recipe.lr:
+            floor = floor * (top / recipe.lr) if recipe.lr else top
         total = recipe.epochs if epochs is None else epochs
         made = cls(recipe.optimizer, top, floor, recipe.weight_decay, total,
                    recipe.lr_epochs or total,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +24,8 @@ class TrainingRun(Training, Protocol):
     schedule: Schedule
     micro_batch: int | None
     notes: dict[str, Any]
+    #: The run folder, once it is this run's to write into.
+    claimed: Path | None
     rate: LearningRate
     finite: FiniteCheck
     history: History
@@ -44,6 +47,8 @@ class TrainingRun(Training, Protocol):
     def plan_for(self, batch: int) -> Plan: ...
 
     def shuffle_state(self) -> torch.Tensor: ...
+
+    def save(self) -> Path: ...
 
     def step(self, batch: Any) -> BatchReport: ...
 

@@ -1,4 +1,4 @@
-"""Stopping cleanly: at the first number that is not finite, and at Ctrl-C."""
+"""Stopping cleanly: at the first number that is not finite, at Ctrl-C and at SIGTERM."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ class TrainingStopped(RuntimeError):
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C: the step was finished and, with a run folder, a checkpoint written."""
+    """Ctrl-C, or SIGTERM: the step was finished and, with a run folder, a checkpoint written.
+
+    signal: which of them, signal.SIGINT or SIGTERM.
+    """
+
+    def __init__(self, text: str = "", signal: int = signal.SIGINT) -> None:
+        super().__init__(text)
+        self.signal = signal
 
 
 class _Record(NamedTuple):
@@ -130,23 +137,28 @@ def bad_samples(epoch: int, step: int) -> str:
 
 
 class Interrupts:
-    """`with Interrupts() as stop:` the first Ctrl-C only sets `stop.asked`; a second one raises."""
+    """`with Interrupts() as stop:` the first Ctrl-C, or SIGTERM of a batch system, only sets
+    `stop.asked`, its number; a second one raises. In other threads than the main one, which get no
+    signals, nothing changes.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
-        self.asked = False
-        self._before: Any = None
+        self.asked = 0
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._ask)
+            self._before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
                  trace: TracebackType | None) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked = number

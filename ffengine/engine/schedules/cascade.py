@@ -17,6 +17,7 @@ from ffengine.engine.schedules.layerwise import Features, Layerwise
 from ffengine.engine.schedules.training import Training
 from ffengine.nn.network import LocalNet
 from ffengine.ops.config import BatchNorm
+from ffengine.typed import typed
 
 
 class Cascade(Layerwise):
@@ -30,6 +31,7 @@ class Cascade(Layerwise):
         features: where a block's features are kept, as in Layerwise.
     """
 
+    @typed("schedule")
     def __init__(self, closed_form: bool = False, features: Features = "auto") -> None:
         super().__init__(features=features)
         self.closed_form = closed_form

@@ -25,6 +25,7 @@ from ffengine.engine.schedules.training import Budgeted, Training
 from ffengine.nn.layers import as_laid_out
 from ffengine.nn.network import LocalNet
 from ffengine.ops.host import send
+from ffengine.typed import typed
 
 Features = Literal["auto", "recompute", "ram", "disk"]
 
@@ -42,6 +43,7 @@ class Layerwise(Schedule):
 
     by_stages = True
 
+    @typed("schedule")
     def __init__(self, start: int = 0, stop_at: float | None = None,
                  features: Features = "auto") -> None:
         if features not in ("auto", "recompute", "ram", "disk"):

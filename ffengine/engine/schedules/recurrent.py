@@ -17,6 +17,7 @@ from ffengine.engine.program import Facts, Instruction, Loop, Part, Program, fin
 from ffengine.engine.schedules.schedule import Schedule
 from ffengine.nn.network import LocalNet
 from ffengine.nn.recurrent import RecurrentNet
+from ffengine.typed import typed
 
 
 class Recurrent(Schedule):
@@ -26,6 +27,7 @@ class Recurrent(Schedule):
     tiles = False
     adds_up = False  # every frame updates
 
+    @typed("schedule")
     def __init__(self, frames: int = 10) -> None:
         if frames < 1:
             raise ValueError("[schedule] recurrent training expected 1 frame or more, got "

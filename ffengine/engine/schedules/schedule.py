@@ -25,6 +25,7 @@ from ffengine.engine.schedules.overlap import compile_overlapping
 from ffengine.engine.schedules.training import Budgeted, Training
 from ffengine.nn.network import LocalNet
 from ffengine.nn.recurrent import RecurrentNet
+from ffengine.typed import typed
 
 #: Programs that a schedule keeps: a phase has few, a run few batch sizes.
 MOST_PROGRAMS = 64
@@ -165,6 +166,7 @@ class Together(Schedule):
             layers then rest (FFNN+C: the second half, layers frozen).
     """
 
+    @typed("schedule")
     def __init__(self, heads_from: float = 0.0, heads_alone: bool = False) -> None:
         if not 0 <= heads_from <= 1:
             raise ValueError(f"[schedule] heads_from expected a share in [0, 1], got {heads_from}")
@@ -191,6 +193,7 @@ class Interleaved(Schedule):
         spans: (start, end) per layer, then one for the heads; `end` of the heads is not used.
     """
 
+    @typed("schedule")
     def __init__(self, spans: Sequence[tuple[int, int]]) -> None:
         self.spans = tuple((int(a), int(b)) for a, b in spans)
         bad = [s for s in self.spans if not 0 <= s[0] <= s[1]]
@@ -224,6 +227,7 @@ class Overlapping(Schedule):
             every layer takes its loss at every step (approach 2).
     """
 
+    @typed("schedule")
     def __init__(self, alternate: Literal["batch", "epoch", "both"] = "batch") -> None:
         if alternate not in ("batch", "epoch", "both"):
             raise ValueError("[schedule] overlapping updates expected alternate=batch, epoch or "
