@@ -53,7 +53,7 @@ class Limit(NamedTuple):
     share: float
 
 
-LIMITS = {"names": Limit("up to ff.Trainer and ff.models.create", 15 * MB, 0.25),
+LIMITS = {"names": Limit("up to ff.Trainer and ff.models.create", 15 * MB, 0.3),
           "models": Limit("`ffengine models`", 35 * MB, 0.5),
           "step": Limit("with a first step of a small TinyCNN", 35 * MB, 1.5)}
 
