@@ -53,9 +53,11 @@ class Limit(NamedTuple):
     share: float
 
 
-LIMITS = {"names": Limit("up to ff.Trainer and ff.models.create", 15 * MB, 0.3),
+#: About half as much again as a Zen 5 takes (6.9 MB and 0.24, 7.5 and 0.26, 34.3 and 0.56, beside
+#: other work): pages and processors differ, what is looked for is a module too many.
+LIMITS = {"names": Limit("up to ff.Trainer and ff.models.create", 15 * MB, 0.4),
           "models": Limit("`ffengine models`", 35 * MB, 0.5),
-          "step": Limit("with a first step of a small TinyCNN", 35 * MB, 1.5)}
+          "step": Limit("with a first step of a small TinyCNN", 50 * MB, 1.5)}
 
 
 def measure(processes: int = 3) -> dict[str, tuple[int, float]]:

@@ -27,6 +27,7 @@ from golden_paired import (
 
 from ffengine.engine.batch import Batch
 from ffengine.engine.memory.planner import Planner
+from ffengine.engine.memory.plans import Memory
 from ffengine.engine.memory.shapes import measure
 from ffengine.engine.run.recipe import Recipe
 from ffengine.models import hinton
@@ -167,7 +168,8 @@ def check_layers_plans(path: Path) -> None:
     rows = 2 * len(run.steps[0].task.item.y)
     plans = Planner(measure(run.trainer.net, rows, FP64, states=2, backend="reference"))
     for tile in (1, 5):
-        errors, other = Errors(1e-12), trainer(run.golden, plan=plans.fixed([], tile))
+        errors, other = Errors(1e-12), trainer(
+            run.golden, memory=Memory(plan=plans.fixed([], tile)))
         for step in run.steps:
             report = other.step(step.task.item, epoch=step.task.epoch)
             for got, want in zip(report.row_losses, step.report.row_losses, strict=True):

@@ -67,8 +67,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+#: Whose step is slow: once is enough.
+ONCE = {"a head's weight": True, "a head's bias": False, "an affine map": False}
+
+
+@pytest.mark.parametrize("case, before", [
+    (case, before) for case in CASES for before in (True, False)
+    if ONCE.get(case, before) == before])
 def test_what_is_frozen_stays_and_all_else_moves_as_ever(case: str, before: bool) -> None:
     name, freeze, options = CASES[case]
     n = 40 if "streamed" in case else 8  # which linear_step takes, whole
@@ -81,7 +86,8 @@ def test_what_is_frozen_stays_and_all_else_moves_as_ever(case: str, before: bool
     # a step in which all layers see the weights before it: the others do not feel it
     if name != "fflib/ffrnn":
         assert all(torch.equal(held[k], free[k]) for k in start if k not in freeze)
-    stepped(first, freeze, before, steps=2, n=n, batch_size=n)  # planned, and twice
+    if name == "hinton/threshold":
+        stepped(first, freeze, before, steps=2, n=n, batch_size=n)  # planned, and twice
 
 
 def test_a_layer_of_a_later_stage_stays() -> None:
