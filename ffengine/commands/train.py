@@ -56,6 +56,8 @@ from ffengine.words import plan as in_words
 
 def run_train(args: argparse.Namespace) -> tuple[str, dict[str, Any] | None]:
     if args.stages is None:
+        if args.timeout is not None:
+            raise ValueError(f"[cli] --timeout {args.timeout:g} expected a run with --stages")
         return trained(args)
     from ffengine.commands import staged
 

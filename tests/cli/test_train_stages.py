@@ -50,6 +50,7 @@ def test_a_plain_command_starts_the_other_stages(
     ([*TINY, "--stages", "5"], "stages expected at most 4, one a layer, got 5"),
     ([*TINY, "--stages", "0"], "stages expected a whole number of at least 1, got 0"),
     ([*TINY, "--stages", "2", "--timeout", "-1"], "timeout expected seconds above 0, got -1.0"),
+    ([*TINY, "--timeout", "9"], "--timeout 9 expected a run with --stages"),
     ([*TINY, "--stages", "2", "--watch", "gradient"], "--watch expected a run of one process"),
     (["train", "sn/mlp", *SMALL, "--stages", "2"], "trains one layer at a time"),
     (["train", "trifecta/shallow", *SMALL, "--stages", "2"],

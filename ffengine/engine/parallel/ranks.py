@@ -74,7 +74,7 @@ class Ranks:
         in vain: gloo does so where any operation has waited for too long."""
         other = (self.rank + 1) % self.size
         for group in (*groups, None):
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(RuntimeError, ValueError):  # ValueError: it is alone
                 work = dist.irecv(torch.empty(1), other, group, tag=1)
                 if work is not None:
                     work.wait(timedelta(milliseconds=1))
@@ -85,7 +85,9 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            wrong = f"[pipeline] lost another rank: {str(error).splitlines()[0]}"
+            closed = "Connection closed" in str(error)  # in gloo's words, with much beside
+            why = "its connection closed" if closed else str(error).splitlines()[0]
+            wrong = f"[pipeline] lost another rank: {why}"
             with contextlib.suppress(RuntimeError):
                 store = self.connect()
                 for rank in range(self.size):
