@@ -43,12 +43,14 @@ def test_starting_costs_little_beside_torch() -> None:
 
 
 def test_a_limit_that_is_passed_is_named() -> None:
-    told = {"torch": (200 * MB, 1.0), "names": (6 * MB, 0.3), "models": (9 * MB, 0.4),
-            "step": (40 * MB, 0.9)}
+    names, step = start.LIMITS["names"], start.LIMITS["step"]
+    told = {"torch": (200 * MB, 1.0), "names": (6 * MB, names.share + 0.1),
+            "models": (9 * MB, 0.4), "step": (step.bytes + 5 * MB, 0.9)}
     found = start.failures(told)
     assert [line.partition(":")[2].partition(":")[0] for line in found] == [
-        f" {start.LIMITS[name].what}" for name in ("names", "step")]
-    assert "6.0 MB of 15, 0.30 s, 0.30 of torch's 1.00 s (0.25 allowed)" in found[0]
+        f" {limit.what}" for limit in (names, step)]
+    assert f"6.0 MB of {names.bytes // MB}, {names.share + 0.1:.2f} s, " in found[0]
+    assert f"({names.share:.2f} allowed)" in found[0]
 
 
 def test_freed_blocks_go_back_where_the_heap_is_told() -> None:
