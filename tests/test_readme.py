@@ -144,7 +144,8 @@ def test_models_that_a_guide_names_exist(page: Path) -> None:
 
 @guides
 def test_commands_of_a_guide_are_known(page: Path) -> None:
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)
     lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
     for line in lines:
         program, *words = shlex.split(line.partition(" > ")[0], comments=True)
@@ -159,7 +160,9 @@ def test_commands_of_a_guide_are_known(page: Path) -> None:
             else:
                 assert getattr(args, "model", None) in (None, *models.names())
         elif program == "make":
-            assert set(words) <= set(targets)
+            given = [word.partition("=")[0] for word in words if "=" in word]
+            assert {word for word in words if "=" not in word} <= set(targets)
+            assert all(f"$({name})" in makefile or f"$(if $({name})" in makefile for name in given)
         else:
             assert (program, words[0]) in (("pip", "install"), ("bash", "bench/gpu.sh"))
 
