@@ -50,22 +50,21 @@ class Local:
     def __enter__(self) -> Local:
         return self
 
+    def end(self) -> None:
+        """Wait for the ranks to end; those that do not are ended."""
+        for process in self._started:
+            try:
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
     def __exit__(self, *error: object) -> None:
-        end(self._started)
+        self.end()
         if self._threads is not None:
             for name in (*VARIABLES, "LOCAL_RANK"):
                 os.environ.pop(name, None)
             torch.set_num_threads(self._threads)
-
-
-def end(started: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait for the ranks to end; those that do not are ended."""
-    for process in started:
-        try:
-            process.wait(GRACE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def free_port() -> int:
