@@ -18,6 +18,7 @@ WORDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "True o
                          str: "a word", NoneType: "None", Iterable: "something to iterate over",
                          Callable: "a function", dict: "a dict"}
 
+signature_of = functools.cache(inspect.signature)
 MANY: dict[Any, str] = {int: "whole numbers", float: "numbers", str: "words"}
 
 
@@ -31,12 +32,10 @@ def typed(where: str) -> Callable[[F], F]:
         TypeError: at the call, for an argument of another type, one too many or one too few.
     """
     def decorate(function: F) -> F:
-        signature = inspect.signature(function)
-
         @functools.wraps(function)
         def checked(*args: Any, **kwargs: Any) -> Any:
             try:
-                given = signature.bind(*args, **kwargs).arguments
+                given = signature_of(function).bind(*args, **kwargs).arguments
             except TypeError as error:
                 raise TypeError(f"[{where}] {error}") from None
             declared = hints(function)

@@ -94,7 +94,7 @@ class Trainer:
             recipe, lr=lr, epochs=epochs, batch_size=batch_size, seed=seed, precision=precision,
             states=memory.states or "fp32", weights=memory.weights or "fp32")
         self.budget = parse_bytes(memory_budget)
-        self.device = device_for(net, device, self.budget)
+        self.device = device_for(net, device)
         self.dtype = self.settings.dtype
         self.backend = backend
         backends.resolve("trainer", backend, self.device.type, self.dtype)

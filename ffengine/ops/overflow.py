@@ -44,6 +44,7 @@ def overflows(g: torch.Tensor, config: LocalPassConfig, shape: tuple[int, ...]) 
     """A goodness (N, K) on the CPU is above the limit."""
     if config.norm.kind == "none" or not g.numel():
         return False
-    most = float(np.abs(g.detach().numpy()).max())  # numpy's scratch is no tensor
+    held = g.detach() if g.requires_grad else g
+    most = float(np.abs(held.numpy()).max())  # numpy's scratch is no tensor
     # no limit is below this one, which takes a microsecond
     return most * numel(shape) >= LARGEST and most >= goodness_limit(config, shape, g.dtype)

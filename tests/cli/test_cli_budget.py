@@ -6,9 +6,11 @@ import json
 from typing import Any
 
 import pytest
+from models.every import TINY
 
 from ffengine.cli import main
 from ffengine.commands import train as command
+from ffengine.engine.memory.budget import megabytes
 
 NET = ["deeperforward/tinycnn", "--set", "widths=(10,20,20,20)", "--batch-size", "32",
        "--backend", "cpu", "--costs", "modelled"]
@@ -130,3 +132,23 @@ def test_features_kept_between_layers_are_in_every_plan(
     trained = value(capsys, "train", model, *data, "--quiet", "--out", str(tmp_path / "run"))
     assert planned["peak_bytes"] == trained["plan"]["peak_bytes"]
     assert trained["peak_bytes"] == pytest.approx(planned["peak_bytes"], rel=0.02)
+
+
+@pytest.mark.parametrize("model", [
+    "cff/fixed", "cwcomp/ffcnn", "deeperforward/tinycnn", "fflib/ffnn", "fflib/ffrnn",
+    "hinton/peer-norm", "hinton/threshold", "sn/mlp", "symba/mlp", "trifecta/fcn"])
+def test_three_places_tell_one_plan(model: str, capsys: pytest.CaptureFixture[str],
+                                    tmp_path: Any) -> None:
+    """`plan --data`, the line before training and the end of it, for every kind of schedule."""
+    side = TINY[model]["image_size"]
+    words = [model, "--data", "synthetic", "--data-set", f"shape=(1,{side},{side})", "--data-set",
+             "train=40", "--data-set", "test=8", "--batch-size", "16"]
+    for name, option in TINY[model].items():
+        words += [] if name == "image_size" else ["--set", f"{name}={option}"]
+    planned = value(capsys, "plan", *words)["peak_bytes"]
+    assert main(["train", *words, "--epochs", "1", "--json", "--out", str(tmp_path / "run")]) == 0
+    out, err = capsys.readouterr()
+    trained = json.loads(out.strip().splitlines()[-1])
+    assert trained["plan"]["peak_bytes"] == planned
+    assert f", plan {megabytes(planned)} (" in err
+    assert trained["peak_bytes"] == pytest.approx(planned, rel=0.02)

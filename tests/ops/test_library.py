@@ -12,6 +12,7 @@ from ffengine.ops import local_pass as op
 from ffengine.ops.config import PHASE_FUSED, Dropout, LocalPassConfig, Tile, ce
 from ffengine.ops.launch import pack, unpack
 from ffengine.ops.local_pass import LocalPassTensors, local_pass, make_call
+from ffengine.ops.weight_update import weight_update
 
 CONFIG = LocalPassConfig(groups=4, dropout=Dropout(0.25, seed=2**64 - 3, layer=2, step=9))
 
@@ -45,6 +46,7 @@ def test_a_call_survives_its_schema() -> None:
 
 def test_schemas_follow_from_fields() -> None:
     """Names, what is written, what may be absent; a state's place on the device stays behind."""
+    assert weight_update.__name__ == "weight_update"  # importing it registers the op
     schema = str(torch.ops.ffengine.weight_update.default._schema)
     assert re.sub(r"\(a\d+!\)", "(!)", schema) == (
         "ffengine::weight_update(str backend, Tensor(!) weight_value, Tensor(!)? weight_state_m, "
