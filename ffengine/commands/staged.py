@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ffengine.commands.options import device_of
 from ffengine.engine.memory.budget import megabytes
 from ffengine.engine.parallel import launch, ranks
 from ffengine.engine.parallel.pipeline import Pipeline
 from ffengine.engine.parallel.trainer import PipelineTrainer
+from ffengine.engine.parallel.watch import StageFailed
 from ffengine.engine.run import checkpoint
-from ffengine.engine.run.stopping import TrainingStopped
 from ffengine.engine.trainer import Trainer
 from ffengine.nn.network import LocalNet
 
@@ -36,11 +38,9 @@ def run(args: argparse.Namespace, train: Callable[[argparse.Namespace], Result])
                 ranks.join(args.stages, device_of(args), timeout(args))
                 go_on(args)
             return train(args)
-        except TrainingStopped as error:
-            # of ranks that were started here, rank 0 says it for all, unless it is what died
-            error.said = launch.STARTED in os.environ and (  # type: ignore[attr-defined]
-                "rank 0," not in str(error))
-            raise
+        except StageFailed as error:
+            args.processes.end()
+            give_up(str(error), debug=args.debug)
         except KeyboardInterrupt:
             if launch.STARTED in os.environ:  # rank 0 says it
                 raise SystemExit(130) from None
@@ -50,6 +50,17 @@ def run(args: argparse.Namespace, train: Callable[[argparse.Namespace], Result])
             raise
         finally:
             ranks.leave()
+
+
+def give_up(line: str, *, debug: bool) -> NoReturn:
+    """Say it, and end the process at once: threads of broken connections may crash an interpreter
+    that ends in its own time. Of ranks that were started here rank 0 says it for all, unless it is
+    what died."""
+    if debug:
+        traceback.print_exc()
+    if launch.STARTED not in os.environ or "rank 0," in line:
+        print(f"ffengine: {line}", file=sys.stderr, flush=True)
+    os._exit(2)
 
 
 def refuse(args: argparse.Namespace) -> None:

@@ -103,8 +103,9 @@ def test_four_stages_go_on_where_one_process_was_interrupted(tmp_path: Path) -> 
     assert_same_run(tmp_path / "more", tmp_path / "alone")
     (a, b) = said[0]["layers"][2]
     assert len(said[0]["layers"]) == 4 and all(s["layers"] == said[0]["layers"] for s in said)
-    line = f"[pipeline] rank 2, stage 2 (layers {a}-{b - 1}): died: its connection closed"
-    assert [(s["error"], s["kind"]) for s in said] == [(line, "StageFailed")] * 3
+    # its connection closed, or, where a rank had none to it, it gave no sign of life
+    assert said[0]["error"].startswith(f"[pipeline] rank 2, stage 2 (layers {a}-{b - 1}): died: ")
+    assert [(s["error"], s["kind"]) for s in said] == [(said[0]["error"], "StageFailed")] * 3
     assert max(s["seconds"] for s in said) < 15
     assert not list((tmp_path / "more").glob(".*"))  # nothing half written
     again = train("resnet", tmp_path / "again", 3, precision="fp32", resume=tmp_path / "more")

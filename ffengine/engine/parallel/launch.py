@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
+from ffengine.engine.parallel.ranks import VARIABLES
+
 #: Set in ranks that another process of this machine has started.
 STARTED = "FFENGINE_STARTED"
 #: Seconds that ranks have to end by themselves, once rank 0 has.
@@ -26,15 +28,14 @@ class Local:
 
     def __init__(self) -> None:
         self._started: list[subprocess.Popen[bytes]] = []
-        self._before: tuple[dict[str, str], int] | None = None
+        self._threads: int | None = None
 
     def start(self, words: Sequence[str], stages: int) -> None:
         """Run `ffengine WORDS` as the other ranks.
 
         Cores are dealt out evenly, unless OMP_NUM_THREADS says how many threads a process has.
         """
-        before = dict(os.environ)
-        self._before = before, torch.get_num_threads()
+        before, self._threads = dict(os.environ), torch.get_num_threads()
         threads = before.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // stages))
         meeting = {"WORLD_SIZE": str(stages), "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": str(free_port())}
@@ -49,22 +50,21 @@ class Local:
     def __enter__(self) -> Local:
         return self
 
+    def end(self) -> None:
+        """Wait for the ranks to end; those that do not are ended."""
+        for process in self._started:
+            try:
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
     def __exit__(self, *error: object) -> None:
-        end(self._started)
-        if self._before is not None:
-            os.environ.clear()
-            os.environ.update(self._before[0])
-            torch.set_num_threads(self._before[1])
-
-
-def end(started: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait for the ranks to end; those that do not are ended."""
-    for process in started:
-        try:
-            process.wait(GRACE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        self.end()
+        if self._threads is not None:
+            for name in (*VARIABLES, "LOCAL_RANK"):
+                os.environ.pop(name, None)
+            torch.set_num_threads(self._threads)
 
 
 def free_port() -> int:

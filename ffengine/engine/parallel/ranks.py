@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ class Ranks:
 
     def __init__(self, rank: int, size: int, connect: Callable[[], Store]) -> None:
         self.rank, self.size, self.connect = rank, size, connect
+        #: Two groups of all ranks, for links in turn: a rank's two links do not share one.
+        self.groups = [dist.new_group(timeout=FOREVER) for _ in range(2)]
 
     def collect(self, value: Any) -> list[Any] | None:
         """Every rank's value, in order, on rank 0; None elsewhere. Tensors lie on the CPU."""
@@ -69,11 +71,11 @@ class Ranks:
         with self._all_there():
             dist.barrier()
 
-    def abort(self, groups: Sequence[dist.ProcessGroup]) -> None:
-        """Close the connections of these groups and of all ranks', so that threads end which wait
-        in vain: gloo does so where any operation has waited for too long."""
+    def abort(self) -> None:
+        """Close all connections, so that threads end which wait in vain: gloo does so where any
+        operation has waited for too long."""
         other = (self.rank + 1) % self.size
-        for group in (*groups, None):
+        for group in (*self.groups, None):
             with contextlib.suppress(RuntimeError, ValueError):  # ValueError: it is alone
                 work = dist.irecv(torch.empty(1), other, group, tag=1)
                 if work is not None:
@@ -218,6 +220,7 @@ def leave() -> None:
     """End the group of processes, if this one is in it."""
     global _met
     if _met is not None:
+        _met.groups.clear()  # their threads end before the interpreter does
         dist.destroy_process_group()
         _met = None
 

@@ -19,7 +19,6 @@ from signal import SIGINT
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from ffengine.engine.batch import Batch, batches_from
 from ffengine.engine.context import StepContext
@@ -91,7 +90,6 @@ class PipelineTrainer(Trainer):
         self._settle(plan, costs)
         #: Of every rank at an epoch's end, on rank 0: peak of a step, and resident bytes.
         self.memory: list[tuple[int, int]] = []
-        self._groups = [dist.new_group(timeout=ranks.FOREVER) for _ in range(2)]
         self._watch: Watch | None = None
         self._inlet: Inlet | None = None
         self._outlet: Outlet | None = None
@@ -170,10 +168,11 @@ class PipelineTrainer(Trainer):
         try:
             return self._watched(train_loader, valid_loader, until, callbacks)
         except StageFailed:
-            self.ranks.abort(self._groups)
+            self.ranks.abort()
             for side in (self._outlet, self._inlet):
                 if side is not None:
                     side.join(GRACE)
+            self._outlet = self._inlet = None
             ranks.leave()
             raise
 
@@ -191,11 +190,12 @@ class PipelineTrainer(Trainer):
         return history
 
     def _open(self, watch: Watch) -> None:
-        rank, form = self.ranks.rank, Form(self.net, self.dtype, self.device)
+        rank, groups = self.ranks.rank, self.ranks.groups
+        form = Form(self.net, self.dtype, self.device)
         if rank > 0:
-            self._inlet = Inlet(rank - 1, self._groups[rank % 2], form, watch, self.pipeline.queue)
+            self._inlet = Inlet(rank - 1, groups[rank % 2], form, watch, self.pipeline.queue)
         if rank + 1 < self.ranks.size:
-            self._outlet = Outlet(rank + 1, self._groups[(rank + 1) % 2], form, watch)
+            self._outlet = Outlet(rank + 1, groups[(rank + 1) % 2], form, watch)
 
     def _close(self) -> None:
         if self._outlet is not None:
