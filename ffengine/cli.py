@@ -328,8 +328,9 @@ def run(words: list[str]) -> int:
     debug = "--debug" in words
     try:
         args = parser().parse_args(words)
-        args.words = words
-        if getattr(args, "stages", None) is not None:  # torch's pages of a closed connection
+        if getattr(args, "stages", None) is not None:
+            args.words = words  # which every process is started with
+            # else torch prints pages of a closed connection
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         module, _, name = args.run.partition(":")
         handler = getattr(load(module), f"run_{name}")

@@ -35,7 +35,9 @@ def check(name: str, builders: Sequence[Callable[..., Any]], usual: Mapping[str,
         if option not in COUNTS:
             continue
         values = value if isinstance(value, (tuple, list)) else (value,)
-        if any(v is not None and v < 1 for v in values) or (not values and usual[option] != ()):
+        others = any(options.get(w, usual.get(w)) for w in WIDTHS if w != option)
+        none = not values and usual[option] != () and not others
+        if none or any(v is not None and v < 1 for v in values):
             raise ValueError(f"[models] {name}: {option} expected 1 or more, got {value!r}")
 
 

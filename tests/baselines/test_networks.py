@@ -87,7 +87,7 @@ def test_the_papers_networks() -> None:
 @pytest.mark.parametrize(("words", "said"), [
     (["fa", "activation=gelu"], "activation must be one of relu, tanh, got 'gelu'"),
     (["drtp", "loss=mse"], "loss must be one of ce, bce, got 'mse'"),
-    (["dfa", "layers=()"], "expected one hidden layer or more, got none"),
+    (["dfa", "layers=()"], "layers expected 1 or more, got ()"),
     (["pepita", "dropout=1.5"], "1.5"),
     (["fa", "channels=(4,4,4,4,4,4)"], "too small for a layer of shape (4, 0, 0)"),
     (["ffconv", "pools=(9,)"], "pools expected convolutions of 1..4, got (9,)"),
@@ -95,7 +95,7 @@ def test_the_papers_networks() -> None:
     (["cafo", "predictor=svm"], "predictor must be one of mse, ce, sl, bp, got 'svm'"),
     (["cfse", "superclasses=(0,1)"], "superclasses"),
     (["deeperforward", "readout=all"], "readout must be one of last, sip, got 'all'"),
-    (["deeperforward", "layers=()"], "expected one layer or more, got none")])
+    (["deeperforward", "layers=()"], "layers expected 1 or more, got ()")])
 def test_what_is_wrong_is_one_line(words: list[str], said: str, tmp_path: Path,
                                    capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", f"baselines/{words[0]}", "--data", "digits", "--set", words[1],

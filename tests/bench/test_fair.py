@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine.training import assert_same
+from engine.training import assert_same, grouped
 from models import every as models
 from models.every import TINY
 
@@ -27,7 +27,6 @@ from ffengine.engine.schedules.schedule import of
 from ffengine.nn.differentiable import batch_statistics
 from ffengine.ops.product_rule import exact
 from ffengine.ops.weight_update import OptimConfig
-from tests.engine.training import grouped
 
 NAMES = sorted(TINY)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import training
+from engine.training import grouped
 from training import batch, trainer
 
 import ffengine as ff
@@ -18,7 +19,6 @@ from ffengine.engine.memory.budget import megabytes, parse_bytes
 from ffengine.engine.memory.limit import AllocatorLimit, enforced, limit_for
 from ffengine.engine.memory.plan import Plan
 from ffengine.engine.schedules import layerwise
-from tests.engine.training import grouped
 
 #: What a step may hold over its plan.
 AGREEMENT = 1.02

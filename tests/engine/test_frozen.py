@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from engine.test_refusals import network
-from engine.training import same, weights
+from engine.training import grouped, same, weights
 from torch import nn
 
 import ffengine as ff
@@ -18,7 +18,6 @@ from ffengine.engine.schedules.backprop import Backprop
 from ffengine.engine.schedules.layerwise import Layerwise
 from ffengine.engine.schedules.schedule import Interleaved, Together
 from ffengine.nn.heads import LinearHead
-from tests.engine.training import grouped
 
 
 def batch(n: int = 8) -> tuple[torch.Tensor, torch.Tensor]:

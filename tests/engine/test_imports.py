@@ -1,7 +1,4 @@
-"""What training imports: not torch's compile stack, 160 MB and two seconds of it.
-
-A plan that is searched still does: it is a dry run on torch's fake tensors, which need the stack.
-"""
+"""What training imports: not torch's compile stack, 160 MB and two seconds of it."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-TESTS = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TRAINS = """
 import sys
 import torch
@@ -18,7 +15,7 @@ from ffengine.engine.run.evaluation import accuracy
 from ffengine.engine.inputs import rows_of
 from ffengine.engine.memory.plan import one_tile
 from ffengine.engine.memory.plans import TrainingPlan
-from models.every import batch, network, trainer
+from tests.models.every import batch, network, trainer
 
 for name in ("cafo/cnn", "cff/adaptive", "deeperforward/resnet17", "fflib/ffnn", "fflib/ffrnn",
              "hinton/peer-norm", "sn/cifar10", "sn/mlp", "trifecta/shallow", "bp/sn/mlp"):
@@ -38,6 +35,6 @@ print([m for m in ("torch._dynamo", "torch._inductor", "sympy", "ffengine.analys
 
 
 def test_training_leaves_torchs_compiler_out() -> None:
-    done = subprocess.run([sys.executable, "-c", TRAINS], cwd=TESTS, capture_output=True,
+    done = subprocess.run([sys.executable, "-c", TRAINS], cwd=ROOT, capture_output=True,
                           text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr[-2000:]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from engine.test_plan_every_model import AGREEMENT, metered
-from engine.training import assert_same
+from engine.training import assert_same, grouped
 
 import ffengine as ff
 from ffengine.baselines.steps import UnfusedStep
@@ -19,7 +19,6 @@ from ffengine.engine.schedules.schedule import Interleaved, Schedule, Together
 from ffengine.models.trifecta import network
 from ffengine.nn import LocalNet, Wire
 from ffengine.ops.weight_update import OptimConfig
-from tests.engine.training import grouped
 
 CLASSES, LR = 5, 0.01
 IMAGE = (2, 8, 8)

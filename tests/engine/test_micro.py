@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from engine.training import grouped
 
 import ffengine as ff
-from tests.engine.training import grouped
 
 #: Batch-free networks: pieces add up to the whole batch's own gradient.
 FREE: dict[str, dict[str, Any]] = {

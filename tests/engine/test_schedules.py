@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from engine.training import assert_same
+from engine.training import assert_same, grouped
 
 import ffengine as ff
 from ffengine.engine.inputs import rows_of
@@ -21,7 +21,6 @@ from ffengine.engine.schedules.layerwise import Layerwise
 from ffengine.engine.schedules.schedule import Interleaved, Together
 from ffengine.nn import LinearHead, LocalConv2d, LocalLinear, LocalNet, Readout
 from ffengine.ops.config import BatchNorm, LocalPassConfig, Norm, cwc, pvn
-from tests.engine.training import grouped
 
 WIDTHS = (12, 8, 16)
 

@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from engine.training import assert_same
+from engine.training import assert_same, grouped
 
 import ffengine as ff
 from ffengine.models.sn import sparse_cross_entropy
 from ffengine.nn import LocalNet
 from ffengine.reference.local_pass import sparsemax_loss
-from tests.engine.training import grouped
 
 ROWS, CLASSES, THETA, LR = 6, 5, 0.5, 0.01
 SMALL = {"num_classes": CLASSES, "in_channels": 1, "image_size": 4, "layers": (12, 10)}

@@ -154,7 +154,7 @@ def test_training_changes_what_it_names_and_nothing_else():
     ("[4, 0.1]", "[2, 0.1]", "rising epochs"),
     ("[4, 0.1]", "4", "lr_drops expected a list of [epoch, factor]"),
     ("crop4+flip", "crop4+turn", "augment expected words"),
-    ("tinycnn", "tiny", "unknown model 'deeperforward/tiny'; known: "),
+    ("tinycnn", "tiny", "unknown model 'deeperforward/tiny'; did you mean "),
     ("cifar10", "cifar", "data expected one of digits, mnist"),
     ("{stem}", "deeperforward-other", "expected name 'deeperforward-mine'"),
     ("\"deeperforward\"", "\"deeper\"", "beginning with the paper and a dash"),

@@ -15,12 +15,13 @@ def device_for(net: torch.nn.Module, asked: torch.device | str | None) -> torch.
         ValueError: no such device, or one that torch does not see.
     """
     try:
-        device = torch.device(asked) if asked else next(net.parameters()).device
+        here = next(net.parameters()).device
+        device = torch.device(asked) if asked else here
     except RuntimeError:
         raise ValueError(f"[trainer] device expected cpu or cuda, got {str(asked)!r}") from None
     if device.type == "meta":
         raise ValueError("[trainer] device expected one with memory, got meta")
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type == "cuda" != here.type and not torch.cuda.is_available():
         raise ValueError(f"[trainer] device {device} cannot run here: torch sees no GPU; usable: "
                          "cpu")
     return device
