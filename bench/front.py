@@ -127,10 +127,11 @@ def families(contents: Iterable[Content]) -> list[str]:
                   "leanest backpropagation"], map(cells, FAMILIES), words=3)
 
 
-def reproduced(content: Content) -> list[str]:
+def reproduced(contents: Iterable[Content]) -> list[str]:
     """One line a paper, with the row that most seeds stand behind."""
     lines = []
-    for paper, rows in tables.by_paper(rows_in(content)).items():
+    found = report.once([row for content in contents for row in rows_in(content)])
+    for paper, rows in tables.by_paper(found).items():
         row = max(rows, key=lambda r: len(r["seeds"]))
         lines.append(
             f"- {PAPERS.get(paper, paper)}: {report.summary(rows)} `{row['recipe']}`: "

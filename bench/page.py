@@ -120,8 +120,8 @@ def summaries(found: list[Section]) -> list[Section]:
     made = {"fair-summary": front.fair_summary(compared) if compared else [],
             "headline": front.headline(first) if first is not None else [],
             "families": front.families(fair) if fair else [],
-            "reproduced": [line for s in found if s.content["kind"] == "reproduction"
-                           and s.missing is None for line in front.reproduced(s.content)]}
+            "reproduced": front.reproduced(s.content for s in found if s.missing is None
+                                           and s.content["kind"] == "reproduction")}
     return [Section(name, "", name, lines) for name, lines in made.items() if lines]
 
 

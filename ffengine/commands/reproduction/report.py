@@ -41,7 +41,8 @@ def held(root: Path = Path()) -> list[Path]:
 
 
 def measured(paths: Sequence[Path]) -> list[Row]:
-    """The rows of results files that trained on the papers' data, by paper and recipe."""
+    """The rows of results files that trained on the papers' data, by paper and recipe; of one that
+    several files have, the one of most seeds."""
     for path in paths:
         if not path.exists():
             raise ValueError(f"[cli] --report expected {HELD / '*' / NAME} or {path}, which "
@@ -51,7 +52,18 @@ def measured(paths: Sequence[Path]) -> list[Row]:
     if not rows:
         raise ValueError("[cli] --report expected a row that trained on its paper's data, got none "
                          f"in {', '.join(map(str, paths))}")
-    return sorted(rows, key=lambda row: (row["paper"], row["table"], row["recipe"], row["epochs"]))
+    return sorted(once(rows), key=lambda row: (
+        row["paper"], row["table"], row["recipe"], row["epochs"]))
+
+
+def once(rows: Sequence[Row]) -> list[Row]:
+    """Of each recipe and number of epochs the row of most seeds, the last of several."""
+    kept: dict[tuple[str, int], Row] = {}
+    for row in rows:
+        place = row["recipe"], row["epochs"]
+        if place not in kept or len(row["seeds"]) >= len(kept[place]["seeds"]):
+            kept[place] = row
+    return list(kept.values())
 
 
 def picture(paper: str) -> str:
