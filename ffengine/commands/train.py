@@ -105,8 +105,9 @@ def carried_out(args: argparse.Namespace, trainer: Trainer, splits: data.Splits,
     first: of a pipeline's ranks the one that reads and writes.
     """
     if not args.augment or args.augment == "none":
-        size, count = trainer.settings.batch_size, len(splits.train)
-        trainer.schedule.expect(trainer.planning, count, size, shuffles(size, count), trainer.out)
+        size, samples = trainer.settings.batch_size, len(splits.train)
+        trainer.schedule.expect(trainer.planning, samples, size, shuffles(size, samples),
+                                trainer.out)
     announce(args, trainer)
     if found is not None:
         trainer.resume(found.path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -30,20 +29,19 @@ def admitted(run: TrainingRun, batch: Any, y: torch.Tensor | None, epoch: int | 
     if at == 0 and run.device.type != "cpu":
         check_range(item.y, label_count(run.net))
     changed = run.optimizer.changed()
-    run.finite.before(list(numbers(item)), run.dtype, stand, run.steps)
+    run.finite.before(numbers(item), run.dtype, stand, run.steps)
     if changed or stand != run.epoch:
         run.optimizer.activate(run.schedule.active(stand))
     run.epoch, run.iteration = stand, at
     return item
 
 
-def numbers(item: Batch) -> Iterator[torch.Tensor]:
-    """Every floating-point tensor that a batch brings."""
+def numbers(item: Batch) -> list[torch.Tensor]:
+    """Every floating-point tensor that a batch brings, once: kept features are its samples too."""
     given = [item.x, item.features, item.negatives, item.below]
     hidden = [t for half in item.hidden or () for t in half]
-    for t in (*given, *hidden):
-        if isinstance(t, torch.Tensor) and t.is_floating_point() and t.numel():
-            yield t
+    brought = {id(t): t for t in (*given, *hidden) if isinstance(t, torch.Tensor)}
+    return [t for t in brought.values() if t.is_floating_point() and t.numel()]
 
 
 def count(name: str, value: Any) -> int:

@@ -83,8 +83,8 @@ def input_rows(ctx: StepContext, item: Batch | torch.Tensor, dtype: torch.dtype)
     if item.features is None:
         ctx.differ = differing_columns(net, item, dtype)
     set_targets(ctx, ctx.batch)
-    scaled = item.features is None and net.encoding is not None
-    return InputRows(net, item, net.encoding.scale(item.x) if scaled and net.encoding else 1.0)
+    encoding = net.encoding if item.features is None else None
+    return InputRows(net, item, 1.0 if encoding is None else encoding.scale(item.x))
 
 
 def entrance(ctx: StepContext, item: Batch | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -113,8 +113,8 @@ def differing_columns(net: LocalNet, item: Batch, dtype: torch.dtype) -> slice |
 
 
 def completed(ctx: StepContext, item: Batch, dtype: torch.dtype) -> Batch:
-    """The batch with its negatives, drawn where none were given."""
-    if item.negatives is not None or not paired(ctx.net):
+    """A batch of pairs with its negatives, drawn where none were given."""
+    if item.negatives is not None:
         return item
     if item.features is not None:
         if label_channel.learned(ctx.net) is not None and 0 in ctx.whose().layers:

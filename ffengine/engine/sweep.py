@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 
 from ffengine.engine.affine import SweepResult
@@ -26,16 +23,6 @@ def preactivation(ctx: StepContext, i: int, u: torch.Tensor) -> torch.Tensor:
     return layer.preactivation(u, layer.operands(u, ctx.half(i, u.dtype)))
 
 
-@contextmanager
-def stopping(ctx: StepContext, i: int) -> Iterator[None]:
-    """TrainingStopped, naming layer and step, where activations are too large to be normalised."""
-    try:
-        yield
-    except Overflowed as error:
-        raise TrainingStopped(f"[train] the loss of layer {i} is of activations that are too large "
-                              f"at step {ctx.step}: {error}; try a lower --lr") from None
-
-
 def sweep(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, *, want_z: bool,
           shortcut: torch.Tensor | None = None, g0: torch.Tensor | None = None,
           into: torch.Tensor | None = None, h_prev: torch.Tensor | None = None) -> SweepResult:
@@ -46,25 +33,36 @@ def sweep(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, *, want_z: bool
         g0: (rows, K), added to the goodness (collaborative FF).
         into: where z goes instead.
         h_prev: the layer's old state (recurrent networks).
+
+    Raises:
+        TrainingStopped: activations are too large to be normalised; names layer and step.
     """
+    try:
+        return _swept(ctx, i, a, tile, want_z, shortcut, g0, into, h_prev)
+    except Overflowed as error:
+        raise TrainingStopped(f"[train] the loss of layer {i} is of activations that are too large "
+                              f"at step {ctx.step}: {error}; try a lower --lr") from None
+
+
+def _swept(ctx: StepContext, i: int, a: torch.Tensor, tile: Tile, want_z: bool,
+           shortcut: torch.Tensor | None, g0: torch.Tensor | None, into: torch.Tensor | None,
+           h_prev: torch.Tensor | None) -> SweepResult:
     layer, n = ctx.net.layer(i), a.shape[0]
     config, clock = ctx.dropout(i)
     y, out = ctx.targets(i, tile, n), a if config.pool == "none" else None
     out = out if into is None else into
     if layer.batch_coupling is None:
-        with stopping(ctx, i):
-            made = local_pass(
-                a, y, config=config, out=out if want_z else None, want_z=want_z, want_da=True,
-                da_out=None if want_z else out, tile=tile, shortcut=shortcut, clock=clock,
-                h_prev=h_prev, g0=g0, backend=ctx.backend)
+        made = local_pass(
+            a, y, config=config, out=out if want_z else None, want_z=want_z, want_da=True,
+            da_out=None if want_z else out, tile=tile, shortcut=shortcut, clock=clock,
+            h_prev=h_prev, g0=g0, backend=ctx.backend)
         if g0 is not None and made.coef is not None:
             ctx.coef.setdefault(i, []).append(made.coef)
         return SweepResult(made.z, made.g, made.loss, made.da, made.da_scale)
-    with stopping(ctx, i):
-        both = batch_pass(
-            a, y, config=config, coupling=layer.batch_coupling, gamma=layer.norm_weight,
-            beta=layer.norm_bias, running_mean=layer.running_mean, running_var=layer.running_var,
-            out=out if want_z else None, want_z=want_z, want_da=True, backend=ctx.backend)
+    both = batch_pass(
+        a, y, config=config, coupling=layer.batch_coupling, gamma=layer.norm_weight,
+        beta=layer.norm_bias, running_mean=layer.running_mean, running_var=layer.running_var,
+        out=out if want_z else None, want_z=want_z, want_da=True, backend=ctx.backend)
     if both.penalty is not None:
         ctx.penalties[i] = both.penalty
     if both.z is not None and shortcut is not None:

@@ -233,17 +233,20 @@ class DryRun:
     def _layer(self, i: int, tile: int, arriving: Arriving, shortcut: tuple[int, ...] | None,
                mode: Mode) -> TurnBytes:
         with self.on():
-            item, x = self.batch(), None if arriving.x == "encoded" else f"x{i}"
-            ctx = self.context(item.y if x is None else self._empty((self.rows,), torch.int64))
+            x = None if arriving.x == "encoded" else f"x{i}"
+            brought: list[torch.Tensor] = []
             beside = None if arriving.shortcut is None else x if arriving.shortcut == "x" else "s"
             tensors: Tensors = {}
             held = {name for name, word in (("s", arriving.shortcut), (x, arriving.x))
                     if word == "held" and name is not None}
             if x is not None:
+                ctx = self.context(self._empty((self.rows,), torch.int64))
                 tensors[x] = as_laid_out(self._empty((tile, *self.net.shapes[i])))
             else:
-                made_of = input_rows(ctx, item, self.dtype)
-                item, tensors[source(self.net)] = cast(Batch, made_of.item), made_of
+                item = self.batch()
+                ctx = self.context(item.y)
+                made_of = tensors[source(self.net)] = input_rows(ctx, item, self.dtype)
+                brought = cast(Batch, made_of.item).tensors()
                 held.add(source(self.net))
             if beside == "s" and shortcut is not None:
                 tensors["s"] = as_laid_out(self._empty((tile, *shortcut)))
@@ -264,7 +267,7 @@ class DryRun:
                 held.add(f"g{i}")
             mine = {name for name in (x, "s") if name in tensors and name not in held}
             known = tensors_in({name: t for name, t in tensors.items() if name not in mine},
-                               item.tensors(), ctx.y, *self.net.layer(i).buffers())
+                               brought, ctx.y, *self.net.layer(i).buffers())
             with self._meter(*known) as meter:
                 before = meter.live_bytes
                 for name in mine:
@@ -322,10 +325,6 @@ def _unmade(lines: Sequence[Instruction], there: Container[str]) -> list[str]:
 
 def _bytes(t: torch.Tensor) -> int:
     return t.untyped_storage().nbytes()
-
-
-def _shares(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
 
 
 def _some_loss(g: torch.Tensor, y: object) -> torch.Tensor:

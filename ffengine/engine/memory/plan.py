@@ -58,7 +58,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Plan:
-    """Runs in order. Bytes are of a whole training step; seconds only rank plans."""
+    """Segments in order. Bytes are of a whole training step; seconds only rank plans."""
 
     segments: tuple[Segment, ...]
     batch: int
@@ -88,7 +88,7 @@ class Plan:
 
     @property
     def one_by_one(self) -> list[bool]:
-        """Runs that train a layer at a time, the last first."""
+        """Segments that train a layer at a time, the last first."""
         return [segment.one_by_one for segment in self.segments]
 
 

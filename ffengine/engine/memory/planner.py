@@ -115,22 +115,28 @@ class Planner:
         if self._floor is None:
             return self.fixed(cuts, tile, one_by_one)
         stops = [*(c + 1 for c in cuts), self.sizes.span.stop]
-        starts = [self.sizes.span.start, *stops[:-1]]
-        mine = [k for k, (start, stop) in enumerate(zip(starts, stops, strict=True))
-                if stop > self.first and start < self.depth]
-        return self.fixed([stops[k] - 1 for k in mine[:-1]], [tile[k] for k in mine] or 1,
-                          [one_by_one[k] for k in mine] or False)
+        return self._mine(list(map(range, [self.sizes.span.start, *stops], stops)), tile,
+                          one_by_one)
 
     def like(self, plan: Plan) -> Plan:
         """The cuts and tiles of another phase's or batch size's plan, where they fit in this one.
         """
-        segments = [s for s in plan.segments
-                    if s.layers.stop > self.first and s.layers.start < self.depth]
         if not self.sizes.cuts:
-            return self.fixed([], min((s.tile for s in segments), default=1))
-        return self.fixed([s.layers.stop - 1 for s in segments[:-1]],
-                          [s.tile for s in segments] or 1,
-                          [s.one_by_one for s in segments] or False)
+            tiles = (s.tile for s in plan.segments if self._overlaps(s.layers))
+            return self.fixed([], min(tiles, default=1))
+        return self._mine([s.layers for s in plan.segments], [s.tile for s in plan.segments],
+                          [s.one_by_one for s in plan.segments])
+
+    def _mine(self, layers: Sequence[range], tile: Sequence[int],
+              one_by_one: Sequence[bool]) -> Plan:
+        """`fixed`, of those segments that have layers of this planner's."""
+        mine = [k for k, of in enumerate(layers) if self._overlaps(of)]
+        return self.fixed([layers[k].stop - 1 for k in mine[:-1]], [tile[k] for k in mine] or 1,
+                          [one_by_one[k] for k in mine] or False)
+
+    def _overlaps(self, layers: range) -> bool:
+        """Some of these layers are this planner's."""
+        return layers.stop > self.first and layers.start < self.depth
 
     def best(self, budget: int | None = None) -> Plan:
         """The fastest plan within `budget` bytes.
@@ -227,7 +233,7 @@ class Planner:
 
 
 def _fastest_first(segments: list[Segment]) -> list[Segment]:
-    """Runs of the same layers, each smaller than every faster one."""
+    """Segments of the same layers, each smaller than every faster one."""
     kept: list[Segment] = []
     for segment in sorted(segments, key=lambda r: (r.seconds, r.peak_bytes)):
         if not kept or segment.peak_bytes < kept[-1].peak_bytes:
@@ -301,9 +307,9 @@ class _Walk:
         peak = sizes.step_bytes if sizes.one_step else self._peak(
             over_x, over_s, last, new_shortcut, layers)
         return Segment(layers, self.tile, last_layer.out_shape,
-                   last_layer.shortcut_out_shape if kept else None,
-                   last_layer.shortcut_out_is_x, over_x, over_s, last, peak, self.seconds,
-                   self.one_by_one)
+                       last_layer.shortcut_out_shape if kept else None,
+                       last_layer.shortcut_out_is_x, over_x, over_s, last, peak, self.seconds,
+                       self.one_by_one)
 
     def _peak(self, over_x: bool, over_s: bool, last: bool, new_shortcut: bool,
               layers: range) -> int:

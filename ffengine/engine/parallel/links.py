@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from ffengine.engine.parallel.watch import Watch
 from ffengine.engine.rows import empty
 from ffengine.nn.layers import as_laid_out
 from ffengine.nn.network import LocalNet
+from ffengine.ops.optimizer_step import step_dtype
 
 #: Kinds of messages: a batch, and three after which none follows: of the epoch, of training that
 #: was interrupted, of the link.
@@ -52,7 +54,7 @@ class Form:
 
     def __init__(self, net: LocalNet, dtype: torch.dtype, device: torch.device) -> None:
         self.net, self.dtype, self.device = net, dtype, device
-        self.wide = torch.float64 if dtype is torch.float64 else torch.float32
+        self.wide = step_dtype(dtype)
         self.length = 3 + 2 * MOST_MAPS + len(net.layers)
 
     def header(self, message: Message) -> torch.Tensor:
@@ -101,7 +103,7 @@ class Form:
             {i: goodness[i].to(self.wide).contiguous() for i in sorted(goodness)}))
 
 
-class Side:
+class Side(ABC):
     """What both ends of a link have: a thread, credits, and a stream of their own on a GPU."""
 
     def __init__(self, rank: int, group: dist.ProcessGroup, form: Form, watch: Watch,
@@ -122,9 +124,9 @@ class Side:
         except (RuntimeError, ValueError):
             self.watch.lost(self.rank)
 
+    @abstractmethod
     def turn(self) -> int:
         """Pass one message on; its kind."""
-        raise NotImplementedError
 
     def join(self, seconds: float | None = None) -> None:
         """Wait until the last message has passed, or its thread has failed; so long at most."""

@@ -6,8 +6,6 @@ A checkpoint does not say how many stages wrote it: weights, states and plan are
 from __future__ import annotations
 
 import os
-import resource
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch
 from ffengine.engine.parallel.cutting import Piece
 from ffengine.engine.run.checkpoint import Checkpoint
 from ffengine.engine.run.history import EpochSums
+from ffengine.engine.run.process import high_water
 from ffengine.nn.layers import keep_weights_channels_last
 from ffengine.nn.network import LocalNet
 
@@ -89,5 +88,4 @@ def resident_bytes() -> int:
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    return high_water()

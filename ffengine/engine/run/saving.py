@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import platform
@@ -231,7 +230,8 @@ def check_fit(trainer: Reshaped, found: checkpoint.Checkpoint, net: LocalNet) ->
 
     net: `outline` of the trainer's, as it will be.
     """
-    meta, settings, schedule = found.meta, trainer.settings, copy.copy(trainer.schedule)
+    meta, settings = found.meta, trainer.settings
+    schedule = trainer.schedule.of(trainer.schedule.piece)
     schedule.net = net
     optimizer = optimizer_of(net, settings.optim(), owners=schedule.owners(),
                              active=schedule.active(meta["position"]["epoch"]))

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ffengine.ops.optimizer_step import step_dtype
+
 #: What rounds to infinity in fp16.
 HALF_LIMIT = 65520.0
 
@@ -115,8 +117,7 @@ def finite(x: torch.Tensor, limit: float = math.inf) -> torch.Tensor:
 def largest(x: torch.Tensor, dtype: torch.dtype) -> float:
     """What samples x must stay below in a run that computes in `dtype`: a cast to it, and the sum
     of a sample's squares, are then finite."""
-    wide = dtype if dtype is torch.float64 else torch.float32
-    squares = math.sqrt(torch.finfo(wide).max / max(x[:1].numel(), 1))
+    squares = math.sqrt(torch.finfo(step_dtype(dtype)).max / max(x[:1].numel(), 1))
     limit = min(squares, HALF_LIMIT) if dtype is torch.float16 else squares
     return limit if limit <= torch.finfo(x.dtype).max else math.inf
 
